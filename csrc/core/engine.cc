@@ -1,0 +1,119 @@
+#include "swin/engine.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "swin/error.h"
+
+namespace swin {
+namespace {
+
+// Idle plans kept: enough for a few batch sizes and callers; their workspaces are the engine's largest memory.
+constexpr std::size_t kMaxIdlePlans = 4;
+
+const char* kind_name(OpKind kind) {
+  switch (kind) {
+    case OpKind::kGemm: return "gemm";
+    case OpKind::kFused: return "fused";
+    default: return "float";
+  }
+}
+
+std::string shape_of(const Node& node) {
+  std::ostringstream text;
+  if (const auto* a = std::get_if<GemmS8Args>(&node.args)) {
+    text << "M=" << a->x.dim(0) << " N=" << a->w->n << " K=" << a->w->k;
+  } else if (const auto* a = std::get_if<QkGemmArgs>(&node.args)) {
+    text << "batch=" << a->q.dim(0) * a->q.dim(1) << " M=" << a->q.dim(2) << " N=" << a->q.dim(2) << " K=" << a->q.dim(3);
+  } else if (const auto* a = std::get_if<PvGemmArgs>(&node.args)) {
+    text << "batch=" << a->v.dim(0) * a->v.dim(1) << " M=" << a->v.dim(2) << " N=" << a->v.dim(3) << " K=" << a->v.dim(2);
+  } else {
+    const TensorView out = op_outputs(node.args).front();
+    for (int i = 0; i < out.rank; ++i) text << (i ? "x" : "") << out.dim(i);
+  }
+  return text.str();
+}
+
+}  // namespace
+
+class Engine::Lease {
+ public:
+  Lease(Engine& engine, std::int64_t batch) : engine_(engine) {
+    SWIN_CHECK(ShapeError, "forward", batch > 0, "batch is ", batch, "; at least 1 image is needed");
+    {
+      std::lock_guard lock(engine_.mutex_);
+      auto& idle = engine_.idle_;
+      for (auto it = idle.rbegin(); it != idle.rend(); ++it) {
+        if ((*it)->batch() == batch) {
+          plan_ = std::move(*it);
+          idle.erase(std::next(it).base());
+          return;
+        }
+      }
+    }
+    plan_ = engine_.graph_->make_plan(batch);
+  }
+  ~Lease() {
+    std::lock_guard lock(engine_.mutex_);
+    auto& idle = engine_.idle_;
+    if (idle.size() >= kMaxIdlePlans) idle.erase(idle.begin());
+    idle.push_back(std::move(plan_));
+  }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  Plan* operator->() { return plan_.get(); }
+
+ private:
+  Engine& engine_;
+  std::unique_ptr<Plan> plan_;
+};
+
+void Engine::forward(const void* image, std::int64_t batch, void* features, void* logits, const RunOptions& options,
+                     const ExecContext& context) {
+  Lease plan(*this, batch);
+  for (const std::string& name : options.skip) {
+    const auto& nodes = plan->nodes();
+    const bool known = std::any_of(nodes.begin(), nodes.end(), [&](const Node& n) { return n.name == name; });
+    SWIN_CHECK(ValueError, "forward", known, "there is no operation '", name, "' to leave out; ops() lists the names");
+  }
+  plan->bind(image, features, logits);
+  if (logits == nullptr) {
+    RunOptions without_head = options;
+    if (config().num_classes > 0) without_head.skip.push_back("head");
+    plan->run(context, without_head.skip, options.poison);
+  } else {
+    plan->run(context, options.skip, options.poison);
+  }
+}
+
+std::string Engine::describe(std::int64_t batch) {
+  Lease plan(*this, batch);
+  // Costs are read off the views, which need not be bound to memory of the caller's for that.
+  int placeholder = 0;
+  plan->bind(&placeholder, &placeholder, &placeholder);
+  std::ostringstream json;
+  json << "[";
+  const char* separator = "";
+  for (const Node& node : plan->nodes()) {
+    const OpCost cost = op_cost(node.args);
+    json << separator << "{\"name\": \"" << node.name << "\", \"kind\": \"" << kind_name(node.kind)
+         << "\", \"stage\": " << node.stage << ", \"block\": " << node.block << ", \"shape\": \"" << shape_of(node)
+         << "\", \"bytes_read\": " << cost.bytes_read << ", \"bytes_written\": " << cost.bytes_written
+         << ", \"operations\": " << cost.operations << "}";
+    separator = ",\n ";
+  }
+  json << "]";
+  return json.str();
+}
+
+std::int64_t Engine::workspace_bytes(std::int64_t batch) { return Lease(*this, batch)->workspace_bytes(); }
+
+std::vector<double> Engine::time_nodes(const void* image, std::int64_t batch, int runs, const ExecContext& context) {
+  SWIN_CHECK(ValueError, "time_ops", runs > 0, "runs is ", runs, "; at least 1 is needed");
+  Lease plan(*this, batch);
+  std::vector<float> features(batch * config().num_features()), logits(batch * std::max<std::int64_t>(1, config().num_classes));
+  plan->bind(image, features.data(), logits.data());
+  return plan->time_nodes(context, runs);
+}
+
+}  // namespace swin

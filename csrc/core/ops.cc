@@ -1,0 +1,335 @@
+// Contracts and costs of the op table; nothing here knows a backend.
+#include "swin/ops.h"
+
+#include "swin/error.h"
+
+namespace swin {
+
+std::string TensorView::describe() const {
+  if (data == nullptr) return "no tensor";
+  std::string text = std::string(name_of(dtype)) + " [";
+  for (int i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+namespace {
+
+void expect(const char* op, const char* what, const TensorView& t, DType dtype, std::initializer_list<std::int64_t> dims) {
+  const TensorView wanted(t.data, dtype, dims);
+  SWIN_CHECK(ShapeError, op, t.data != nullptr || wanted.numel() == 0, what, " is missing");
+  SWIN_CHECK(DTypeError, op, t.dtype == dtype, what, " is ", t.describe(), "; ", name_of(dtype), " is needed");
+  SWIN_CHECK(ShapeError, op, t.rank == wanted.rank && t.shape == wanted.shape, what, " is ", t.describe(), "; ",
+             wanted.describe(), " is needed");
+}
+
+void expect_rank(const char* op, const char* what, const TensorView& t, int rank) {
+  SWIN_CHECK(ShapeError, op, t.data != nullptr, what, " is missing");
+  SWIN_CHECK(ShapeError, op, t.rank == rank, what, " is ", t.describe(), "; rank ", rank, " is needed");
+  for (int i = 0; i < rank; ++i) {
+    SWIN_CHECK(ShapeError, op, t.dim(i) > 0, what, " is ", t.describe(), "; every size must be positive");
+  }
+}
+
+void expect_s8_or_s32(const char* op, const char* what, const TensorView& t) {
+  SWIN_CHECK(DTypeError, op, t.dtype == DType::kS8 || t.dtype == DType::kS32, what, " is ", t.describe(),
+             "; int8 or int32 is needed");
+}
+
+void check_geometry(const char* op, const WindowGeometry& g) {
+  SWIN_CHECK(ShapeError, op,
+             g.batch > 0 && g.height > 0 && g.width > 0 && g.window_h > 0 && g.window_w > 0 &&
+                 g.height % g.window_h == 0 && g.width % g.window_w == 0,
+             "batch ", g.batch, ", ", g.height, "x", g.width, " tokens do not divide into windows of ", g.window_h, "x",
+             g.window_w);
+  SWIN_CHECK(ShapeError, op, g.shift_h >= 0 && g.shift_h < g.height && g.shift_w >= 0 && g.shift_w < g.width, "shift ",
+             g.shift_h, ",", g.shift_w, " is outside the image of ", g.height, "x", g.width, " tokens");
+}
+
+void check(const PatchEmbedArgs& a, DType f) {
+  const char* op = "patch_embed";
+  expect_rank(op, "image", a.image, 4);
+  const std::int64_t p = a.patch_size;
+  SWIN_CHECK(ShapeError, op, p > 0 && a.image.dim(2) % p == 0 && a.image.dim(3) % p == 0, "image ", a.image.describe(),
+             " does not divide into patches of ", p);
+  expect_rank(op, "weight", a.weight, 2);
+  expect(op, "image", a.image, DType::kF32, {a.image.dim(0), a.image.dim(1), a.image.dim(2), a.image.dim(3)});
+  expect(op, "weight", a.weight, f, {a.weight.dim(0), a.image.dim(1) * p * p});
+  expect(op, "out", a.out, f, {a.image.dim(0) * (a.image.dim(2) / p) * (a.image.dim(3) / p), a.weight.dim(0)});
+}
+
+void check(const PatchEmbedNormArgs& a, DType f) {
+  const char* op = "patch_embed_norm";
+  expect_rank(op, "x", a.x, 2);
+  expect(op, "x", a.x, f, {a.x.dim(0), a.x.dim(1)});
+  expect(op, "bias", a.bias, f, {a.x.dim(1)});
+  SWIN_CHECK(ShapeError, op, bool(a.gamma) == bool(a.beta), "gamma and beta must both be there or both be absent");
+  if (a.gamma) {
+    expect(op, "gamma", a.gamma, f, {a.x.dim(1)});
+    expect(op, "beta", a.beta, f, {a.x.dim(1)});
+  }
+}
+
+void check(const NormShiftPartitionArgs& a, DType f) {
+  const char* op = "norm_shift_partition";
+  check_geometry(op, a.geometry);
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "out", a.out, DType::kS8, {m, c});
+}
+
+void check(const GemmS8Args& a, DType) {
+  const char* op = "gemm_s8";
+  SWIN_CHECK(ShapeError, op, a.w != nullptr, "weight is missing");
+  expect_rank(op, "x", a.x, 2);
+  expect_s8_or_s32(op, "out", a.out);
+  expect(op, "x", a.x, DType::kS8, {a.x.dim(0), a.w->k});
+  expect(op, "out", a.out, a.out.dtype, {a.x.dim(0), a.w->n});
+  SWIN_CHECK(ValueError, op, a.epilogue == Epilogue::kNone || a.out.dtype == DType::kS8,
+             "the ReLU epilogue needs an int8 output, found ", a.out.describe());
+  // 2^31 / 128^2: beyond it the int32 accumulator could overflow.
+  SWIN_CHECK(ShapeError, op, a.w->k > 0 && a.w->k < 131072, "K is ", a.w->k, "; 1 to 131071 keeps int32 exact");
+}
+
+void check(const QkvBiasArgs& a, DType f) {
+  const char* op = "qkv_bias";
+  expect_rank(op, "out", a.out, 5);
+  const std::int64_t m = a.out.dim(1) * a.out.dim(3), c = a.out.dim(2) * a.out.dim(4);
+  expect(op, "out", a.out, DType::kS8, {3, a.out.dim(1), a.out.dim(2), a.out.dim(3), a.out.dim(4)});
+  expect(op, "qkv", a.qkv, DType::kS8, {m, 3 * c});
+  expect(op, "bias", a.bias, f, {3 * c});
+}
+
+void check(const QkGemmArgs& a, DType) {
+  const char* op = "qk_gemm";
+  expect_rank(op, "q", a.q, 4);
+  expect_rank(op, "out", a.out, 4);
+  const auto& s = a.q.shape;
+  expect(op, "q", a.q, DType::kS8, {s[0], s[1], s[2], s[3]});
+  expect(op, "k", a.k, DType::kS8, {s[0], s[1], s[2], s[3]});
+  expect(op, "out", a.out, DType::kS8, {s[0], s[1], s[2], a.out.dim(3)});
+  SWIN_CHECK(ShapeError, op, a.out.dim(3) >= s[2], "pitch ", a.out.dim(3), " is less than the window's ", s[2]);
+}
+
+void check(const SoftmaxArgs& a, DType f) {
+  const char* op = "softmax";
+  expect_rank(op, "scores", a.scores, 4);
+  const auto& s = a.scores.shape;
+  expect(op, "scores", a.scores, DType::kS8, {s[0], s[1], s[2], s[3]});
+  SWIN_CHECK(ShapeError, op, s[3] >= s[2], "pitch ", s[3], " is less than the window's ", s[2]);
+  expect(op, "bias", a.bias, f, {s[1], s[2], s[2]});
+  expect(op, "out", a.out, DType::kS8, {s[0], s[1], s[2], s[3]});
+  if (a.mask) {
+    expect_rank(op, "mask", a.mask, 3);
+    expect(op, "mask", a.mask, f, {a.mask.dim(0), s[2], s[2]});
+    SWIN_CHECK(ShapeError, op, s[0] % a.mask.dim(0) == 0, s[0], " windows are not a multiple of the mask's ",
+               a.mask.dim(0));
+  }
+}
+
+void check(const PvGemmArgs& a, DType) {
+  const char* op = "pv_gemm";
+  expect_rank(op, "p", a.p, 4);
+  expect_rank(op, "v", a.v, 4);
+  const auto& s = a.v.shape;
+  expect(op, "p", a.p, DType::kS8, {s[0], s[1], s[2], a.p.dim(3)});
+  expect(op, "v", a.v, DType::kS8, {s[0], s[1], s[2], s[3]});
+  SWIN_CHECK(ShapeError, op, a.p.dim(3) >= s[2], "pitch ", a.p.dim(3), " is less than the window's ", s[2]);
+  expect(op, "out", a.out, DType::kS8, {s[0] * s[2], s[1] * s[3]});
+}
+
+void check(const ProjBiasResidualNormArgs& a, DType f) {
+  const char* op = "proj_bias_residual_norm";
+  check_geometry(op, a.geometry);
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
+  expect(op, "proj", a.proj, DType::kS8, {m, c});
+  expect(op, "bias", a.bias, f, {c});
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "out", a.out, DType::kS8, {m, c});
+}
+
+void check(const BiasGeluArgs& a, DType f) {
+  const char* op = "bias_gelu";
+  expect_rank(op, "x", a.x, 2);
+  expect(op, "x", a.x, DType::kS8, {a.x.dim(0), a.x.dim(1)});
+  expect(op, "bias", a.bias, f, {a.x.dim(1)});
+  expect(op, "out", a.out, DType::kS8, {a.x.dim(0), a.x.dim(1)});
+}
+
+void check(const BiasResidualArgs& a, DType f) {
+  const char* op = "bias_residual";
+  expect_rank(op, "residual", a.residual, 2);
+  expect_s8_or_s32(op, "x", a.x);
+  expect(op, "residual", a.residual, f, {a.residual.dim(0), a.residual.dim(1)});
+  expect(op, "x", a.x, a.x.dtype, {a.residual.dim(0), a.residual.dim(1)});
+  expect(op, "bias", a.bias, f, {a.residual.dim(1)});
+}
+
+void check(const PatchMergeNormArgs& a, DType f) {
+  const char* op = "patch_merge_norm";
+  SWIN_CHECK(ShapeError, op, a.batch > 0 && a.height > 0 && a.width > 0 && a.height % 2 == 0 && a.width % 2 == 0,
+             a.height, "x", a.width, " tokens cannot be merged 2x2; both sides must be even");
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.batch * a.height * a.width, c = a.residual.dim(1);
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "gamma", a.gamma, f, {4 * c});
+  expect(op, "beta", a.beta, f, {4 * c});
+  expect(op, "out", a.out, DType::kS8, {m / 4, 4 * c});
+}
+
+void check(const DequantizeArgs& a, DType f) {
+  const char* op = "dequantize";
+  expect_rank(op, "x", a.x, 2);
+  expect_s8_or_s32(op, "x", a.x);
+  expect(op, "out", a.out, f, {a.x.dim(0), a.x.dim(1)});
+}
+
+void check(const FinalNormPoolArgs& a, DType f) {
+  const char* op = "final_norm_pool";
+  expect_rank(op, "residual", a.residual, 2);
+  expect_rank(op, "out", a.out, 2);
+  const std::int64_t c = a.residual.dim(1);
+  expect(op, "residual", a.residual, f, {a.residual.dim(0), c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "out", a.out, DType::kF32, {a.out.dim(0), c});
+  SWIN_CHECK(ShapeError, op, a.residual.dim(0) % a.out.dim(0) == 0, a.residual.dim(0), " tokens do not divide into ",
+             a.out.dim(0), " images");
+}
+
+void check(const HeadArgs& a, DType f) {
+  const char* op = "head";
+  expect_rank(op, "features", a.features, 2);
+  expect_rank(op, "weight", a.weight, 2);
+  expect(op, "features", a.features, DType::kF32, {a.features.dim(0), a.features.dim(1)});
+  expect(op, "weight", a.weight, f, {a.weight.dim(0), a.features.dim(1)});
+  expect(op, "bias", a.bias, f, {a.weight.dim(0)});
+  expect(op, "out", a.out, DType::kF32, {a.features.dim(0), a.weight.dim(0)});
+}
+
+OpCost cost_of(std::initializer_list<TensorView> reads, std::initializer_list<TensorView> writes, std::int64_t operations) {
+  OpCost c;
+  for (const TensorView& t : reads) c.bytes_read += t.nbytes();
+  for (const TensorView& t : writes) c.bytes_written += t.nbytes();
+  c.operations = operations;
+  return c;
+}
+
+// Operations of floating-point work are counted per element, as the formula in ops.h writes them: bias 1, residual 1,
+// quantize 3 (multiply, round, clamp), dequantize 1, LayerNorm 7, softmax 5, GELU 4.
+OpCost cost(const PatchEmbedArgs& a) {
+  return cost_of({a.image, a.weight}, {a.out}, 2 * a.out.numel() * a.weight.dim(1));
+}
+OpCost cost(const PatchEmbedNormArgs& a) {
+  return cost_of({a.x, a.bias, a.gamma, a.beta}, {a.x}, a.x.numel() * (a.gamma ? 8 : 1));
+}
+OpCost cost(const NormShiftPartitionArgs& a) {
+  return cost_of({a.residual, a.gamma, a.beta}, {a.out}, a.out.numel() * 10);
+}
+OpCost cost(const GemmS8Args& a) {
+  OpCost c = cost_of({a.x}, {a.out}, 2 * a.x.dim(0) * a.w->n * a.w->k);
+  c.bytes_read += a.w->n * a.w->k;
+  return c;
+}
+OpCost cost(const QkvBiasArgs& a) { return cost_of({a.qkv, a.bias}, {a.out}, a.out.numel() * 5); }
+OpCost cost(const QkGemmArgs& a) { return cost_of({a.q, a.k}, {a.out}, 2 * a.q.numel() * a.q.dim(2)); }
+OpCost cost(const SoftmaxArgs& a) {
+  return cost_of({a.scores, a.bias, a.mask}, {a.out},
+                 a.scores.numel() / a.scores.dim(3) * a.scores.dim(2) * (a.mask ? 12 : 11));
+}
+OpCost cost(const PvGemmArgs& a) { return cost_of({a.p, a.v}, {a.out}, 2 * a.v.numel() * a.v.dim(2)); }
+OpCost cost(const ProjBiasResidualNormArgs& a) {
+  return cost_of({a.proj, a.bias, a.residual, a.gamma, a.beta}, {a.residual, a.out}, a.out.numel() * 13);
+}
+OpCost cost(const BiasGeluArgs& a) { return cost_of({a.x, a.bias}, {a.out}, a.out.numel() * 9); }
+OpCost cost(const BiasResidualArgs& a) {
+  return cost_of({a.x, a.bias, a.residual}, {a.residual}, a.residual.numel() * 3);
+}
+OpCost cost(const PatchMergeNormArgs& a) { return cost_of({a.residual, a.gamma, a.beta}, {a.out}, a.out.numel() * 10); }
+OpCost cost(const DequantizeArgs& a) { return cost_of({a.x}, {a.out}, a.out.numel()); }
+OpCost cost(const FinalNormPoolArgs& a) {
+  return cost_of({a.residual, a.gamma, a.beta}, {a.out}, a.residual.numel() * 8);
+}
+OpCost cost(const HeadArgs& a) {
+  return cost_of({a.features, a.weight, a.bias}, {a.out}, 2 * a.out.numel() * a.weight.dim(1));
+}
+
+std::vector<TensorView> outputs(const PatchEmbedNormArgs& a) { return {a.x}; }
+std::vector<TensorView> outputs(const BiasResidualArgs& a) { return {a.residual}; }
+std::vector<TensorView> outputs(const ProjBiasResidualNormArgs& a) { return {a.residual, a.out}; }
+template <class Args>
+std::vector<TensorView> outputs(const Args& a) {
+  return {a.out};
+}
+
+bool in_place(const PatchEmbedNormArgs&) { return true; }
+bool in_place(const BiasResidualArgs&) { return true; }
+bool in_place(const ProjBiasResidualNormArgs&) { return true; }
+template <class Args>
+bool in_place(const Args&) {
+  return false;
+}
+
+#define SWIN_NAME_OP(name, Args) \
+  [[maybe_unused]] const char* name_of_args(const Args&) { return #name; }
+SWIN_FOR_EACH_OP(SWIN_NAME_OP)
+#undef SWIN_NAME_OP
+
+#define SWIN_KERNEL_OP(name, Args) \
+  auto kernel_of(const OpTable& table, const Args&) { return table.name; }
+SWIN_FOR_EACH_OP(SWIN_KERNEL_OP)
+#undef SWIN_KERNEL_OP
+
+// Calls `f` with the arguments an op was built with; an empty variant is a programming error.
+template <class F>
+auto visit_op(const OpArgs& args, F&& f) {
+  return std::visit(
+      [&](const auto& a) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(a)>, std::monostate>) {
+          throw ValueError("op table: no operation was given");
+          return decltype(f(std::declval<const HeadArgs&>()))();
+        } else {
+          return f(a);
+        }
+      },
+      args);
+}
+
+}  // namespace
+
+const char* op_name(const OpArgs& args) {
+  return visit_op(args, [](const auto& a) { return name_of_args(a); });
+}
+
+void check_args(const OpArgs& args, DType float_dtype) {
+  visit_op(args, [&](const auto& a) { check(a, float_dtype); });
+}
+
+void run_op(const OpTable& table, const char* backend, const OpArgs& args, const ExecContext& context) {
+  visit_op(args, [&](const auto& a) {
+    auto kernel = kernel_of(table, a);
+    SWIN_CHECK(UnsupportedError, name_of_args(a), kernel != nullptr, "the ", backend,
+               " backend of this build does not have this operation");
+    check(a, table.float_dtype);
+    kernel(a, context);
+  });
+}
+
+OpCost op_cost(const OpArgs& args) {
+  return visit_op(args, [](const auto& a) { return cost(a); });
+}
+
+std::vector<TensorView> op_outputs(const OpArgs& args) {
+  return visit_op(args, [](const auto& a) { return outputs(a); });
+}
+
+bool updates_in_place(const OpArgs& args) {
+  return visit_op(args, [](const auto& a) { return in_place(a); });
+}
+
+}  // namespace swin

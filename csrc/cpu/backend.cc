@@ -1,0 +1,161 @@
+// The CPU backend: which instruction set runs, memory, and parameters as float32.
+#include "swin/cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "kernels.h"
+#include "swin/error.h"
+#include "thread_pool.h"
+
+namespace swin {
+namespace {
+
+float float_of_half(std::uint16_t h) {
+  const int exponent = (h >> 10) & 31, mantissa = h & 1023;
+  float value;
+  if (exponent == 31) {
+    value = mantissa ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
+  } else if (exponent == 0) {
+    value = std::ldexp(static_cast<float>(mantissa), -24);
+  } else {
+    value = std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  }
+  return (h & 0x8000) ? -value : value;
+}
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(std::string variant, const cpu::Kernels& kernels) : variant_(std::move(variant)), kernels_(kernels) {}
+
+  std::string name() const override { return "cpu"; }
+  std::string variant() const override { return variant_; }
+  const OpTable& ops() const override { return kernels_.ops; }
+  const cpu::Kernels& kernels() const { return kernels_; }
+
+  DeviceBuffer allocate(std::size_t bytes) const override {
+    void* memory = ::operator new(std::max<std::size_t>(bytes, 1), std::align_val_t{64});
+    DeviceBuffer owner(memory, [](void* p) { ::operator delete(p, std::align_val_t{64}); });
+    std::memset(memory, 0, bytes);
+    return owner;
+  }
+  void fill(void* data, int byte, std::size_t bytes) const override { std::memset(data, byte, bytes); }
+  void copy_to_host(void* host, const void* data, std::size_t bytes) const override { std::memcpy(host, data, bytes); }
+
+  Parameter upload_parameter(const TensorView& host) const override {
+    SWIN_CHECK(DTypeError, "upload_parameter", host.dtype == DType::kF16 || host.dtype == DType::kF32, "found ",
+               host.describe(), "; float16 or float32 is needed");
+    const std::int64_t n = host.numel();
+    Parameter p{allocate(n * sizeof(float)), host};
+    p.view.data = p.owner.get();
+    p.view.dtype = DType::kF32;
+    float* target = p.view.as<float>();
+    for (std::int64_t i = 0; i < n; ++i) {
+      target[i] = host.dtype == DType::kF16 ? float_of_half(host.as<const std::uint16_t>()[i]) : host.as<const float>()[i];
+    }
+    return p;
+  }
+
+  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host) const override {
+    SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
+               "; int8 [N, K] is needed");
+    return kernels_.pack_weight(host.as<const std::int8_t>(), host.dim(0), host.dim(1));
+  }
+
+  // A whole number of 16-byte vectors, which for the windows of 7 and 8 is one cache line.
+  std::int64_t score_pitch(std::int64_t window_area) const override { return (window_area + 15) / 16 * 16; }
+
+ private:
+  const std::string variant_;
+  const cpu::Kernels& kernels_;
+};
+
+const std::vector<CpuBackend>& backends() {
+  static const std::vector<CpuBackend> all = [] {
+    std::vector<CpuBackend> found;
+#if defined(SWIN_HAVE_X86_VARIANTS)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+      found.emplace_back("avx512_vnni", cpu::avx512_vnni::kernels());
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      found.emplace_back("avx2", cpu::avx2::kernels());
+    }
+#endif
+    found.emplace_back("portable", cpu::portable::kernels());
+    return found;
+  }();
+  return all;
+}
+
+const CpuBackend& find_backend(std::string variant) {
+  if (variant.empty()) {
+    const char* forced = std::getenv("SWIN_CPU_ISA");
+    if (forced != nullptr) variant = forced;
+  }
+  if (variant.empty()) return backends().front();
+  std::string known;
+  for (const CpuBackend& backend : backends()) {
+    if (backend.variant() == variant) return backend;
+    known += (known.empty() ? "" : ", ") + backend.variant();
+  }
+  throw UnsupportedError(detail::concat("cpu backend: instruction set '", variant,
+                                        "' was asked for (SWIN_CPU_ISA); this build on this machine has: ", known));
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Best rate of `work` (returning an amount) on all threads at once, over a few rounds.
+template <class Work>
+double best_rate(int threads, Work&& work) {
+  double best = 0;
+  for (int round = 0; round < 4; ++round) {
+    std::atomic<std::int64_t> amount{0};
+    auto task = [&](std::int64_t index) { amount += work(index); };
+    using Task = decltype(task);
+    const auto start = std::chrono::steady_clock::now();
+    cpu::run_tasks(threads, threads, [](void* t, std::int64_t index) { (*static_cast<Task*>(t))(index); }, &task);
+    best = std::max(best, static_cast<double>(amount.load()) / seconds_since(start));
+  }
+  return best;
+}
+
+}  // namespace
+
+std::vector<std::string> cpu_variants() {
+  std::vector<std::string> names;
+  for (const CpuBackend& backend : backends()) names.push_back(backend.variant());
+  return names;
+}
+
+const Backend& cpu_backend(const std::string& variant) { return find_backend(variant); }
+
+Ceilings measure_cpu_ceilings(const std::string& variant, int threads) {
+  SWIN_CHECK(ValueError, "measure_ceilings", threads > 0, "threads is ", threads, "; at least 1 is needed");
+  const cpu::Kernels& kernels = find_backend(variant).kernels();
+  Ceilings ceilings;
+  ceilings.s8_gop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_s8(2'000'000); }) * 1e-9;
+  ceilings.f32_gflop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_f32(2'000'000); }) * 1e-9;
+  constexpr std::int64_t kBytes = 128 << 20;  // per thread, well beyond any cache
+  std::vector<DeviceBuffer> source, target;
+  for (int i = 0; i < threads; ++i) {
+    source.push_back(cpu_backend(variant).allocate(kBytes));
+    target.push_back(cpu_backend(variant).allocate(kBytes));
+  }
+  ceilings.copy_gb_s = best_rate(threads, [&](std::int64_t i) {
+                         std::memcpy(target[i].get(), source[i].get(), kBytes);
+                         return 2 * kBytes;
+                       }) * 1e-9;
+  return ceilings;
+}
+
+}  // namespace swin

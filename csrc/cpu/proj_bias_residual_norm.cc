@@ -1,0 +1,32 @@
+// proj_bias_residual_norm: dequantize the projection, add its bias, undo window partition and shift, add to the
+// residual, LayerNorm, quantize. proj s8 [M, C] in window order; residual f32 [M, C] and out s8 [M, C] in image order.
+// Formula: swin/ops.h.
+#include "kernels.h"
+#include "norm.h"
+#include "window_rows.h"
+
+namespace swin::cpu::SWIN_ISA {
+
+void proj_bias_residual_norm(const ProjBiasResidualNormArgs& args, const ExecContext& context) {
+  const std::int64_t c = args.residual.dim(1);
+  const float* bias = args.bias.as<const float>();
+  const float* gamma = args.gamma.as<const float>();
+  const float* beta = args.beta.as<const float>();
+  parallel_rows(context, args.geometry.tokens(), 16, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      const std::int64_t target = image_row(args.geometry, row);
+      const std::int8_t* proj = args.proj.as<const std::int8_t>() + row * c;
+      float* x = args.residual.as<float>() + target * c;
+      std::int8_t* out = args.out.as<std::int8_t>() + target * c;
+      for_lanes(c, [&](std::int64_t i, std::int64_t n) {
+        store(x + i, load(x + i, n) + (load(proj + i, n) * args.dequant + load(bias + i, n)), n);
+      });
+      const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(x + i, n); });
+      for_lanes(c, [&](std::int64_t i, std::int64_t n) {
+        store_s8(out + i, normalize(load(x + i, n), stats, gamma, beta, i, n) * args.quant, n);
+      });
+    }
+  });
+}
+
+}  // namespace swin::cpu::SWIN_ISA

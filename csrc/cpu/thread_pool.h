@@ -1,0 +1,17 @@
+// The CPU backend's threads. One pool a process; a caller that finds it busy runs its tasks alone.
+#pragma once
+
+#include <cstdint>
+
+namespace swin::cpu {
+
+using TaskFn = void (*)(void* closure, std::int64_t task);
+
+// Calls fn(closure, 0) ... fn(closure, tasks - 1), each once, in any order, on up to `threads` threads, the caller's
+// among them; returns when all are done. `fn` must not throw.
+void run_tasks(int threads, std::int64_t tasks, TaskFn fn, void* closure);
+
+// At least `bytes` of memory of the calling thread, aligned to 64 bytes, until its next call.
+void* thread_scratch(std::int64_t bytes);
+
+}  // namespace swin::cpu

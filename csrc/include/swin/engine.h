@@ -1,0 +1,39 @@
+// An engine: one graph and its plans, one per batch size and concurrent caller. Safe from several threads.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "swin/graph.h"
+
+namespace swin {
+
+struct RunOptions {
+  std::vector<std::string> skip;  // node names to leave out
+  bool poison = false;            // see Plan::run
+};
+
+class Engine {
+ public:
+  explicit Engine(std::unique_ptr<Graph> graph) : graph_(std::move(graph)) {}
+
+  const ModelConfig& config() const { return graph_->config(); }
+  // image f32 [batch, in_chans, H, W]; features f32 [batch, num_features]; logits f32 [batch, num_classes] or null.
+  void forward(const void* image, std::int64_t batch, void* features, void* logits, const RunOptions& options,
+               const ExecContext& context);
+  // The nodes of one batch size as JSON: [{"name":..., "kind":..., "stage":..., "block":..., "shape":..., ...}].
+  std::string describe(std::int64_t batch);
+  // Bytes of buffers one forward pass of `batch` images works in, beside the weights.
+  std::int64_t workspace_bytes(std::int64_t batch);
+  std::vector<double> time_nodes(const void* image, std::int64_t batch, int runs, const ExecContext& context);
+
+ private:
+  class Lease;  // a plan taken from the cache, given back when it goes out of scope
+
+  std::unique_ptr<Graph> graph_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Plan>> idle_;  // most recently used last
+};
+
+}  // namespace swin

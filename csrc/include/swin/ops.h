@@ -1,0 +1,203 @@
+// The op table: every operation of the Swin INT8 graphs, declared once. Each backend fills the table; what it leaves
+// empty is an error that names the op, never a silent fallback.
+//
+// Conventions
+//   All tensors are dense and row-major. "float" is the backend's residual and parameter type (OpTable::float_dtype:
+//   float32 on CPU). s8 means int8, full range -128..127.
+//   quantize(x, s)  = clamp(rne(x * s), -128, 127), rne = round half to even, computed in float32; NaN gives 0.
+//   dequantize(q,s) = q * s.
+//   B images, H x W tokens, M = B*H*W rows, C channels, h heads of d, windows of N = window_h * window_w tokens,
+//   BW = B * windows per image. Window order: row ((b*nWh + wh)*nWw + ww)*N + i*window_w + j holds the token of the
+//   shifted image, which is token ((y + shift_h) % H, (x + shift_w) % W) of the original.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+#include <vector>
+
+#include "swin/tensor.h"
+
+namespace swin {
+
+inline constexpr float kLayerNormEps = 1e-5f;
+
+struct WindowGeometry {
+  std::int64_t batch = 0, height = 0, width = 0;
+  std::int64_t window_h = 0, window_w = 0, shift_h = 0, shift_w = 0;
+
+  std::int64_t tokens() const { return batch * height * width; }
+  std::int64_t window_area() const { return window_h * window_w; }
+  std::int64_t windows_per_image() const { return (height / window_h) * (width / window_w); }
+};
+
+// s8 weights [N, K] in the layout a backend's GEMM wants; made once, at load.
+class PackedWeight {
+ public:
+  PackedWeight(std::int64_t n, std::int64_t k) : n(n), k(k) {}
+  virtual ~PackedWeight() = default;
+  PackedWeight(const PackedWeight&) = delete;
+  PackedWeight& operator=(const PackedWeight&) = delete;
+
+  const std::int64_t n, k;
+};
+
+enum class Epilogue { kNone, kRelu };
+
+// The convolution of the patch embedding as a floating-point GEMM, without its bias.
+// image f32 [B, in_chans, H*p, W*p], weight float [C, in_chans*p*p] -> out float [B*H*W, C].
+// ValueError naming the image where one holds NaN or infinity: INT8 would turn it into plausible numbers.
+struct PatchEmbedArgs {
+  TensorView image, weight, out;
+  std::int64_t patch_size = 0;
+};
+
+// x = LayerNorm(x + bias) * gamma + beta in place; gamma and beta without data: only the bias.
+// x float [M, C]; bias, gamma, beta float [C].
+struct PatchEmbedNormArgs {
+  TensorView x, bias, gamma, beta;
+};
+
+// out[window order] = quantize(LayerNorm(residual)[shifted], quant). residual float [M, C] -> out s8 [M, C].
+struct NormShiftPartitionArgs {
+  TensorView residual, gamma, beta, out;
+  WindowGeometry geometry;
+  float quant = 0;
+};
+
+// acc[m, n] = sum_k x[m, k] * w[n, k], exact in int32. x s8 [M, K], w s8 [N, K].
+// out s8 [M, N]:  clamp(rne(float(acc) * factor), -128, 127); with kRelu clamp(rne(max(0, float(acc)*factor)), 0, 127).
+// out s32 [M, N]: acc; factor is ignored and kRelu is refused.
+struct GemmS8Args {
+  TensorView x;
+  const PackedWeight* w = nullptr;
+  TensorView out;
+  float factor = 0;
+  Epilogue epilogue = Epilogue::kNone;
+};
+
+// out[t] = quantize(dequantize(qkv, dequant) + bias, quant[t]) for t = q, k, v.
+// qkv s8 [BW*N, 3*h*d], bias float [3*h*d] -> out s8 [3, BW, h, N, d].
+struct QkvBiasArgs {
+  TensorView qkv, bias, out;
+  float dequant = 0, quant_q = 0, quant_k = 0, quant_v = 0;
+};
+
+// Per window and head: out[i, j] = clamp(rne(float(sum_e q[i, e] * k[j, e]) * factor)), j < N; columns N..pitch-1 are 0.
+// q, k s8 [BW, h, N, d] -> out s8 [BW, h, N, pitch].
+struct QkGemmArgs {
+  TensorView q, k, out;
+  float factor = 0;
+};
+
+// out[i, :] = quantize(softmax_j(scores[i, j] * dequant * scale + bias[head, i, j] + mask[window, i, j]), quant), j < N;
+// columns N..pitch-1 are 0. scores s8 [BW, h, N, pitch], bias float [h, N, N], mask float [windows, N, N] or none.
+struct SoftmaxArgs {
+  TensorView scores, bias, mask, out;
+  float dequant = 0, scale = 0, quant = 0;
+};
+
+// out[window*N + i, head*d + e] = clamp(rne(float(sum_j p[i, j] * v[j, e]) * factor)), j < N.
+// p s8 [BW, h, N, pitch], v s8 [BW, h, N, d] -> out s8 [BW*N, h*d].
+struct PvGemmArgs {
+  TensorView p, v, out;
+  float factor = 0;
+};
+
+// residual += dequantize(proj, dequant)[window reversed, unshifted] + bias; out = quantize(LayerNorm(residual), quant).
+// proj s8 [M, C] in window order; residual float [M, C], out s8 [M, C] in image order.
+struct ProjBiasResidualNormArgs {
+  TensorView proj, bias, residual, gamma, beta, out;
+  WindowGeometry geometry;
+  float dequant = 0, quant = 0;
+};
+
+// out = quantize(GELU(dequantize(x, dequant) + bias), quant), GELU in its erf form. x s8 [M, F] -> out s8 [M, F].
+struct BiasGeluArgs {
+  TensorView x, bias, out;
+  float dequant = 0, quant = 0;
+};
+
+// residual += dequantize(x, dequant) + bias. x s8 or s32 [M, C], residual float [M, C].
+struct BiasResidualArgs {
+  TensorView x, bias, residual;
+  float dequant = 0;
+};
+
+// Gathers 2x2 neighbours (row parity, column parity) in the order (0,0) (1,0) (0,1) (1,1) to 4C channels;
+// out = quantize(LayerNorm(gathered), quant). residual float [B*H*W, C] -> out s8 [B*(H/2)*(W/2), 4C].
+struct PatchMergeNormArgs {
+  TensorView residual, gamma, beta, out;
+  std::int64_t batch = 0, height = 0, width = 0;
+  float quant = 0;
+};
+
+// out = x * dequant. x s8 or s32 [M, C] -> out float [M, C].
+struct DequantizeArgs {
+  TensorView x, out;
+  float dequant = 0;
+};
+
+// out[b] = mean over tokens of LayerNorm(residual). residual float [B*L, C] -> out f32 [B, C].
+struct FinalNormPoolArgs {
+  TensorView residual, gamma, beta, out;
+};
+
+// out = features @ weight^T + bias. features f32 [B, C], weight float [K, C], bias float [K] -> out f32 [B, K].
+struct HeadArgs {
+  TensorView features, weight, bias, out;
+};
+
+#define SWIN_FOR_EACH_OP(X)                            \
+  X(patch_embed, PatchEmbedArgs)                       \
+  X(patch_embed_norm, PatchEmbedNormArgs)              \
+  X(norm_shift_partition, NormShiftPartitionArgs)      \
+  X(gemm_s8, GemmS8Args)                               \
+  X(qkv_bias, QkvBiasArgs)                             \
+  X(qk_gemm, QkGemmArgs)                               \
+  X(softmax, SoftmaxArgs)                              \
+  X(pv_gemm, PvGemmArgs)                               \
+  X(proj_bias_residual_norm, ProjBiasResidualNormArgs) \
+  X(bias_gelu, BiasGeluArgs)                           \
+  X(bias_residual, BiasResidualArgs)                   \
+  X(patch_merge_norm, PatchMergeNormArgs)              \
+  X(dequantize, DequantizeArgs)                        \
+  X(final_norm_pool, FinalNormPoolArgs)                \
+  X(head, HeadArgs)
+
+// How and where one call runs. `threads` bounds the CPU threads used; `stream` is a backend's queue (null on CPU).
+struct ExecContext {
+  int threads = 1;
+  void* stream = nullptr;
+};
+
+struct OpTable {
+  DType float_dtype = DType::kF32;
+#define SWIN_DECLARE_OP(name, Args) void (*name)(const Args&, const ExecContext&) = nullptr;
+  SWIN_FOR_EACH_OP(SWIN_DECLARE_OP)
+#undef SWIN_DECLARE_OP
+};
+
+#define SWIN_VARIANT_OP(name, Args) , Args
+using OpArgs = std::variant<std::monostate SWIN_FOR_EACH_OP(SWIN_VARIANT_OP)>;
+#undef SWIN_VARIANT_OP
+
+// What an op moves and computes, from its arguments alone.
+struct OpCost {
+  std::int64_t bytes_read = 0;
+  std::int64_t bytes_written = 0;
+  std::int64_t operations = 0;  // a multiply-add counts as two
+};
+
+// The op's name in the table.
+const char* op_name(const OpArgs& args);
+// Throws ShapeError, DTypeError or ValueError where `args` break the op's contract.
+void check_args(const OpArgs& args, DType float_dtype);
+// Checks, then runs; UnsupportedError where `table` lacks the op.
+void run_op(const OpTable& table, const char* backend, const OpArgs& args, const ExecContext& context);
+OpCost op_cost(const OpArgs& args);
+// Tensors the op writes (an in-place one included).
+std::vector<TensorView> op_outputs(const OpArgs& args);
+// Whether the op reads its first output's old contents.
+bool updates_in_place(const OpArgs& args);
+
+}  // namespace swin

@@ -1,0 +1,284 @@
+// The torch extension: schemas of the model op and of every op of the table, and what turns tensors into views.
+// The only place that includes torch headers. It checks and converts; the engine computes.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/impl/alloc_cpu.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include "engine_cache.h"
+#include "swin/cpu.h"
+#include "swin/engine.h"
+#include "swin/error.h"
+#include "views.h"
+
+namespace swin::binding {
+namespace {
+
+// Engine errors become the Python exceptions of the same meaning.
+template <class F>
+auto translate(F&& f) {
+  try {
+    return f();
+  } catch (const ShapeError& e) {
+    C10_THROW_ERROR(ValueError, e.what());
+  } catch (const ValueError& e) {
+    C10_THROW_ERROR(ValueError, e.what());
+  } catch (const DTypeError& e) {
+    C10_THROW_ERROR(TypeError, e.what());
+  } catch (const UnsupportedError& e) {
+    C10_THROW_ERROR(NotImplementedError, e.what());
+  } catch (const std::bad_alloc&) {
+    C10_THROW_ERROR(OutOfMemoryError, "the engine could not allocate its workspace; use a smaller batch");
+  } catch (const Error& e) {
+    TORCH_CHECK(false, e.what());
+  }
+}
+
+ExecContext context() { return {.threads = at::get_num_threads(), .stream = nullptr}; }
+
+// Which CPU kernels new engines and single ops use; empty: the best there are.
+std::string& variant() {
+  static std::string name;
+  return name;
+}
+
+#define CONFIG_SCHEMA                                                                                             \
+  "str graph, int int8_mode, int[] img_size, int patch_size, int in_chans, int num_classes, int embed_dim, "      \
+  "int[] depths, int[] num_heads, int[] window_size, float mlp_ratio, bool qkv_bias, float? qk_scale, bool patch_norm"
+#define CONFIG_ARGS                                                                                                \
+  const std::string &graph, std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size,             \
+      std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,             \
+      at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,                     \
+      std::optional<double> qk_scale, bool patch_norm
+#define CONFIG_VALUES                                                                                            \
+  make_config(int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads, window_size, \
+              mlp_ratio, qkv_bias, qk_scale, patch_norm)
+
+ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size, std::int64_t in_chans,
+                        std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,
+                        at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,
+                        std::optional<double> qk_scale, bool patch_norm) {
+  SWIN_CHECK(ShapeError, "swin_int8", img_size.size() == 2, "img_size has ", img_size.size(),
+             " numbers; height and width are needed");
+  ModelConfig c;
+  c.int8_mode = static_cast<int>(int8_mode);
+  c.img_h = img_size[0];
+  c.img_w = img_size[1];
+  c.patch_size = patch_size;
+  c.in_chans = in_chans;
+  c.num_classes = num_classes;
+  c.embed_dim = embed_dim;
+  c.depths = depths.vec();
+  c.num_heads = num_heads.vec();
+  c.window_size = window_size.vec();
+  c.mlp_ratio = mlp_ratio;
+  c.qkv_bias = qkv_bias;
+  c.qk_scale = qk_scale;
+  c.patch_norm = patch_norm;
+  return c;
+}
+
+// Images a model of `c` takes, contiguous.
+at::Tensor check_images(const at::Tensor& images, const ModelConfig& c) {
+  const char* where = "swin_int8.forward";
+  SWIN_CHECK(UnsupportedError, where, images.device().is_cpu(), "images are on ", images.device().str(),
+             "; this build has the CPU backend only: move model and images to the CPU");
+  SWIN_CHECK(DTypeError, where, images.scalar_type() == at::kFloat, "images are ", images.scalar_type(),
+             "; float32 is needed (images.float(), normalized as in training)");
+  SWIN_CHECK(ShapeError, where,
+             images.dim() == 4 && images.size(0) > 0 && images.size(1) == c.in_chans && images.size(2) == c.img_h &&
+                 images.size(3) == c.img_w,
+             "images are ", images.sizes(), "; [batch, ", c.in_chans, ", ", c.img_h, ", ", c.img_w,
+             "] with a batch of at least 1 is needed");
+  return images.contiguous();
+}
+
+at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS,
+                   const std::vector<std::string>& skip, bool features_only, bool poison) {
+  return translate([&] {
+    const ModelConfig config = CONFIG_VALUES;
+    const std::shared_ptr<Engine> engine = cached_engine(graph, config, weights, cpu_backend(variant()));
+    const at::Tensor input = check_images(images, config);
+    const bool classify = config.num_classes > 0 && !features_only;
+    at::Tensor features = at::empty({input.size(0), config.num_features()}, input.options());
+    at::Tensor logits = classify ? at::empty({input.size(0), config.num_classes}, input.options()) : at::Tensor();
+    engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
+                    classify ? logits.mutable_data_ptr() : nullptr, RunOptions{skip, poison}, context());
+    return classify ? logits : features;
+  });
+}
+
+std::string describe(at::TensorList weights, CONFIG_ARGS, std::int64_t batch) {
+  return translate([&] {
+    return cached_engine(graph, CONFIG_VALUES, weights, cpu_backend(variant()))->describe(batch);
+  });
+}
+
+std::int64_t workspace_bytes(at::TensorList weights, CONFIG_ARGS, std::int64_t batch) {
+  return translate([&] {
+    return cached_engine(graph, CONFIG_VALUES, weights, cpu_backend(variant()))->workspace_bytes(batch);
+  });
+}
+
+std::vector<double> time_ops(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS, std::int64_t runs) {
+  return translate([&] {
+    const ModelConfig config = CONFIG_VALUES;
+    const std::shared_ptr<Engine> engine = cached_engine(graph, config, weights, cpu_backend(variant()));
+    const at::Tensor input = check_images(images, config);
+    return engine->time_nodes(input.const_data_ptr(), input.size(0), static_cast<int>(runs), context());
+  });
+}
+
+std::vector<std::string> variants() { return cpu_variants(); }
+
+std::string select_variant(const std::string& name) {
+  return translate([&] {
+    const std::string before = cpu_backend(variant()).variant();
+    cpu_backend(name);  // throws where it cannot run
+    variant() = name;
+    return before;
+  });
+}
+
+std::vector<double> ceilings(std::int64_t threads) {
+  return translate([&] {
+    const Ceilings c = measure_cpu_ceilings(variant(), static_cast<int>(threads));
+    return std::vector<double>{c.copy_gb_s, c.s8_gop_s, c.f32_gflop_s};
+  });
+}
+
+std::vector<std::string> build_info() {
+  return {"cpu", cpu_backend(variant()).variant(), SWIN_VERSION, SWIN_COMPILER, TORCH_VERSION};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(swin_int8, m) {
+  m.def("forward(Tensor images, Tensor[] weights, " CONFIG_SCHEMA
+        ", str[] skip, bool features_only, bool poison) -> Tensor");
+  m.def("describe(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> str", describe);
+  m.def("workspace_bytes(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> int", workspace_bytes);
+  m.def("time_ops(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ", int runs) -> float[]", time_ops);
+  m.def("variants() -> str[]", variants);
+  m.def("select_variant(str name) -> str", select_variant);
+  m.def("ceilings(int threads) -> float[]", ceilings);
+  m.def("build_info() -> str[]", build_info);
+}
+
+// The CUDA key too: images on a GPU get the engine's own sentence, not the dispatcher's list of backends.
+TORCH_LIBRARY_IMPL(swin_int8, CPU, m) { m.impl("forward", forward); }
+TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) { m.impl("forward", forward); }
+
+// One schema per op of the table, for the tests: outputs are the caller's, written in place.
+namespace {
+
+using at::Tensor;
+using OptTensor = std::optional<Tensor>;
+
+template <class Args>
+void run(const Args& args) {
+  const Backend& backend = cpu_backend(variant());
+  run_op(backend.ops(), "cpu", args, context());
+}
+
+WindowGeometry geometry(at::IntArrayRef g) {
+  SWIN_CHECK(ShapeError, "geometry", g.size() == 7, "found ", g.size(),
+             " numbers; batch, height, width, window_h, window_w, shift_h, shift_w are needed");
+  return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
+}
+
+void op_patch_embed(const Tensor& image, const Tensor& weight, std::int64_t patch_size, Tensor& out) {
+  translate([&] { run(PatchEmbedArgs{view(image), view(weight), view(out), patch_size}); });
+}
+void op_patch_embed_norm(Tensor& x, const Tensor& bias, const OptTensor& gamma, const OptTensor& beta) {
+  translate([&] { run(PatchEmbedNormArgs{view(x), view(bias), view(gamma), view(beta)}); });
+}
+void op_norm_shift_partition(const Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef g,
+                             double quant, Tensor& out) {
+  translate([&] {
+    run(NormShiftPartitionArgs{view(residual), view(gamma), view(beta), view(out), geometry(g), float(quant)});
+  });
+}
+void op_gemm_s8(const Tensor& x, const Tensor& w, double factor, bool relu, Tensor& out) {
+  translate([&] {
+    const auto packed = cpu_backend(variant()).pack_weight(view(w));
+    run(GemmS8Args{view(x), packed.get(), view(out), float(factor), relu ? Epilogue::kRelu : Epilogue::kNone});
+  });
+}
+void op_qkv_bias(const Tensor& qkv, const Tensor& bias, double dequant, double quant_q, double quant_k, double quant_v,
+                 Tensor& out) {
+  translate([&] {
+    run(QkvBiasArgs{view(qkv), view(bias), view(out), float(dequant), float(quant_q), float(quant_k), float(quant_v)});
+  });
+}
+void op_qk_gemm(const Tensor& q, const Tensor& k, double factor, Tensor& out) {
+  translate([&] { run(QkGemmArgs{view(q), view(k), view(out), float(factor)}); });
+}
+void op_softmax(const Tensor& scores, const Tensor& bias, const OptTensor& mask, double dequant, double scale,
+                double quant, Tensor& out) {
+  translate([&] {
+    run(SoftmaxArgs{view(scores), view(bias), view(mask), view(out), float(dequant), float(scale), float(quant)});
+  });
+}
+void op_pv_gemm(const Tensor& p, const Tensor& v, double factor, Tensor& out) {
+  translate([&] { run(PvGemmArgs{view(p), view(v), view(out), float(factor)}); });
+}
+void op_proj_bias_residual_norm(const Tensor& proj, const Tensor& bias, Tensor& residual, const Tensor& gamma,
+                                const Tensor& beta, at::IntArrayRef g, double dequant, double quant, Tensor& out) {
+  translate([&] {
+    run(ProjBiasResidualNormArgs{view(proj), view(bias), view(residual), view(gamma), view(beta), view(out),
+                                 geometry(g), float(dequant), float(quant)});
+  });
+}
+void op_bias_gelu(const Tensor& x, const Tensor& bias, double dequant, double quant, Tensor& out) {
+  translate([&] { run(BiasGeluArgs{view(x), view(bias), view(out), float(dequant), float(quant)}); });
+}
+void op_bias_residual(const Tensor& x, const Tensor& bias, Tensor& residual, double dequant) {
+  translate([&] { run(BiasResidualArgs{view(x), view(bias), view(residual), float(dequant)}); });
+}
+void op_patch_merge_norm(const Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef size,
+                         double quant, Tensor& out) {
+  translate([&] {
+    SWIN_CHECK(ShapeError, "patch_merge_norm", size.size() == 3, "size needs batch, height and width");
+    run(PatchMergeNormArgs{view(residual), view(gamma), view(beta), view(out), size[0], size[1], size[2], float(quant)});
+  });
+}
+void op_dequantize(const Tensor& x, double dequant, Tensor& out) {
+  translate([&] { run(DequantizeArgs{view(x), view(out), float(dequant)}); });
+}
+void op_final_norm_pool(const Tensor& residual, const Tensor& gamma, const Tensor& beta, Tensor& out) {
+  translate([&] { run(FinalNormPoolArgs{view(residual), view(gamma), view(beta), view(out)}); });
+}
+void op_head(const Tensor& features, const Tensor& weight, const Tensor& bias, Tensor& out) {
+  translate([&] { run(HeadArgs{view(features), view(weight), view(bias), view(out)}); });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
+  m.def("patch_embed(Tensor image, Tensor weight, int patch_size, Tensor(a!) out) -> ()");
+  m.def("patch_embed_norm(Tensor(a!) x, Tensor bias, Tensor? gamma, Tensor? beta) -> ()");
+  m.def("norm_shift_partition(Tensor residual, Tensor gamma, Tensor beta, int[] geometry, float quant, Tensor(a!) out) -> ()");
+  m.def("gemm_s8(Tensor x, Tensor w, float factor, bool relu, Tensor(a!) out) -> ()");
+  m.def("qkv_bias(Tensor qkv, Tensor bias, float dequant, float quant_q, float quant_k, float quant_v, Tensor(a!) out) -> ()");
+  m.def("qk_gemm(Tensor q, Tensor k, float factor, Tensor(a!) out) -> ()");
+  m.def("softmax(Tensor scores, Tensor bias, Tensor? mask, float dequant, float scale, float quant, Tensor(a!) out) -> ()");
+  m.def("pv_gemm(Tensor p, Tensor v, float factor, Tensor(a!) out) -> ()");
+  m.def("proj_bias_residual_norm(Tensor proj, Tensor bias, Tensor(a!) residual, Tensor gamma, Tensor beta, "
+        "int[] geometry, float dequant, float quant, Tensor(b!) out) -> ()");
+  m.def("bias_gelu(Tensor x, Tensor bias, float dequant, float quant, Tensor(a!) out) -> ()");
+  m.def("bias_residual(Tensor x, Tensor bias, Tensor(a!) residual, float dequant) -> ()");
+  m.def("patch_merge_norm(Tensor residual, Tensor gamma, Tensor beta, int[] size, float quant, Tensor(a!) out) -> ()");
+  m.def("dequantize(Tensor x, float dequant, Tensor(a!) out) -> ()");
+  m.def("final_norm_pool(Tensor residual, Tensor gamma, Tensor beta, Tensor(a!) out) -> ()");
+  m.def("head(Tensor features, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(swin_int8, CPU, m) {
+#define SWIN_BIND_OP(name, Args) m.impl(#name, op_##name);
+  SWIN_FOR_EACH_OP(SWIN_BIND_OP)
+#undef SWIN_BIND_OP
+}
+
+}  // namespace swin::binding

@@ -1,0 +1,90 @@
+#include "engine_cache.h"
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+#include "views.h"
+
+namespace swin::binding {
+namespace {
+
+// A tensor's memory and state of change. Storage, not tensor: tracing hands over aliases of the module's buffers.
+struct WeightKey {
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+  const void* data;
+  std::int64_t numel;
+  std::int64_t version;
+
+  explicit WeightKey(const at::Tensor& t)
+      : storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(t.storage().unsafeGetStorageImpl())),
+        data(t.const_data_ptr()),
+        numel(t.numel()),
+        version(version_of(t)) {}
+
+  static std::int64_t version_of(const at::Tensor& t) { return t.is_inference() ? 0 : t._version(); }
+
+  bool matches(const at::Tensor& t) const {
+    return storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl() && !storage.expired() &&
+           data == t.const_data_ptr() && numel == t.numel() && version == version_of(t);
+  }
+};
+
+struct Entry {
+  std::string graph;
+  ModelConfig config;
+  const Backend* backend;
+  std::vector<WeightKey> weights;
+  std::shared_ptr<Engine> engine;
+
+  bool expired() const {
+    return std::any_of(weights.begin(), weights.end(), [](const WeightKey& k) { return k.storage.expired(); });
+  }
+};
+
+std::mutex g_mutex;
+
+// Never destroyed: at the end of the process the tensors' memory may go before or after static objects.
+std::vector<Entry>& entries() {
+  static auto* all = new std::vector<Entry>;
+  return *all;
+}
+
+std::shared_ptr<Engine> find(const std::string& graph, const ModelConfig& config, at::TensorList weights,
+                             const Backend& backend) {
+  for (const Entry& e : entries()) {
+    if (e.graph == graph && e.backend == &backend && e.config == config &&
+        std::equal(e.weights.begin(), e.weights.end(), weights.begin(), weights.end(),
+                   [](const WeightKey& key, const at::Tensor& t) { return key.matches(t); })) {
+      return e.engine;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+std::shared_ptr<Engine> cached_engine(const std::string& graph, const ModelConfig& config, at::TensorList weights,
+                                      const Backend& backend) {
+  std::lock_guard lock(g_mutex);
+  if (auto engine = find(graph, config, weights, backend)) return engine;
+  std::erase_if(entries(), [](const Entry& e) { return e.expired(); });
+
+  std::vector<at::Tensor> host;  // keeps copies alive until the engine has packed them
+  std::vector<TensorView> views;
+  for (const at::Tensor& t : weights) {
+    host.push_back(t.cpu().contiguous());
+    views.push_back(view(host.back()));
+  }
+  Entry entry{graph, config, &backend, {}, std::make_shared<Engine>(make_graph(graph, config, views, backend))};
+  for (const at::Tensor& t : weights) entry.weights.emplace_back(t);
+  // The same tensors under another version are the engine's old state.
+  std::erase_if(entries(), [&](const Entry& e) {
+    return e.backend == &backend && !e.weights.empty() && !entry.weights.empty() && e.graph == graph &&
+           e.weights.front().data == entry.weights.front().data && e.config == config;
+  });
+  entries().push_back(std::move(entry));
+  return entries().back().engine;
+}
+
+}  // namespace swin::binding

@@ -1,0 +1,148 @@
+"""The geometry of a Swin-V1 model, as the engine, the converter and the reference all read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyharness.errors import FormatError
+
+GRAPHS = ("ft_int8", "geluless_int8")
+"""The two engine graphs: the FasterTransformer baseline, and the same after the patch series."""
+
+
+@dataclass(frozen=True)
+class StageGeometry:
+    """What one stage computes on. `window` and `shift` are (h, w) after the resolution-at-most-window rule."""
+
+    index: int
+    dim: int
+    depth: int
+    heads: int
+    resolution: tuple[int, int]
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    has_downsample: bool
+
+    @property
+    def window_area(self) -> int:
+        return self.window[0] * self.window[1]
+
+    @property
+    def windows(self) -> int:
+        return (self.resolution[0] // self.window[0]) * (self.resolution[1] // self.window[1])
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    def block_shift(self, block: int) -> tuple[int, int]:
+        """Shift of block `block`: zero for even blocks, the stage's shift for odd ones."""
+        return self.shift if block % 2 else (0, 0)
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """A Swin-V1 model. `window_size` has one entry per stage; `qk_scale` None means head_dim ** -0.5."""
+
+    name: str
+    img_size: tuple[int, int]
+    patch_size: int
+    in_chans: int
+    num_classes: int
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window_size: tuple[int, ...]
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    qk_scale: float | None = None
+    patch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, message: str) -> None:
+            if not condition:
+                raise FormatError(f"model {self.name!r}: {message}")
+
+        for field in ("img_size", "depths", "num_heads", "window_size"):
+            object.__setattr__(self, field, tuple(int(v) for v in getattr(self, field)))
+        need(len(self.img_size) == 2, f"img_size must be (height, width), found {self.img_size}")
+        stages = len(self.depths)
+        need(stages > 0, "depths is empty; at least one stage is needed")
+        for field in ("num_heads", "window_size"):
+            found = len(getattr(self, field))
+            need(found == stages, f"{field} has {found} entries, depths has {stages}; give one per stage")
+        need(min(self.depths) > 0, f"every stage needs at least one block, found depths {self.depths}")
+        need(
+            all(size > 0 and size % self.patch_size == 0 for size in self.img_size),
+            f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}",
+        )
+        for stage in self.stages():
+            need(
+                stage.dim % stage.heads == 0,
+                f"stage {stage.index}: {stage.dim} channels do not divide into {stage.heads} heads",
+            )
+            need(
+                all(r % w == 0 for r, w in zip(stage.resolution, stage.window)),
+                f"stage {stage.index}: resolution {stage.resolution} is not a multiple of its window {stage.window}; "
+                "choose an img_size or window_size that divides (Swin pads nothing)",
+            )
+            need(
+                not stage.has_downsample or all(r % 2 == 0 for r in stage.resolution),
+                f"stage {stage.index}: resolution {stage.resolution} is odd and cannot be merged 2x2",
+            )
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the pooled features: embed_dim * 2 ** (stages - 1)."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    def stages(self) -> Iterator[StageGeometry]:
+        """The stages in order, downsample belonging to the end of a stage (Microsoft's convention)."""
+        height, width = (size // self.patch_size for size in self.img_size)
+        for index, depth in enumerate(self.depths):
+            resolution = (height >> index, width >> index)
+            wanted = self.window_size[index]
+            window = tuple(min(r, wanted) for r in resolution)
+            shift = tuple(0 if r <= wanted else wanted // 2 for r in resolution)
+            yield StageGeometry(
+                index=index,
+                dim=self.embed_dim * 2**index,
+                depth=depth,
+                heads=self.num_heads[index],
+                resolution=resolution,
+                window=window,
+                shift=shift,
+                has_downsample=index + 1 < len(self.depths),
+            )
+
+    def hidden_dim(self, dim: int) -> int:
+        """Hidden channels of the MLP of a block of `dim` channels."""
+        return int(dim * self.mlp_ratio)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SwinConfig:
+        """Inverse of `to_json`; FormatError where a field is missing, unknown or of the wrong type."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"the model description is not readable: {error}") from None
+
+
+MICRO_DIGITS = SwinConfig(
+    name="swin_micro_digits",
+    img_size=(28, 28),
+    patch_size=2,
+    in_chans=1,
+    num_classes=10,
+    embed_dim=32,
+    depths=(2, 2),
+    num_heads=(1, 2),
+    window_size=(7, 7),
+)
+"""The embedded default model: scikit-learn's digits at 28x28; 14x14 then 7x7 tokens, head size 32."""

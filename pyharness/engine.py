@@ -1,0 +1,193 @@
+"""The compiled engine as an `nn.Module`. The library is loaded on first use, never when the package is imported."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pyharness.config import GRAPHS, SwinConfig
+from pyharness.errors import EngineError
+
+if TYPE_CHECKING:
+    from pyharness.engine_file import EngineFile
+
+LIBRARY_NAME = "libswin_int8.so"
+BUILD_HINT = "run `bash scripts/build_ft.sh`"
+
+
+def library_path() -> Path:
+    """Where the engine is looked for: SWIN_INT8_LIBRARY, else beside this file, where the build installs it."""
+    forced = os.environ.get("SWIN_INT8_LIBRARY")
+    return Path(forced) if forced else Path(__file__).parent / "_lib" / LIBRARY_NAME
+
+
+@functools.cache
+def load() -> None:
+    """Load the engine and register its ops and their fake implementations. EngineError where that cannot be done."""
+    path = library_path()
+    if not path.is_file():
+        raise EngineError(f"the compiled engine is not at {path}: {BUILD_HINT}")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise EngineError(
+            f"{path} cannot be loaded by PyTorch {torch.__version__}: {error}. It was built for another PyTorch or "
+            f"machine, or is cut off: {BUILD_HINT} --clean"
+        ) from None
+    built_for = torch.ops.swin_int8.build_info()[4]
+    if built_for.split(".")[:2] != torch.__version__.split(".")[:2]:
+        raise EngineError(f"{path} was built for PyTorch {built_for}, this is {torch.__version__}: {BUILD_HINT} --clean")
+    torch.library.register_fake("swin_int8::forward")(_fake_forward)
+
+
+def _fake_forward(
+    images, weights, graph, int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads,
+    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, skip, features_only, poison,
+):  # fmt: skip
+    """Shape and dtype of the model op's result, for torch.compile and torch.export."""
+    features = embed_dim * 2 ** (len(depths) - 1)
+    columns = num_classes if num_classes > 0 and not features_only else features
+    return images.new_empty((images.shape[0], columns), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class OpInfo:
+    """One operation of a forward pass. `kind` is "gemm", "fused" or "float"; stage and block are -1 outside of them.
+
+    Bytes are those of the tensors read and written, `operations` counts a multiply-add as two.
+    """
+
+    name: str
+    kind: str
+    stage: int
+    block: int
+    shape: str
+    bytes_read: int
+    bytes_written: int
+    operations: int
+
+
+class SwinInt8(nn.Module):
+    """An INT8 Swin-V1 on the compiled engine; inference only, without gradients.
+
+    Args:
+        weights: FT's weight list (docs/weight_format.md), on any device; kept as buffers.
+        config: The model's geometry.
+        graph: "ft_int8" (the FasterTransformer baseline) or "geluless_int8" (after the patch series).
+        int8_mode: 1: every GEMM gives int8; 2: FC2 and the patch-merging GEMM give int32.
+
+    The weights are checked and packed at the first call: ValueError, TypeError or NotImplementedError, saying what
+    does not fit. Calls release the GIL and may come from several threads; torch.set_num_threads sets how many
+    threads one call uses.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], config: SwinConfig, graph: str, int8_mode: int = 1) -> None:
+        super().__init__()
+        if graph not in GRAPHS:
+            raise EngineError(f"there is no graph {graph!r}; choose one of {', '.join(GRAPHS)}")
+        load()
+        self.config = config
+        self.graph = graph
+        self.int8_mode = int8_mode
+        self._count = len(weights)
+        for index, weight in enumerate(weights):
+            self.register_buffer(f"weight_{index:04d}", weight.detach())
+
+    @classmethod
+    def from_engine_file(cls, file: EngineFile) -> SwinInt8:
+        """The model of an engine file in memory."""
+        return cls(file.tensors, file.config, file.graph, file.int8_mode)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> SwinInt8:
+        """The model of an engine file that pyharness/convert.py wrote; FormatError where it is not one."""
+        from pyharness.engine_file import load_engine_file
+
+        return cls.from_engine_file(load_engine_file(path))
+
+    def _weights(self) -> list[Tensor]:
+        return [getattr(self, f"weight_{index:04d}") for index in range(self._count)]
+
+    def _config_args(self) -> tuple:
+        c = self.config
+        return (
+            self.graph, self.int8_mode, list(c.img_size), c.patch_size, c.in_chans, c.num_classes, c.embed_dim,
+            list(c.depths), list(c.num_heads), list(c.window_size), c.mlp_ratio, c.qkv_bias, c.qk_scale, c.patch_norm,
+        )  # fmt: skip
+
+    def _run(self, images: Tensor, skip: Sequence[str] = (), features_only: bool = False, poison: bool = False) -> Tensor:
+        return torch.ops.swin_int8.forward(
+            images, self._weights(), *self._config_args(), list(skip), features_only, poison
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, num_classes] float32 of images [B, in_chans, H, W] float32; features where there is no head.
+
+        ValueError for a wrong shape or an image with NaN or infinity, TypeError for a wrong dtype,
+        NotImplementedError for a device this build does not run on.
+        """
+        return self._run(images)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Pooled features [B, num_features] float32, as FT's own engine gives them."""
+        return self._run(images, features_only=True)
+
+    def forward_without(self, images: Tensor, skip: Sequence[str]) -> Tensor:
+        """A forward pass without the operations named in `skip`: for timing; its numbers mean nothing."""
+        return self._run(images, skip=skip)
+
+    def forward_checked(self, images: Tensor) -> Tensor:
+        """Like `forward`, with outputs poisoned before and guard bytes checked after every operation (for tests)."""
+        return self._run(images, poison=True)
+
+    def ops(self, batch: int) -> list[OpInfo]:
+        """The operations of a forward pass of `batch` images, in order."""
+        text = torch.ops.swin_int8.describe(self._weights(), *self._config_args(), batch)
+        return [OpInfo(**entry) for entry in json.loads(text)]
+
+    def workspace_bytes(self, batch: int) -> int:
+        """Bytes of buffers a forward pass of `batch` images works in, beside the weights."""
+        return torch.ops.swin_int8.workspace_bytes(self._weights(), *self._config_args(), batch)
+
+    def time_ops(self, images: Tensor, runs: int) -> list[float]:
+        """Median milliseconds of each operation by itself, in the order of `ops`, over `runs` runs."""
+        return list(torch.ops.swin_int8.time_ops(images, self._weights(), *self._config_args(), runs))
+
+
+def engine_info() -> dict[str, str]:
+    """Backend, instruction set, version, compiler and PyTorch version of the loaded engine."""
+    load()
+    return dict(zip(("backend", "isa", "version", "compiler", "torch_version"), torch.ops.swin_int8.build_info()))
+
+
+def cpu_variants() -> list[str]:
+    """Instruction sets the engine can use on this machine, best first."""
+    load()
+    return list(torch.ops.swin_int8.variants())
+
+
+def select_cpu_variant(name: str) -> str:
+    """Use another instruction set ("" for the best) in this process from now on; returns the one used before.
+
+    The environment's SWIN_CPU_ISA sets the one a process starts with. NotImplementedError where it cannot run here.
+    """
+    load()
+    return torch.ops.swin_int8.select_variant(name)
+
+
+def measure_ceilings(threads: int) -> dict[str, float]:
+    """This machine's ceilings, measured now on `threads` threads.
+
+    copy_gb_s: bytes read plus written by a large copy; s8_gop_s: the GEMM's own integer dot product in registers only;
+    f32_gflop_s: float32 multiply-add, likewise. A multiply-add counts as two operations.
+    """
+    load()
+    return dict(zip(("copy_gb_s", "s8_gop_s", "f32_gflop_s"), torch.ops.swin_int8.ceilings(threads)))

@@ -1,0 +1,56 @@
+"""The errors a user can cause, and how the command-line programs print them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class HarnessError(Exception):
+    """A user's mistake. The message says what was found, what is needed and what to do."""
+
+
+class ModelError(HarnessError):
+    """A model's name is unknown, or its geometry is one that the engine cannot run."""
+
+
+class CheckpointError(HarnessError):
+    """A checkpoint is missing, cut off, unsafe to load, or does not fit the model."""
+
+
+class CalibrationError(HarnessError):
+    """A quantizer has no usable amax: missing, zero, negative, NaN or infinite."""
+
+
+class FormatError(HarnessError):
+    """An engine file, weight list or scale list is not what its header or its position says."""
+
+
+class DataError(HarnessError):
+    """A data set is missing, empty, or not laid out as needed."""
+
+
+class EngineError(HarnessError):
+    """The compiled engine is missing, does not fit this PyTorch, or refused a call."""
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a program's `main` and exit: a user's mistake becomes one `error:` line and status 2, never a traceback.
+
+    Ctrl-C exits with 130. Set SWIN_TRACEBACK=1 to see the traceback of a HarnessError.
+    """
+    try:
+        status = main()
+    except HarnessError as error:
+        if os.environ.get("SWIN_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    sys.exit(status or 0)

@@ -1,0 +1,22 @@
+// The Swin-V1 INT8 graph after FasterTransformer's architecture (see this folder's README).
+#pragma once
+
+#include "SwinInt8Weights.h"
+
+namespace fastertransformer::FT_GRAPH {
+
+class SwinInt8 : public swin::Graph {
+ public:
+  SwinInt8(const swin::ModelConfig& config, const std::vector<swin::TensorView>& weights, const swin::Backend& backend);
+
+  const swin::ModelConfig& config() const override { return config_; }
+  std::unique_ptr<swin::Plan> make_plan(std::int64_t batch) const override;
+
+ private:
+  swin::ModelConfig config_;
+  const swin::Backend& backend_;
+  std::vector<StageGeometry> stages_;
+  ModelWeights weights_;
+};
+
+}  // namespace fastertransformer::FT_GRAPH

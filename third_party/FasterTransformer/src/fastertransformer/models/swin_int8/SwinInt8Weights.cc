@@ -1,0 +1,241 @@
+#include "SwinInt8Weights.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "swin/error.h"
+
+namespace fastertransformer::FT_GRAPH {
+
+using swin::DType;
+using swin::DTypeError;
+using swin::Parameter;
+using swin::ScaleQuad;
+using swin::ShapeError;
+using swin::TensorView;
+using swin::ValueError;
+
+std::vector<StageGeometry> stage_geometries(const swin::ModelConfig& c) {
+  const char* where = "swin_int8";
+  const std::size_t stages = c.depths.size();
+  SWIN_CHECK(ShapeError, where, stages > 0 && c.num_heads.size() == stages && c.window_size.size() == stages,
+             "depths, num_heads and window_size have ", stages, ", ", c.num_heads.size(), " and ", c.window_size.size(),
+             " entries; each needs one per stage");
+  SWIN_CHECK(ShapeError, where, c.patch_size > 0 && c.in_chans > 0 && c.embed_dim > 0 && c.num_classes >= 0,
+             "patch_size, in_chans and embed_dim must be positive, num_classes not negative");
+  SWIN_CHECK(ShapeError, where,
+             c.img_h > 0 && c.img_w > 0 && c.img_h % c.patch_size == 0 && c.img_w % c.patch_size == 0, "an image of ",
+             c.img_h, "x", c.img_w, " does not divide into patches of ", c.patch_size);
+  SWIN_CHECK(ValueError, where, c.int8_mode == 1 || c.int8_mode == 2, "int8_mode is ", c.int8_mode, "; 1 or 2 is needed");
+  std::vector<StageGeometry> all;
+  for (std::size_t i = 0; i < stages; ++i) {
+    StageGeometry g{};
+    g.dim = c.embed_dim << i;
+    g.heads = c.num_heads[i];
+    g.height = (c.img_h / c.patch_size) >> i;
+    g.width = (c.img_w / c.patch_size) >> i;
+    const std::int64_t window = c.window_size[i];
+    SWIN_CHECK(ShapeError, where, window > 0 && c.depths[i] > 0, "stage ", i, " has window ", window, " and ",
+               c.depths[i], " blocks; both must be positive");
+    g.window_h = std::min(g.height, window);
+    g.window_w = std::min(g.width, window);
+    g.shift_h = g.height <= window ? 0 : window / 2;
+    g.shift_w = g.width <= window ? 0 : window / 2;
+    g.hidden = static_cast<std::int64_t>(g.dim * c.mlp_ratio);
+    g.has_downsample = i + 1 < stages;
+    g.shifts = c.depths[i] > 1 && (g.shift_h > 0 || g.shift_w > 0);
+    SWIN_CHECK(ShapeError, where, g.heads > 0 && g.dim % g.heads == 0, "stage ", i, ": ", g.dim,
+               " channels do not divide into ", g.heads, " heads");
+    SWIN_CHECK(ShapeError, where,
+               g.height > 0 && g.width > 0 && g.height % g.window_h == 0 && g.width % g.window_w == 0, "stage ", i, ": ",
+               g.height, "x", g.width, " tokens do not divide into windows of ", g.window_h, "x", g.window_w,
+               "; choose an image or window size that does (Swin pads nothing)");
+    SWIN_CHECK(ShapeError, where, !g.has_downsample || (g.height % 2 == 0 && g.width % 2 == 0), "stage ", i, ": ",
+               g.height, "x", g.width, " tokens cannot be merged 2x2");
+    SWIN_CHECK(ShapeError, where, g.hidden > 0, "stage ", i, ": mlp_ratio ", c.mlp_ratio, " leaves no hidden channels");
+    all.push_back(g);
+  }
+  return all;
+}
+
+namespace {
+
+// Walks the list in order, checking each tensor and naming it in every complaint.
+class Cursor {
+ public:
+  Cursor(const std::vector<TensorView>& list, const swin::Backend& backend) : list_(list), backend_(backend) {}
+
+  const TensorView& next(const std::string& name, DType dtype, std::initializer_list<std::int64_t> dims) {
+    const TensorView& t = list_[position_++];
+    const TensorView wanted(t.data, dtype, dims);
+    SWIN_CHECK(DTypeError, name, t.dtype == dtype || t.numel() == 0, "found ", t.describe(), "; ",
+               swin::name_of(dtype), " is needed");
+    SWIN_CHECK(ShapeError, name, t.rank == wanted.rank && t.shape == wanted.shape, "found ", describe(t), "; ",
+               describe(wanted), " is needed");
+    return t;
+  }
+
+  Parameter parameter(const std::string& name, std::initializer_list<std::int64_t> dims) {
+    return backend_.upload_parameter(next(name, DType::kF16, dims));
+  }
+
+  std::unique_ptr<swin::PackedWeight> weight(const std::string& name, std::int64_t n, std::int64_t k) {
+    return backend_.pack_weight(next(name, DType::kS8, {n, k}));
+  }
+
+  void empty(const std::string& name, const char* why) {
+    const TensorView& t = list_[position_++];
+    SWIN_CHECK(ShapeError, name, t.numel() == 0, "found ", describe(t), "; an empty tensor is needed: ", why);
+  }
+
+ private:
+  static std::string describe(TensorView t) {
+    static char present;
+    t.data = &present;  // an empty tensor may have no memory, and still has a shape to name
+    return t.describe();
+  }
+
+  const std::vector<TensorView>& list_;
+  const swin::Backend& backend_;
+  std::size_t position_ = 0;
+};
+
+void need_scale(const std::string& block, const char* quantizer, const ScaleQuad& q) {
+  SWIN_CHECK(ValueError, block, std::isfinite(q.amax) && q.amax > 0, quantizer, " has amax ", q.amax,
+             "; a positive number is needed: calibrate the checkpoint (pyharness/quantize.py) and convert it again");
+  const float step = q.amax / 127.0f;
+  SWIN_CHECK(ValueError, block,
+             std::abs(q.dequant - step) <= 1e-4f * step && std::abs(q.quant * step - 1.0f) <= 1e-4f, quantizer,
+             " has amax ", q.amax, " but amax/127 = ", q.dequant, " and 127/amax = ", q.quant,
+             ": the scale list is damaged or not in FT's order");
+}
+
+void need_positive(const std::string& block, const char* what, float value) {
+  SWIN_CHECK(ValueError, block, std::isfinite(value) && value > 0, what, " is ", value,
+             "; a positive number is needed: calibrate the checkpoint (pyharness/quantize.py) and convert it again");
+}
+
+void check_scales(const std::string& name, const swin::BlockScales& s, bool has_downsample, bool s32_outputs) {
+  need_scale(name, "attn.qkv._input_quantizer", s.qkv_input);
+  need_scale(name, "attn.qkv._aftergemm_quantizer", s.qkv_aftergemm);
+  need_scale(name, "attn.matmul_q_input_quantizer", s.matmul_q);
+  need_scale(name, "attn.matmul_k_input_quantizer", s.matmul_k);
+  need_scale(name, "attn.matmul_v_input_quantizer", s.matmul_v);
+  need_scale(name, "attn.matmul_a_input_quantizer", s.matmul_a);
+  need_scale(name, "attn.softmax_input_quantizer", s.softmax_input);
+  need_scale(name, "attn.proj._input_quantizer", s.proj_input);
+  need_scale(name, "attn.proj._aftergemm_quantizer", s.proj_aftergemm);
+  need_scale(name, "mlp.fc1._input_quantizer", s.fc1_input);
+  need_scale(name, "mlp.fc1._aftergemm_quantizer", s.fc1_aftergemm);
+  need_scale(name, "mlp.fc2._input_quantizer", s.fc2_input);
+  need_positive(name, "the scale list's QKV GEMM factor", s.qkv_factor);
+  need_positive(name, "the scale list's QK^T GEMM factor", s.qk_factor);
+  need_positive(name, "the scale list's PV GEMM factor", s.pv_factor);
+  need_positive(name, "the scale list's proj GEMM factor", s.proj_factor);
+  need_positive(name, "the scale list's FC1 GEMM factor", s.fc1_factor);
+  need_positive(name, "the weight amax of mlp.fc2", s.fc2_weight_amax);
+  if (!s32_outputs) {
+    need_scale(name, "mlp.fc2._aftergemm_quantizer", s.fc2_aftergemm);
+    need_positive(name, "the scale list's FC2 GEMM factor", s.fc2_factor);
+  }
+  if (has_downsample) {
+    need_scale(name, "downsample.reduction._input_quantizer", s.reduction_input);
+    need_positive(name, "the weight amax of downsample.reduction", s.reduction_weight_amax);
+    if (!s32_outputs) {
+      need_scale(name, "downsample.reduction._aftergemm_quantizer", s.reduction_aftergemm);
+      need_positive(name, "the scale list's reduction GEMM factor", s.reduction_factor);
+    }
+  }
+}
+
+BlockWeights load_block(Cursor& list, const std::string& name, const swin::ModelConfig& config, const StageGeometry& g,
+                        const swin::Backend& backend) {
+  const std::int64_t c = g.dim, area = g.window_area();
+  BlockWeights w;
+  w.qkv = list.weight(name + ".attn.qkv.weight", 3 * c, c);
+  if (config.qkv_bias) {
+    w.qkv_bias = list.parameter(name + ".attn.qkv.bias", {3 * c});
+  } else {
+    list.empty(name + ".attn.qkv.bias", "the model has no QKV bias");
+    std::vector<float> zeros(3 * c, 0.0f);
+    w.qkv_bias = backend.upload_parameter(TensorView(zeros.data(), DType::kF32, {3 * c}));
+  }
+  w.proj = list.weight(name + ".attn.proj.weight", c, c);
+  w.proj_bias = list.parameter(name + ".attn.proj.bias", {c});
+  w.fc1 = list.weight(name + ".mlp.fc1.weight", g.hidden, c);
+  w.fc1_bias = list.parameter(name + ".mlp.fc1.bias", {g.hidden});
+  w.fc2 = list.weight(name + ".mlp.fc2.weight", c, g.hidden);
+  w.fc2_bias = list.parameter(name + ".mlp.fc2.bias", {c});
+  w.norm1_gamma = list.parameter(name + ".norm1.weight", {c});
+  w.norm1_beta = list.parameter(name + ".norm1.bias", {c});
+  w.norm2_gamma = list.parameter(name + ".norm2.weight", {c});
+  w.norm2_beta = list.parameter(name + ".norm2.bias", {c});
+  const TensorView scales = list.next(name + ".amaxList", DType::kF32, {swin::kScaleListLength});
+  const TensorView host_scales = list.next(name + ".h_amaxList", DType::kF32, {swin::kScaleListLength});
+  SWIN_CHECK(ValueError, name, std::memcmp(scales.data, host_scales.data, scales.nbytes()) == 0,
+             "amaxList and h_amaxList differ; they must be copies of each other");
+  w.scales = swin::decode_scales(scales.as<const float>());
+  check_scales(name, w.scales, g.has_downsample, config.int8_mode == 2);
+  w.relative_position_bias = list.parameter(name + ".attn.relative_position_bias", {g.heads, area, area});
+  list.empty(name + ".attn.relative_position_bias_padded", "attention runs unfused");
+  return w;
+}
+
+StageWeights load_stage(Cursor& list, std::size_t index, const swin::ModelConfig& config, const StageGeometry& g,
+                        const swin::Backend& backend) {
+  const std::string name = "layers." + std::to_string(index);
+  StageWeights w;
+  for (std::int64_t block = 0; block < config.depths[index]; ++block) {
+    w.blocks.push_back(load_block(list, name + ".blocks." + std::to_string(block), config, g, backend));
+  }
+  if (g.has_downsample) {
+    w.merge_gamma = list.parameter(name + ".downsample.norm.weight", {4 * g.dim});
+    w.merge_beta = list.parameter(name + ".downsample.norm.bias", {4 * g.dim});
+    w.merge_reduction = list.weight(name + ".downsample.reduction.weight", 2 * g.dim, 4 * g.dim);
+  } else {
+    for (const char* part : {".downsample.norm.weight", ".downsample.norm.bias", ".downsample.reduction.weight"}) {
+      list.empty(name + part, "the last stage has no downsample");
+    }
+  }
+  if (g.shifts) {
+    w.attn_mask = list.parameter(name + ".attn_mask", {g.windows(), g.window_area(), g.window_area()});
+  } else {
+    list.empty(name + ".attn_mask", "no block of this stage shifts");
+  }
+  list.empty(name + ".attn_mask_padded", "attention runs unfused");
+  return w;
+}
+
+}  // namespace
+
+ModelWeights load_weights(const swin::ModelConfig& config, const std::vector<TensorView>& list,
+                          const swin::Backend& backend) {
+  const std::vector<StageGeometry> stages = stage_geometries(config);
+  std::size_t needed = swin::kFinalWeightCount + (config.num_classes > 0 ? swin::kHeadWeightCount : 0);
+  for (std::int64_t depth : config.depths) needed += depth * swin::kBlockWeightCount + swin::kStageWeightCount;
+  SWIN_CHECK(ShapeError, "weight list", list.size() == needed, "found ", list.size(), " tensors; ", needed,
+             " are needed: 16 a block, 5 a stage, 6 at the end and 2 for the head (docs/weight_format.md)");
+
+  Cursor cursor(list, backend);
+  ModelWeights w;
+  for (std::size_t i = 0; i < stages.size(); ++i) w.stages.push_back(load_stage(cursor, i, config, stages[i], backend));
+  const std::int64_t e = config.embed_dim, last = config.num_features();
+  w.patch_weight = cursor.parameter("patch_embed.proj.weight", {e, config.in_chans * config.patch_size * config.patch_size});
+  w.patch_bias = cursor.parameter("patch_embed.proj.bias", {e});
+  if (config.patch_norm) {
+    w.patch_gamma = cursor.parameter("patch_embed.norm.weight", {e});
+    w.patch_beta = cursor.parameter("patch_embed.norm.bias", {e});
+  } else {
+    cursor.empty("patch_embed.norm.weight", "patch_norm is off");
+    cursor.empty("patch_embed.norm.bias", "patch_norm is off");
+  }
+  w.norm_gamma = cursor.parameter("norm.weight", {last});
+  w.norm_beta = cursor.parameter("norm.bias", {last});
+  if (config.num_classes > 0) {
+    w.head_weight = cursor.parameter("head.weight", {config.num_classes, last});
+    w.head_bias = cursor.parameter("head.bias", {config.num_classes});
+  }
+  return w;
+}
+
+}  // namespace fastertransformer::FT_GRAPH
