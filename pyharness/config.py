@@ -38,6 +38,11 @@ class StageGeometry:
     def head_dim(self) -> int:
         return self.dim // self.heads
 
+    @property
+    def shifts(self) -> bool:
+        """Whether any block of the stage shifts, that is, whether the stage has an attention mask."""
+        return self.depth > 1 and any(self.shift)
+
     def block_shift(self, block: int) -> tuple[int, int]:
         """Shift of block `block`: zero for even blocks, the stage's shift for odd ones."""
         return self.shift if block % 2 else (0, 0)

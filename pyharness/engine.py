@@ -148,6 +148,15 @@ class SwinInt8(nn.Module):
         """Like `forward`, with outputs poisoned before and guard bytes checked after every operation (for tests)."""
         return self._run(images, poison=True)
 
+    def trace(self, images: Tensor) -> list[tuple[OpInfo, list[Tensor]]]:
+        """What every operation of a forward pass wrote, in order: [(operation, its outputs)]. For tests and debugging.
+
+        proj_bias_residual_norm2 writes two tensors, the residual stream and the int8 one.
+        """
+        outputs = iter(torch.ops.swin_int8.trace(images, self._weights(), *self._config_args()))
+        counts = {"proj_bias_residual_norm2": 2}
+        return [(op, [next(outputs) for _ in range(counts.get(op.name, 1))]) for op in self.ops(images.shape[0])]
+
     def ops(self, batch: int) -> list[OpInfo]:
         """The operations of a forward pass of `batch` images, in order."""
         text = torch.ops.swin_int8.describe(self._weights(), *self._config_args(), batch)

@@ -77,13 +77,9 @@ void Engine::forward(const void* image, std::int64_t batch, void* features, void
     SWIN_CHECK(ValueError, "forward", known, "there is no operation '", name, "' to leave out; ops() lists the names");
   }
   plan->bind(image, features, logits);
-  if (logits == nullptr) {
-    RunOptions without_head = options;
-    if (config().num_classes > 0) without_head.skip.push_back("head");
-    plan->run(context, without_head.skip, options.poison);
-  } else {
-    plan->run(context, options.skip, options.poison);
-  }
+  std::vector<std::string> skip = options.skip;
+  if (logits == nullptr) skip.push_back("head");
+  plan->run(context, skip, options.poison, options.observe);
 }
 
 std::string Engine::describe(std::int64_t batch) {

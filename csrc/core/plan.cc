@@ -53,7 +53,8 @@ void Plan::check_guards(const Node& node) const {
   }
 }
 
-void Plan::run(const ExecContext& context, const std::vector<std::string>& skip, bool poison) const {
+void Plan::run(const ExecContext& context, const std::vector<std::string>& skip, bool poison,
+               const Observer& observe) const {
   const std::string backend = backend_->name();
   for (const Node& node : nodes_) {
     if (!skip.empty() && std::find(skip.begin(), skip.end(), node.name) != skip.end()) continue;
@@ -62,6 +63,7 @@ void Plan::run(const ExecContext& context, const std::vector<std::string>& skip,
     }
     run_op(backend_->ops(), backend.c_str(), node.args, context);
     if (poison) check_guards(node);
+    if (observe) observe(node);
   }
 }
 

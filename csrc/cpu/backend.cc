@@ -131,6 +131,11 @@ double best_rate(int threads, Work&& work) {
 
 }  // namespace
 
+void cpu::refuse_image(std::int64_t image) {
+  throw ValueError(detail::concat("patch_embed: image ", image, " of the batch holds NaN or infinity; INT8 would turn it "
+                                  "into plausible numbers. Look at how it was decoded and normalized"));
+}
+
 std::vector<std::string> cpu_variants() {
   std::vector<std::string> names;
   for (const CpuBackend& backend : backends()) names.push_back(backend.variant());

@@ -17,6 +17,10 @@ struct Kernels {
   std::int64_t (*spin_f32)(std::int64_t iterations);
 };
 
+// ValueError naming image `image` of the batch as not finite. Defined outside the kernel files, which are kept free of
+// what throwing brings in.
+[[noreturn]] void refuse_image(std::int64_t image);
+
 namespace portable {
 const Kernels& kernels();
 }

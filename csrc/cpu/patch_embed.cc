@@ -22,6 +22,18 @@ void multiply(const float* patches, const float* weight_t, std::int64_t k, std::
   });
 }
 
+// The first of `images` images of `pixels` values that holds NaN or infinity, or -1. Those have all exponent bits set.
+std::int64_t first_not_finite(const float* image, std::int64_t images, std::int64_t pixels) {
+  for (std::int64_t b = 0; b < images; ++b) {
+    Vi bad{};
+    for_lanes(pixels, [&](std::int64_t i, std::int64_t n) {
+      bad |= (bits_of(load(image + b * pixels + i, n)) & 0x7f800000) == 0x7f800000;
+    });
+    if (sum_of(__builtin_convertvector(bad, Vf)) != 0.0f) return b;
+  }
+  return -1;
+}
+
 }  // namespace
 
 void patch_embed(const PatchEmbedArgs& args, const ExecContext& context) {
@@ -29,6 +41,8 @@ void patch_embed(const PatchEmbedArgs& args, const ExecContext& context) {
   const std::int64_t p = args.patch_size, w_patches = width / p, per_image = (height / p) * w_patches;
   const std::int64_t k = chans * p * p, c = args.out.dim(1), c_padded = ceil_div(c, kLanes) * kLanes;
   const float* image = args.image.as<const float>();
+  const std::int64_t bad = first_not_finite(image, args.image.dim(0), chans * height * width);
+  if (bad >= 0) refuse_image(bad);
   parallel_rows(context, args.out.dim(0), 64, [&](std::int64_t first, std::int64_t last) {
     float* weight_t = static_cast<float*>(thread_scratch((k * c_padded + kRows * k) * sizeof(float)));
     float* patches = weight_t + k * c_padded;

@@ -104,8 +104,32 @@ at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS
     at::Tensor features = at::empty({input.size(0), config.num_features()}, input.options());
     at::Tensor logits = classify ? at::empty({input.size(0), config.num_classes}, input.options()) : at::Tensor();
     engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
-                    classify ? logits.mutable_data_ptr() : nullptr, RunOptions{skip, poison}, context());
+                    classify ? logits.mutable_data_ptr() : nullptr, RunOptions{skip, poison, nullptr}, context());
     return classify ? logits : features;
+  });
+}
+
+// Copies of what every node wrote, in order; a node that writes two tensors gives both.
+std::vector<at::Tensor> trace(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS) {
+  return translate([&] {
+    const ModelConfig config = CONFIG_VALUES;
+    const Backend& backend = cpu_backend(variant());
+    const std::shared_ptr<Engine> engine = cached_engine(graph, config, weights, backend);
+    const at::Tensor input = check_images(images, config);
+    at::Tensor features = at::empty({input.size(0), config.num_features()}, input.options());
+    at::Tensor logits = at::empty({input.size(0), config.num_classes}, input.options());
+    std::vector<at::Tensor> copies;
+    RunOptions options;
+    options.observe = [&](const Node& node) {
+      for (const TensorView& out : op_outputs(node.args)) {
+        at::Tensor copy = at::empty(at::IntArrayRef(out.shape.data(), out.rank), scalar_type_of(out.dtype));
+        backend.copy_to_host(copy.mutable_data_ptr(), out.data, out.nbytes());
+        copies.push_back(copy);
+      }
+    };
+    engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
+                    config.num_classes > 0 ? logits.mutable_data_ptr() : nullptr, options, context());
+    return copies;
   });
 }
 
@@ -157,6 +181,7 @@ std::vector<std::string> build_info() {
 TORCH_LIBRARY(swin_int8, m) {
   m.def("forward(Tensor images, Tensor[] weights, " CONFIG_SCHEMA
         ", str[] skip, bool features_only, bool poison) -> Tensor");
+  m.def("trace(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ") -> Tensor[]");
   m.def("describe(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> str", describe);
   m.def("workspace_bytes(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> int", workspace_bytes);
   m.def("time_ops(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ", int runs) -> float[]", time_ops);
@@ -167,7 +192,10 @@ TORCH_LIBRARY(swin_int8, m) {
 }
 
 // The CUDA key too: images on a GPU get the engine's own sentence, not the dispatcher's list of backends.
-TORCH_LIBRARY_IMPL(swin_int8, CPU, m) { m.impl("forward", forward); }
+TORCH_LIBRARY_IMPL(swin_int8, CPU, m) {
+  m.impl("forward", forward);
+  m.impl("trace", trace);
+}
 TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) { m.impl("forward", forward); }
 
 // One schema per op of the table, for the tests: outputs are the caller's, written in place.

@@ -22,6 +22,15 @@ inline DType dtype_of(const at::Tensor& t) {
   }
 }
 
+inline at::ScalarType scalar_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return at::kFloat;
+    case DType::kF16: return at::kHalf;
+    case DType::kS8: return at::kChar;
+    default: return at::kInt;
+  }
+}
+
 // `t` must be contiguous and on the CPU; a tensor of no elements gives a view of no elements.
 inline TensorView view(const at::Tensor& t) {
   SWIN_CHECK(UnsupportedError, "swin_int8", t.device().is_cpu(), "a tensor is on ", t.device().str(), "; CPU is needed");

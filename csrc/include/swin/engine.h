@@ -12,6 +12,7 @@ namespace swin {
 struct RunOptions {
   std::vector<std::string> skip;  // node names to leave out
   bool poison = false;            // see Plan::run
+  Plan::Observer observe;         // see Plan::run
 };
 
 class Engine {

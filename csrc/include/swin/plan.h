@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,6 +24,8 @@ struct Node {
 
 class Plan {
  public:
+  using Observer = std::function<void(const Node&)>;
+
   Plan(const Backend& backend, std::int64_t batch) : backend_(&backend), batch_(batch) {}
 
   // Zeroed memory of `elements` of `dtype`, followed by guard bytes, owned by the plan.
@@ -38,7 +41,8 @@ class Plan {
   void bind(const void* image, void* features, void* logits);
   // Runs every node whose name is not in `skip`. With `poison`, every pure output is filled with a byte pattern before
   // its node runs, and the guard bytes behind every buffer are checked after it (Error naming node and buffer).
-  void run(const ExecContext& context, const std::vector<std::string>& skip, bool poison) const;
+  // `observe`, where there is one, is called after each node that ran.
+  void run(const ExecContext& context, const std::vector<std::string>& skip, bool poison, const Observer& observe) const;
   // Median milliseconds of each node by itself, over `runs` runs after one warm-up.
   std::vector<double> time_nodes(const ExecContext& context, int runs) const;
 

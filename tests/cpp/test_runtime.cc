@@ -1,0 +1,186 @@
+// Tests of what the Python tests cannot reach: the thread pool, plans and their guards, and the op table's refusals.
+// Plain checks, no framework; every failure is printed and the program's status says whether there was one.
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "swin/cpu.h"
+#include "swin/engine.h"
+#include "swin/error.h"
+#include "thread_pool.h"
+
+namespace {
+
+int g_failures = 0;
+
+#define EXPECT(condition)                                                            \
+  do {                                                                               \
+    if (!(condition)) {                                                              \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);            \
+      ++g_failures;                                                                  \
+    }                                                                                \
+  } while (0)
+
+template <class Error, class F>
+void expect_error(const char* text, F&& f, int line) {
+  try {
+    f();
+  } catch (const Error& e) {
+    if (std::string(e.what()).find(text) == std::string::npos) {
+      std::printf("line %d: wanted '%s' in: %s\n", line, text, e.what());
+      ++g_failures;
+    }
+    return;
+  }
+  std::printf("line %d: no error; wanted '%s'\n", line, text);
+  ++g_failures;
+}
+
+void run(int threads, std::int64_t tasks, const std::function<void(std::int64_t)>& f) {
+  swin::cpu::run_tasks(
+      threads, tasks,
+      [](void* g, std::int64_t task) { (*static_cast<const std::function<void(std::int64_t)>*>(g))(task); },
+      const_cast<std::function<void(std::int64_t)>*>(&f));
+}
+
+void pool_runs_every_task_once() {
+  for (int threads : {1, 2, 3, 7}) {
+    for (std::int64_t tasks : {0, 1, 2, 5, 64, 1001}) {
+      std::vector<std::atomic<int>> count(tasks);
+      run(threads, tasks, [&](std::int64_t i) { ++count[i]; });
+      for (auto& c : count) EXPECT(c == 1);
+    }
+  }
+}
+
+// Many short jobs in a row: a worker late for one job must not take tasks, or fields, of the next.
+void pool_survives_many_jobs() {
+  std::int64_t total = 0;
+  for (int job = 0; job < 20000; ++job) {
+    std::atomic<std::int64_t> sum{0};
+    const int tasks = 1 + job % 9;
+    run(2 + job % 3, tasks, [&, job](std::int64_t i) { sum += job + i; });
+    EXPECT(sum == static_cast<std::int64_t>(tasks) * job + tasks * (tasks - 1) / 2);
+    total += sum;
+  }
+  EXPECT(total > 0);
+}
+
+void pool_serves_concurrent_and_nested_callers() {
+  std::atomic<std::int64_t> sum{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c) {
+    callers.emplace_back([&] {
+      for (int job = 0; job < 500; ++job) {
+        run(3, 8, [&](std::int64_t) { run(2, 3, [&](std::int64_t) { ++sum; }); });
+      }
+    });
+  }
+  for (std::thread& t : callers) t.join();
+  EXPECT(sum == 4 * 500 * 8 * 3);
+}
+
+void scratch_is_aligned_and_each_threads_own() {
+  void* here = swin::cpu::thread_scratch(100);
+  EXPECT(reinterpret_cast<std::uintptr_t>(here) % 64 == 0);
+  EXPECT(swin::cpu::thread_scratch(50) == here);
+  void* there = nullptr;
+  std::thread([&] { there = swin::cpu::thread_scratch(100); }).join();
+  EXPECT(there != nullptr && there != here);
+}
+
+// A backend that lacks an op, and one whose op writes too far.
+class TestBackend : public swin::Backend {
+ public:
+  explicit TestBackend(swin::OpTable table) : table_(table) {}
+  std::string name() const override { return "test"; }
+  std::string variant() const override { return "test"; }
+  const swin::OpTable& ops() const override { return table_; }
+  swin::DeviceBuffer allocate(std::size_t n) const override { return swin::cpu_backend().allocate(n); }
+  void fill(void* d, int byte, std::size_t n) const override { std::memset(d, byte, n); }
+  void copy_to_host(void* h, const void* d, std::size_t n) const override { std::memcpy(h, d, n); }
+  swin::Parameter upload_parameter(const swin::TensorView& t) const override {
+    return swin::cpu_backend().upload_parameter(t);
+  }
+  std::unique_ptr<swin::PackedWeight> pack_weight(const swin::TensorView& t) const override {
+    return swin::cpu_backend().pack_weight(t);
+  }
+  std::int64_t score_pitch(std::int64_t n) const override { return n; }
+
+ private:
+  swin::OpTable table_;
+};
+
+void a_missing_op_is_an_error_that_names_it() {
+  const TestBackend backend{swin::OpTable{}};
+  float x[4] = {};
+  std::int8_t q[4] = {};
+  const swin::DequantizeArgs args{{q, swin::DType::kS8, {2, 2}}, {x, swin::DType::kF32, {2, 2}}, 1.0f};
+  expect_error<swin::UnsupportedError>(
+      "dequantize", [&] { swin::run_op(backend.ops(), "test", args, {}); }, __LINE__);
+  expect_error<swin::ValueError>("no operation", [] { swin::op_cost(swin::OpArgs{}); }, __LINE__);
+}
+
+void a_plan_notices_writes_behind_a_buffer() {
+  swin::OpTable table;
+  table.dequantize = [](const swin::DequantizeArgs& a, const swin::ExecContext&) {
+    std::memset(a.out.data, 0, a.out.nbytes() + 1);
+  };
+  const TestBackend backend{table};
+  swin::Plan plan(backend, 1);
+  void* in = plan.buffer("in", swin::DType::kS8, 64);
+  void* out = plan.buffer("out", swin::DType::kF32, 64);
+  plan.add("overrun", swin::OpKind::kFused, 2, 1,
+           swin::DequantizeArgs{{in, swin::DType::kS8, {1, 64}}, {out, swin::DType::kF32, {1, 64}}, 1.0f});
+  plan.run({}, {}, false, nullptr);
+  expect_error<swin::Error>("wrote past the end of buffer 'out' (stage 2, block 1)",
+                            [&] { plan.run({}, {}, true, nullptr); }, __LINE__);
+}
+
+void half_precision_parameters_are_exact() {
+  // 1.0, smallest subnormal, largest, -0.5, a subnormal, infinity
+  std::uint16_t half[] = {0x3c00, 0x0001, 0x7bff, 0xb800, 0x03ff, 0x7c00};
+  const float wanted[] = {1.0f, 5.9604644775390625e-8f, 65504.0f, -0.5f, 6.097555160522461e-5f, __builtin_inff()};
+  const swin::Parameter p = swin::cpu_backend().upload_parameter({half, swin::DType::kF16, {6}});
+  for (int i = 0; i < 6; ++i) EXPECT(p.view.as<float>()[i] == wanted[i]);
+}
+
+void configurations_that_are_no_swin_are_refused() {
+  swin::ModelConfig c;
+  c.img_h = c.img_w = 30;
+  c.patch_size = 2;
+  c.in_chans = 1;
+  c.embed_dim = 8;
+  c.depths = {1, 1};
+  c.num_heads = {1, 1};
+  c.window_size = {5, 5};
+  const auto make = [&](const char* name) { swin::make_graph(name, c, {}, swin::cpu_backend()); };
+  expect_error<swin::ShapeError>("15x15 tokens cannot be merged 2x2", [&] { make("ft_int8"); }, __LINE__);
+  c.img_h = c.img_w = 28;
+  expect_error<swin::ShapeError>("do not divide into windows of 5x5", [&] { make("ft_int8"); }, __LINE__);
+  c.window_size = {7, 7};
+  c.num_heads = {3, 1};
+  expect_error<swin::ShapeError>("8 channels do not divide into 3 heads", [&] { make("ft_int8"); }, __LINE__);
+  c.num_heads = {1, 1};
+  expect_error<swin::ShapeError>("found 0 tensors; 48 are needed", [&] { make("geluless_int8"); }, __LINE__);
+  expect_error<swin::ValueError>("no graph 'other'", [&] { make("other"); }, __LINE__);
+}
+
+}  // namespace
+
+int main() {
+  pool_runs_every_task_once();
+  pool_survives_many_jobs();
+  pool_serves_concurrent_and_nested_callers();
+  scratch_is_aligned_and_each_threads_own();
+  a_missing_op_is_an_error_that_names_it();
+  a_plan_notices_writes_behind_a_buffer();
+  half_precision_parameters_are_exact();
+  configurations_that_are_no_swin_are_refused();
+  std::printf(g_failures ? "%d failed\n" : "all passed\n", g_failures);
+  return g_failures ? 1 : 0;
+}

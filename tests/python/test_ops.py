@@ -1,0 +1,354 @@
+"""Every op of the table, on every instruction set this machine has, against the golden reference.
+
+Integer results are equal. An int8 result behind floating-point work may be off by one only where the reference's exact
+value lies within 1e-3 of a rounding tie; how often that happened is printed at the end of the run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from engine_buffers import GuardedOutput, guarded_copy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyharness import engine, reference
+from pyharness.config import StageGeometry
+
+engine.load()
+ops = torch.ops.swin_int8
+
+
+@pytest.fixture(params=["avx512_vnni", "avx2", "portable"])
+def variant(request):
+    """Runs the test on one instruction set; skips where this machine lacks it."""
+    if request.param not in engine.cpu_variants():
+        pytest.skip(f"this machine or build has no {request.param}")
+    engine.select_cpu_variant(request.param)
+    yield request.param
+    engine.select_cpu_variant("")
+
+
+@pytest.fixture
+def rng(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def f32(x: float) -> float:
+    """`x` as the float32 the engine will compute with."""
+    return torch.tensor(x, dtype=torch.float32).item()
+
+
+def s8(rng, *shape):
+    return torch.randint(-128, 128, shape, generator=rng, dtype=torch.int8)
+
+
+def normal(rng, *shape, scale=1.0):
+    return torch.randn(shape, generator=rng) * scale
+
+
+def geometry(batch, height, width, window, shift):
+    """The op's seven numbers, and the reference's stage and window order."""
+    stage = StageGeometry(0, 0, 2, 1, (height, width), window, shift, False)
+    return [batch, height, width, *window, *shift], reference.window_order(stage, shift)
+
+
+def assert_same_to_ties(out: torch.Tensor, expected: reference.Quantized, record_ties) -> None:
+    difference = (out.int() - expected.q.reshape(out.shape).int()).abs()
+    off = difference > 0
+    exact = expected.exact.reshape(out.shape)
+    assert difference.max() <= 1, f"off by {difference.max()}"
+    assert reference.near_tie(exact)[off].all(), f"off by one away from a tie: {exact[off & ~reference.near_tie(exact)][:5]}"
+    record_ties(int(off.sum()), out.numel())
+
+
+GEMM_SHAPES = [(1, 1, 1), (3, 5, 7), (49, 32, 96), (50, 33, 17), (12, 64, 31), (97, 129, 50), (130, 96, 384), (7, 288, 1537)]
+
+
+@pytest.mark.parametrize("m,n,k", GEMM_SHAPES)
+def test_gemm_s8(variant, rng, record_ties, m, n, k):
+    x, w, factor = s8(rng, m, k), s8(rng, n, k), f32(0.9 / (74 * 74 * math.sqrt(k)) * 40)
+    for relu, golden in ((False, reference.gemm_s8), (True, reference.gemm_relu_s8)):
+        out = GuardedOutput((m, n), torch.int8)
+        ops.gemm_s8(x, w, factor, relu, out.tensor)
+        assert_same_to_ties(out.check(), golden(x, w, factor), record_ties)
+    out = GuardedOutput((m, n), torch.int32)
+    ops.gemm_s8(x, w, 0.0, False, out.tensor)
+    assert torch.equal(out.check(), reference.gemm_s32(x, w))
+
+
+@pytest.mark.parametrize("x_value,w_value", [(-128, -128), (-128, 127), (127, -128), (127, 127)])
+def test_gemm_s8_saturating_operands_stay_exact(variant, x_value, w_value):
+    m, n, k = 13, 37, 1000
+    x = torch.full((m, k), x_value, dtype=torch.int8)
+    w = torch.full((n, k), w_value, dtype=torch.int8)
+    out = GuardedOutput((m, n), torch.int32)
+    ops.gemm_s8(x, w, 0.0, False, out.tensor)
+    assert (out.check() == x_value * w_value * k).all()
+    clamped = GuardedOutput((m, n), torch.int8)
+    ops.gemm_s8(x, w, 1.0, False, clamped.tensor)
+    assert (clamped.check() == (127 if x_value * w_value > 0 else -128)).all()
+    relu = GuardedOutput((m, n), torch.int8)
+    ops.gemm_s8(x, w, 1.0, True, relu.tensor)
+    assert (relu.check() == (127 if x_value * w_value > 0 else 0)).all()
+
+
+def test_gemm_s8_rounds_half_to_even(variant):
+    x = torch.arange(-9, 10, dtype=torch.int8).reshape(-1, 1)
+    out = GuardedOutput((19, 1), torch.int8)
+    ops.gemm_s8(x, torch.ones(1, 1, dtype=torch.int8), 0.5, False, out.tensor)
+    assert torch.equal(out.check().flatten().int(), (x.flatten().double() / 2).round().int())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 140), st.integers(1, 3))
+def test_gemm_s8_any_shape_any_threads(variant, m, n, k, threads):
+    rng = torch.Generator().manual_seed(m * 10007 + n * 101 + k)
+    x, w = s8(rng, m, k), s8(rng, n, k)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = GuardedOutput((m, n), torch.int32)
+        ops.gemm_s8(x, w, 0.0, False, out.tensor)
+        assert torch.equal(out.check(), reference.gemm_s32(x, w))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "batch,size,window,shift,c",
+    [(2, (14, 14), (7, 7), (3, 3), 96), (1, (8, 12), (4, 6), (2, 3), 33), (3, (7, 7), (7, 7), (0, 0), 32), (1, (5, 3), (1, 1), (0, 0), 1)],
+)
+def test_norm_shift_partition(variant, rng, record_ties, batch, size, window, shift, c):
+    residual, gamma, beta = normal(rng, batch * size[0] * size[1], c, scale=3) + 1, 1 + normal(rng, c), normal(rng, c)
+    numbers, order = geometry(batch, *size, window, shift)
+    quant = f32(127 / 2.5)
+    out = GuardedOutput(tuple(residual.shape), torch.int8)
+    ops.norm_shift_partition(residual, gamma, beta, numbers, quant, out.tensor)
+    golden = reference.norm1_shift_partition(residual.view(batch, *size, c), gamma, beta, order, quant)
+    assert_same_to_ties(out.check(), golden, record_ties)
+
+
+def test_norm_shift_partition_of_nan_and_inf_gives_zeros(variant, rng):
+    residual = normal(rng, 16, 40)
+    residual[3, 5], residual[7, 0], residual[9, 39] = math.nan, math.inf, -math.inf
+    numbers, order = geometry(1, 4, 4, (2, 2), (1, 1))
+    out = GuardedOutput((16, 40), torch.int8)
+    ops.norm_shift_partition(residual, torch.ones(40), torch.zeros(40), numbers, 50.0, out.tensor)
+    rows = torch.tensor([(order == token).nonzero().item() for token in (3, 7, 9)])
+    assert (out.check()[rows] == 0).all()
+    others = [r for r in range(16) if r not in rows]
+    assert (out.tensor[others] != 0).any(dim=1).all()
+
+
+def test_norm_of_a_constant_row_is_beta(variant):
+    out = GuardedOutput((4, 48), torch.int8)
+    beta = torch.linspace(-2, 2, 48)
+    numbers, _ = geometry(1, 2, 2, (2, 2), (0, 0))
+    ops.norm_shift_partition(torch.full((4, 48), 1e4), torch.ones(48), beta, numbers, 63.5, out.tensor)
+    assert torch.equal(out.check(), reference.quantize(beta, 63.5).q.expand(4, 48))
+
+
+@pytest.mark.parametrize("bw,heads,n,d", [(4, 3, 49, 32), (1, 1, 64, 16), (3, 2, 5, 7), (2, 4, 144, 24), (1, 1, 1, 1)])
+def test_attention_ops(variant, rng, record_ties, bw, heads, n, d):
+    c, m, pitch = heads * d, bw * n, (n + 15) // 16 * 16 + (16 if n == 5 else 0)
+    qkv, bias = s8(rng, m, 3 * c), normal(rng, 3 * c)
+    dequant, quants = f32(3.1 / 127), tuple(f32(127 / a) for a in (3.0, 2.6, 4.2))
+    split = GuardedOutput((3, bw, heads, n, d), torch.int8)
+    ops.qkv_bias(qkv, bias, dequant, *quants, split.tensor)
+    assert_same_to_ties(split.check(), reference.qkv_bias(qkv, dequant, bias, quants, heads, n), record_ties)
+
+    q, k, v = (t.contiguous() for t in split.tensor)
+    factor = f32(1.5 / (74 * math.sqrt(d)))
+    scores = GuardedOutput((bw, heads, n, pitch), torch.int8)
+    ops.qk_gemm(q, k, factor, scores.tensor)
+    assert_same_to_ties(scores.check()[..., :n], reference.qk_gemm(q, k, factor), record_ties)
+    assert (scores.tensor[..., n:] == 0).all()
+
+    bias = normal(rng, heads, n, n)
+    for mask in (None, torch.where(normal(rng, bw, n, n) > 0.5, -100.0, 0.0)):
+        args = (f32(20 / 127), f32(0.3), f32(127 / 0.9))
+        p = GuardedOutput((bw, heads, n, pitch), torch.int8)
+        ops.softmax(scores.tensor, bias, mask, *args, p.tensor)
+        golden = reference.softmax(scores.tensor[..., :n], args[0], args[1], bias, mask, args[2])
+        assert_same_to_ties(p.check()[..., :n], golden, record_ties)
+        assert (p.tensor[..., n:] == 0).all()
+
+    p = s8(rng, bw, heads, n, pitch)  # any sign, and padding that must not be read
+    factor = f32(1.2 / (74 * math.sqrt(n)))
+    out = GuardedOutput((m, c), torch.int8)
+    ops.pv_gemm(p, v, factor, out.tensor)
+    assert_same_to_ties(out.check(), reference.pv_gemm(p[..., :n], v, factor), record_ties)
+
+
+def test_softmax_mask_repeats_for_every_image(variant, rng, record_ties):
+    batch, windows, heads, n = 3, 4, 2, 9
+    scores, bias = s8(rng, batch * windows, heads, n, 16), normal(rng, heads, n, n)
+    mask = torch.where(normal(rng, windows, n, n) > 0, -100.0, 0.0)
+    args = (f32(0.1), f32(0.5), 127.0)
+    out = GuardedOutput((batch * windows, heads, n, 16), torch.int8)
+    ops.softmax(scores, bias, mask, *args, out.tensor)
+    golden = reference.softmax(scores[..., :n], args[0], args[1], bias, mask, args[2])
+    assert_same_to_ties(out.check()[..., :n], golden, record_ties)
+
+
+@pytest.mark.parametrize("c", [96, 33])
+def test_proj_bias_residual_norm(variant, rng, record_ties, c):
+    batch, size = 2, (6, 4)
+    m = batch * size[0] * size[1]
+    proj, bias, residual = s8(rng, m, c), normal(rng, c), normal(rng, m, c, scale=2)
+    gamma, beta = 1 + normal(rng, c, scale=0.3), normal(rng, c)
+    numbers, order = geometry(batch, *size, (3, 2), (1, 1))
+    dequant, quant = f32(1.7 / 127), f32(127 / 2.2)
+    stream, out = guarded_copy(residual), GuardedOutput((m, c), torch.int8)
+    ops.proj_bias_residual_norm(proj, bias, stream.tensor, gamma, beta, numbers, dequant, quant, out.tensor)
+    golden = reference.proj_bias_residual_norm2(
+        proj, dequant, bias, residual.view(batch, *size, c), order, gamma, beta, quant
+    )
+    torch.testing.assert_close(stream.check(), golden.residual.view(m, c).float(), rtol=1e-6, atol=1e-6)
+    assert_same_to_ties(out.check(), golden.quantized, record_ties)
+
+
+@pytest.mark.parametrize("m,f", [(5, 384), (3, 77), (1, 1)])
+def test_bias_gelu(variant, rng, record_ties, m, f):
+    x, bias = s8(rng, m, f), normal(rng, f, scale=2)
+    dequant, quant = f32(8 / 127), f32(127 / 6.5)
+    out = GuardedOutput((m, f), torch.int8)
+    ops.bias_gelu(x, bias, dequant, quant, out.tensor)
+    assert_same_to_ties(out.check(), reference.fc1_bias_gelu(x, dequant, bias, quant), record_ties)
+
+
+def test_gelu_over_its_whole_range(variant):
+    """A fine scale (127 steps per 0.02) shows the polynomial's own error: less than 4e-7 * max(1, |x|)."""
+    worst = 0.0
+    for centre in torch.linspace(-6, 6, 97).tolist():
+        x = torch.arange(-128, 128, dtype=torch.int8).reshape(1, -1)
+        dequant, bias = f32(0.06 / 128), torch.full((256,), f32(centre))
+        value = reference.gelu(reference.dequantize(x, dequant) + bias.double())
+        quant = f32(120 / value.abs().max().item())
+        out = GuardedOutput((1, 256), torch.int8)
+        ops.bias_gelu(x, bias, dequant, quant, out.tensor)
+        exact = value * quant
+        off = (out.check().double() - exact).abs() - 0.5  # beyond half a step: the function's own error
+        worst = max(worst, (off / quant / value.abs().clamp(min=1)).max().item())
+    assert worst < 4e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32])
+@pytest.mark.parametrize("m,c", [(7, 96), (3, 13)])
+def test_bias_residual_and_dequantize(variant, rng, dtype, m, c):
+    low, high = (-128, 128) if dtype == torch.int8 else (-(2**30), 2**30)
+    x = torch.randint(low, high, (m, c), generator=rng, dtype=dtype)
+    bias, residual, dequant = normal(rng, c), normal(rng, m, c), f32(3.0 / high)
+    stream = guarded_copy(residual)
+    ops.bias_residual(x, bias, stream.tensor, dequant)
+    golden = reference.fc2_bias_residual(x, dequant, bias, residual)
+    torch.testing.assert_close(stream.check(), golden.float(), rtol=1e-6, atol=1e-6)
+    out = GuardedOutput((m, c), torch.float32)
+    ops.dequantize(x, dequant, out.tensor)
+    torch.testing.assert_close(out.check(), reference.dequantize(x, dequant).float(), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("batch,height,width,c", [(2, 14, 14, 32), (1, 4, 6, 9), (3, 2, 2, 1)])
+def test_patch_merge_norm(variant, rng, record_ties, batch, height, width, c):
+    residual = normal(rng, batch * height * width, c) + torch.arange(c)
+    gamma, beta, quant = 1 + normal(rng, 4 * c, scale=0.2), normal(rng, 4 * c), f32(127 / 2.8)
+    out = GuardedOutput((residual.shape[0] // 4, 4 * c), torch.int8)
+    ops.patch_merge_norm(residual, gamma, beta, [batch, height, width], quant, out.tensor)
+    golden = reference.patch_merge_norm(residual.view(batch, height, width, c), gamma, beta, quant)
+    assert_same_to_ties(out.check(), golden, record_ties)
+
+
+@pytest.mark.parametrize("batch,chans,size,patch,c", [(2, 3, (16, 8), 4, 96), (1, 1, (6, 10), 2, 37), (3, 2, (3, 3), 1, 5)])
+def test_patch_embed_and_its_norm(variant, rng, batch, chans, size, patch, c):
+    image, weight, bias = normal(rng, batch, chans, *size), normal(rng, c, chans * patch * patch), normal(rng, c)
+    gamma, beta = 1 + normal(rng, c), normal(rng, c)
+    tokens = batch * size[0] * size[1] // patch**2
+    out = GuardedOutput((tokens, c), torch.float32)
+    ops.patch_embed(image, weight, patch, out.tensor)
+    golden = reference.patch_embed(image, weight, patch)
+    torch.testing.assert_close(out.check(), golden.reshape(tokens, c).float(), rtol=1e-5, atol=1e-5)
+    embedded = out.tensor.clone()
+    for norm in ((gamma, beta), (None, None)):
+        x = guarded_copy(embedded)
+        ops.patch_embed_norm(x.tensor, bias, *norm)
+        empty = torch.empty(0)
+        golden = reference.patch_embed_norm(embedded.double(), bias, *(empty if t is None else t for t in norm))
+        torch.testing.assert_close(x.check(), golden.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch,tokens,c,classes", [(2, 49, 768, 1000), (3, 1, 9, 1), (1, 7, 65, 10)])
+def test_final_norm_pool_and_head(variant, rng, batch, tokens, c, classes):
+    residual, gamma, beta = normal(rng, batch * tokens, c), 1 + normal(rng, c), normal(rng, c)
+    features = GuardedOutput((batch, c), torch.float32)
+    ops.final_norm_pool(residual, gamma, beta, features.tensor)
+    golden = reference.final_norm_pool(residual.view(batch, tokens, 1, c), gamma, beta)
+    torch.testing.assert_close(features.check(), golden.float(), rtol=1e-5, atol=1e-5)
+    weight, bias = normal(rng, classes, c, scale=c**-0.5), normal(rng, classes)
+    logits = GuardedOutput((batch, classes), torch.float32)
+    ops.head(features.tensor, weight, bias, logits.tensor)
+    golden = reference.head(features.tensor.double(), weight, bias)
+    torch.testing.assert_close(logits.check(), golden.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_every_variant_gives_the_same_integers(rng):
+    x, w = s8(rng, 61, 130), s8(rng, 45, 130)
+    results = []
+    for name in engine.cpu_variants():
+        engine.select_cpu_variant(name)
+        out = torch.empty(61, 45, dtype=torch.int32)
+        ops.gemm_s8(x, w, 0.0, False, out)
+        results.append(out)
+    engine.select_cpu_variant("")
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+BAD_CALLS = {
+    "K does not fit": (ValueError, r"gemm_s8 .*x is int8 \[4, 8\]; int8 \[4, 9\] is needed",
+        lambda: ops.gemm_s8(torch.zeros(4, 8, dtype=torch.int8), torch.zeros(3, 9, dtype=torch.int8), 1.0, False, torch.zeros(4, 3, dtype=torch.int8))),
+    "float activations": (TypeError, r"gemm_s8 .*x is float32 \[4, 8\]; int8 is needed",
+        lambda: ops.gemm_s8(torch.zeros(4, 8), torch.zeros(3, 8, dtype=torch.int8), 1.0, False, torch.zeros(4, 3, dtype=torch.int8))),
+    "ReLU on accumulators": (ValueError, r"ReLU epilogue needs an int8 output",
+        lambda: ops.gemm_s8(torch.zeros(4, 8, dtype=torch.int8), torch.zeros(3, 8, dtype=torch.int8), 1.0, True, torch.zeros(4, 3, dtype=torch.int32))),
+    "odd side to merge": (ValueError, r"3x4 tokens cannot be merged",
+        lambda: ops.patch_merge_norm(torch.zeros(12, 4), torch.ones(16), torch.ones(16), [1, 3, 4], 1.0, torch.zeros(3, 16, dtype=torch.int8))),
+    "window that does not divide": (ValueError, r"do not divide into windows of 3x3",
+        lambda: ops.norm_shift_partition(torch.zeros(16, 4), torch.ones(4), torch.ones(4), [1, 4, 4, 3, 3, 0, 0], 1.0, torch.zeros(16, 4, dtype=torch.int8))),
+    "unknown dtype": (TypeError, r"the engine knows float32, float16, int8 and int32",
+        lambda: ops.dequantize(torch.zeros(2, 2, dtype=torch.int64), 1.0, torch.zeros(2, 2))),
+    "not contiguous": (ValueError, r"not contiguous",
+        lambda: ops.dequantize(torch.zeros(4, 2, dtype=torch.int8).t(), 1.0, torch.zeros(2, 4))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_arguments_are_named(case):
+    error, message, call = BAD_CALLS[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_patch_embed_names_the_image_that_is_not_finite(variant):
+    for value in (math.nan, math.inf):
+        image = torch.zeros(3, 1, 4, 4)
+        image[2, 0, 3, 1] = value
+        with pytest.raises(ValueError, match="image 2 of the batch"):
+            ops.patch_embed(image, torch.zeros(8, 4), 2, torch.zeros(12, 8))
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(NotImplementedError, match="avx99.*this build on this machine has"):
+        engine.select_cpu_variant("avx99")
+
+
+@pytest.mark.parametrize("op", ["gemm_s8", "dequantize", "bias_residual"])
+def test_opcheck_of_single_ops(op, rng):
+    x, w = s8(rng, 4, 8), s8(rng, 3, 8)
+    args = {
+        "gemm_s8": (x, w, 0.01, True, torch.zeros(4, 3, dtype=torch.int8)),
+        "dequantize": (x, 0.5, torch.zeros(4, 8)),
+        "bias_residual": (x, torch.zeros(8), torch.zeros(4, 8), 0.5),
+    }[op]
+    torch.library.opcheck(getattr(ops, op).default, args, test_utils=("test_schema",))
