@@ -1,0 +1,330 @@
+"""Swin-V1 models as timm builds them, their geometry, and the GELU-less variant.
+
+A GELU-less model is the same timm model with ReLU for GELU and with the FC1 bias zero and frozen (seed paper,
+Algorithm 1, lines 3 to 6). Its checkpoint has the same names and shapes; the meta data says which of the two it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from torch import Tensor, nn
+
+from pyharness.checkpoint import (
+    load_checkpoint,
+    save_state_dict,
+    to_microsoft_layout,
+    to_timm_layout,
+)
+from pyharness.config import MICRO_DIGITS, SwinConfig
+from pyharness.errors import CheckpointError, ModelError
+
+__all__ = [
+    "ACTIVATIONS",
+    "MICRO_TEACHER",
+    "blocks_of",
+    "checkpoint_meta",
+    "config_of",
+    "create_model",
+    "is_geluless",
+    "load_checkpoint",
+    "load_model",
+    "load_state",
+    "load_weights",
+    "make_geluless",
+    "make_geluless_block",
+    "model_from_config",
+    "save_checkpoint",
+    "to_microsoft_layout",
+    "to_timm_layout",
+]
+
+ACTIVATIONS = ("gelu", "relu")
+MICRO_TEACHER = Path(__file__).resolve().parent / "assets" / "swin_micro_digits.safetensors"
+"""The trained GELU model of the digits, made by pyharness/train_teacher.py; "pretrained" of the micro model."""
+
+_LAYER_NORM_EPS = 1e-5
+"""What the engine computes with."""
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int | None = None,
+    weights: str | Path = "random",
+    seed: int = 0,
+    activation: str = "gelu",
+) -> SwinTransformer:
+    """A timm Swin-V1 by its timm name, or `swin_micro_digits`: fp32, on the CPU, in eval mode.
+
+    `weights` is "random" (drawn from `seed`), "pretrained" (timm's hub; for the micro model the file in the package) or
+    a checkpoint's path. Without `num_classes`, a checkpoint's own number of classes is taken. `activation` "relu" gives
+    the GELU-less model; from a GELU model's weights that is the paper's ablation without distillation.
+    Stochastic depth is off, so that training and inference compute the same function.
+
+    Raises ModelError (unknown name, or a geometry the engine cannot run) and CheckpointError (weights that cannot be
+    had, or do not fit).
+    """
+    _check_request(name, activation)
+    if name == MICRO_DIGITS.name and weights == "pretrained":
+        weights = MICRO_TEACHER
+    path = None if weights in ("random", "pretrained") else Path(weights)
+    state, meta = load_checkpoint(path) if path else ({}, {})
+    if num_classes is None and "head.fc.weight" in state:
+        num_classes = state["head.fc.weight"].shape[0]
+    wanted = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, wanted, pretrained=weights == "pretrained")
+    config_of(model, name)
+    if path:
+        if meta.get("activation") == "relu" and activation == "relu":
+            make_geluless(model)
+        load_state(model, state, meta, str(path))
+    if activation == "relu":
+        make_geluless(model)
+    return model.eval()
+
+
+def load_model(path: str | Path, name: str | None = None) -> tuple[SwinTransformer, dict[str, Any]]:
+    """The model a checkpoint describes, with its weights, and the checkpoint's meta data.
+
+    Geometry and activation come from the meta data. A checkpoint without any (a published one) needs the timm `name`.
+    """
+    state, meta = load_checkpoint(path)
+    if "config" not in meta:
+        if name is None:
+            raise CheckpointError(f"{path}: does not say which model it is of; give the model's timm name (--model)")
+        return create_model(name, weights=path), {"model": name, "activation": "gelu"}
+    config = SwinConfig.from_json(json.dumps(meta["config"]))
+    if name not in (None, config.name):
+        raise CheckpointError(f"{path}: is a checkpoint of {config.name}, not of {name}; leave the name out")
+    model = model_from_config(config)
+    if meta.get("activation") == "relu":
+        make_geluless(model)
+    load_state(model, state, meta, str(path))
+    return model.eval(), meta
+
+
+def model_from_config(config: SwinConfig) -> SwinTransformer:
+    """timm's Swin-V1 of the geometry `config`, with timm's random initial weights, in eval mode."""
+    if not config.patch_norm:
+        raise ModelError(
+            f"{config.name}: timm's Swin always normalizes after the patch embedding; patch_norm must be on"
+        )
+    model = SwinTransformer(
+        img_size=config.img_size,
+        patch_size=config.patch_size,
+        in_chans=config.in_chans,
+        num_classes=config.num_classes,
+        embed_dim=config.embed_dim,
+        depths=config.depths,
+        num_heads=config.num_heads,
+        window_size=[(size, size) for size in config.window_size],
+        mlp_ratio=config.mlp_ratio,
+        qkv_bias=config.qkv_bias,
+        drop_path_rate=0.0,
+    )
+    if timm.is_model(config.name):
+        model.pretrained_cfg = timm.get_pretrained_cfg(config.name).to_dict()
+    if config.qk_scale is not None:
+        for block in blocks_of(model):
+            block.attn.scale = config.qk_scale
+    return model.eval()
+
+
+def _check_request(name: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+    if name != MICRO_DIGITS.name and not timm.is_model(name):
+        known = ", ".join([MICRO_DIGITS.name, *timm.list_models("swin_*_window*")])
+        raise ModelError(f"model {name!r} is unknown to timm; Swin-V1 models are: {known}")
+
+
+def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    if name == MICRO_DIGITS.name:
+        size = wanted.get("img_size", MICRO_DIGITS.img_size)
+        img_size = (size, size) if isinstance(size, int) else size
+        return model_from_config(dataclasses.replace(MICRO_DIGITS, **{**wanted, "img_size": img_size}))
+    try:
+        return timm.create_model(name, pretrained=pretrained, drop_path_rate=0.0, **wanted)
+    except Exception as error:  # the hub's client raises its own kinds, which differ between versions
+        reason = (str(error).splitlines() or [""])[0][:200]
+        if pretrained:
+            raise CheckpointError(
+                f"the weights of {name} could not be had from timm's hub ({type(error).__name__}: {reason}). "
+                "Without a network, download the checkpoint elsewhere and give its path as the weights"
+            ) from None
+        raise ModelError(f"timm cannot build {name} with {dict(wanted)}: {type(error).__name__}: {reason}") from None
+
+
+# --- Geometry ---------------------------------------------------------------------------------------------------------
+
+
+def config_of(model: nn.Module, name: str) -> SwinConfig:
+    """The geometry of a timm Swin-V1 model, windows as configured (before the resolution-at-most-window rule).
+
+    ModelError where the model is no Swin-V1 or has something that the engine does not compute; FormatError where the
+    sizes do not divide (timm would pad).
+    """
+    if not isinstance(model, SwinTransformer):
+        raise ModelError(f"{name}: is a {type(model).__name__}; only Swin-V1 (timm's SwinTransformer) is supported")
+    first = model.layers[0].blocks[0]
+    windows = getattr(model, "_ref_window_sizes", None) or [s.blocks[0].window_size for s in model.layers]
+    _need_square(name, "patch size", model.patch_embed.patch_size)
+    for window in windows:
+        _need_square(name, "window", window)
+    default_scale = first.attn.num_heads**0.5 * first.dim**-0.5
+    config = SwinConfig(
+        name=name,
+        img_size=tuple(model.patch_embed.img_size),
+        patch_size=model.patch_embed.patch_size[0],
+        in_chans=model.patch_embed.proj.in_channels,
+        num_classes=model.num_classes,
+        embed_dim=model.patch_embed.proj.out_channels,
+        depths=tuple(len(stage.blocks) for stage in model.layers),
+        num_heads=tuple(stage.blocks[0].attn.num_heads for stage in model.layers),
+        window_size=tuple(window[0] for window in windows),
+        mlp_ratio=first.mlp.fc1.out_features / first.dim,
+        qkv_bias=first.attn.qkv.bias is not None,
+        qk_scale=None if abs(first.attn.scale / default_scale - 1) < 1e-9 else first.attn.scale,
+        patch_norm=not isinstance(model.patch_embed.norm, nn.Identity),
+    )
+    _check_computable(model, config)
+    return config
+
+
+def _need_square(name: str, what: str, size: tuple[int, int]) -> None:
+    if size[0] != size[1]:
+        raise ModelError(f"{name}: the {what} is {tuple(size)}; the engine needs it square")
+
+
+def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
+    """ModelError unless the model computes exactly what `config` describes."""
+
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise ModelError(f"{config.name}: {message}; the engine cannot run this model")
+
+    need(getattr(model, "absolute_pos_embed", None) is None, "has an absolute position embedding (ape)")
+    need(model.global_pool == "avg", f"pools with {model.global_pool!r}, not the average")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            need(module.eps == _LAYER_NORM_EPS, f"{name} has eps {module.eps}, not {_LAYER_NORM_EPS}")
+    for stage, layer in zip(config.stages(), model.layers):
+        for index, block in enumerate(layer.blocks):
+            at = f"layers.{stage.index}.blocks.{index}"
+            need(not block.always_partition, f"{at} partitions always (always_partition)")
+            need(block.dim == stage.dim, f"{at} has {block.dim} channels, not embed_dim * 2**stage = {stage.dim}")
+            need(block.attn.qkv.out_features == 3 * stage.dim, f"{at} has a head_dim other than dim // heads")
+            need(block.mlp.fc1.out_features == config.hidden_dim(stage.dim), f"{at} has its own mlp_ratio")
+            need((block.attn.qkv.bias is not None) == config.qkv_bias, f"{at} has its own qkv_bias")
+            scale = config.qk_scale if config.qk_scale is not None else stage.head_dim**-0.5
+            need(abs(block.attn.scale / scale - 1) < 1e-9, f"{at} has its own qk_scale {block.attn.scale}")
+            found = (tuple(block.window_size), tuple(block.shift_size))
+            wanted = (stage.window, stage.block_shift(index))
+            need(found == wanted, f"{at} has window and shift {found}, not {wanted}")
+            need(_activation_of(block) is not None, f"{at} has the activation {block.mlp.act}, not GELU (erf) or ReLU")
+
+
+# --- GELU-less --------------------------------------------------------------------------------------------------------
+
+
+def blocks_of(model: SwinTransformer) -> list[SwinTransformerBlock]:
+    """All Transformer blocks, from the input to the output."""
+    return [block for stage in model.layers for block in stage.blocks]
+
+
+def make_geluless_block(block: SwinTransformerBlock) -> None:
+    """ReLU for GELU, FC1 bias zero and frozen, in place (seed paper, Algorithm 1, lines 4 to 6)."""
+    block.mlp.act = nn.ReLU()
+    with torch.no_grad():
+        block.mlp.fc1.bias.zero_()
+    block.mlp.fc1.bias.requires_grad_(False)
+
+
+def make_geluless(model: SwinTransformer) -> None:
+    """`make_geluless_block` on every block, in place."""
+    for block in blocks_of(model):
+        make_geluless_block(block)
+
+
+def is_geluless(model: SwinTransformer) -> bool:
+    """True where every block has ReLU and a zero FC1 bias; a half-converted model is not GELU-less."""
+    return all(_activation_of(b) == "relu" and not b.mlp.fc1.bias.any() for b in blocks_of(model))
+
+
+def _activation_of(block: SwinTransformerBlock) -> str | None:
+    act = block.mlp.act
+    if isinstance(act, nn.ReLU):
+        return "relu"
+    return "gelu" if isinstance(act, nn.GELU) and act.approximate == "none" else None
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_meta(model: SwinTransformer, name: str, **extra: Any) -> dict[str, Any]:
+    """Meta data of a checkpoint: model, activation, config, and whatever else describes its origin."""
+    config = dataclasses.asdict(config_of(model, name))
+    return {"model": name, "activation": "relu" if is_geluless(model) else "gelu", "config": config, **extra}
+
+
+def save_checkpoint(path: str | Path, model: SwinTransformer, meta: Mapping[str, Any]) -> None:
+    """Write the model's weights in timm's layout with `meta` (see `checkpoint_meta`), atomically.
+
+    .safetensors (meta as JSON in the header) or .pth / .pt, by the suffix.
+    """
+    save_state_dict(path, model.state_dict(), meta)
+
+
+def load_weights(model: SwinTransformer, path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint into `model`, strictly, and return the checkpoint's meta data. Errors as `load_state`."""
+    state, meta = load_checkpoint(path)
+    load_state(model, state, meta, str(path))
+    return meta
+
+
+def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mapping[str, Any], source: str) -> None:
+    """Copy `state` (timm's layout) into `model`; the model is unchanged where it does not fit.
+
+    CheckpointError, naming `source`, lists every missing, unexpected and wrong-shape tensor; also for values that are
+    not finite or not floating point, and where GELU and GELU-less are mixed up.
+    """
+    own = model.state_dict()
+    faults = [
+        *_listed("missing", sorted(own.keys() - state.keys())),
+        *_listed("unexpected", sorted(state.keys() - own.keys())),
+    ]
+    shared = [name for name in own if name in state]
+    shapes = [
+        f"{name} {list(state[name].shape)} (the model has {list(own[name].shape)})"
+        for name in shared
+        if state[name].shape != own[name].shape
+    ]
+    faults += _listed("wrong shape", shapes)
+    faults += _listed("not floating point", [name for name in shared if not state[name].is_floating_point()])
+    faults += _listed("NaN or infinite", [name for name in shared if not state[name].isfinite().all()])
+    if faults:
+        raise CheckpointError(f"{source}: does not fit the model. " + "; ".join(faults))
+    geluless = is_geluless(model)
+    if meta.get("activation") == "relu" and not geluless:
+        raise CheckpointError(f"{source}: is a GELU-less checkpoint and the model has GELU; use activation 'relu'")
+    biased = [name for name in shared if name.endswith("mlp.fc1.bias") and state[name].any()]
+    if geluless and biased:
+        raise CheckpointError(f"{source}: has FC1 biases ({biased[0]}, ...), which a GELU-less model must not have")
+    model.load_state_dict(dict(state), strict=True)
+
+
+def _listed(fault: str, names: list[str]) -> list[str]:
+    return [f"{fault} ({len(names)}): {', '.join(names)}"] if names else []

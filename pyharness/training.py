@@ -1,0 +1,67 @@
+"""What the two training programs share: repeatable arithmetic, progress on stderr, logs."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyharness.atomic import atomic_path
+
+
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """Inside, PyTorch's random numbers follow from `seed` and its operations add in a fixed order.
+
+    Needed even on a CPU: in models with many heads, the gradient of the relative position bias table is otherwise added
+    up by several threads in any order. With the same number of threads on the same kind of CPU, results then repeat
+    bit for bit. On CUDA, operations without a fixed order only warn. The caller's random state and settings come back
+    at the end.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def progress(batches: Iterable, *, total: int, initial: int, label: str) -> Iterable:
+    """`batches` with a progress bar on stderr; without a terminal, unchanged (the caller reports each step's end)."""
+    from tqdm import tqdm
+
+    return tqdm(
+        batches, total=total, initial=initial, desc=label, unit="batch", leave=False, disable=not sys.stderr.isatty()
+    )
+
+
+def report(line: str) -> None:
+    """One line of progress on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write `rows` under the header `fields`, atomically. None becomes an empty cell."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class Stopwatch:
+    """Seconds of wall time, continued over interruptions by starting from those already spent."""
+
+    def __init__(self, spent: float = 0.0) -> None:
+        self._begin = time.perf_counter() - spent
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin

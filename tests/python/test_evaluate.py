@@ -1,0 +1,166 @@
+"""Accuracy, its interval, and the kinds of files that evaluate.py opens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyharness import evaluate, models
+from pyharness.config import MICRO_DIGITS
+from pyharness.data import DigitsDataset, make_loader
+from pyharness.errors import CheckpointError, DataError, EngineError, HarnessError
+
+MICRO = MICRO_DIGITS.name
+
+
+def batches(*sizes, classes=10, start=0):
+    """Batches whose images carry their running number, with labels number % classes."""
+    for size in sizes:
+        number = torch.arange(start, start + size)
+        yield number.float().view(-1, 1, 1, 1), number % classes
+        start += size
+
+
+def predictor(ranks, classes=10):
+    """Logits that put the true class of image n at rank ranks[n]."""
+
+    def predict(images):
+        number = images.flatten().long()
+        logits = torch.arange(classes, 0, -1).float().repeat(len(number), 1)
+        for row, n in enumerate(number.tolist()):
+            label, place = n % classes, ranks[n]
+            order = [c for c in range(classes) if c != label]
+            order.insert(place, label)
+            logits[row, order] = torch.arange(classes, 0, -1).float()
+        return logits
+
+    return predict
+
+
+def test_accuracy_counts_ranks_over_uneven_batches():
+    ranks = [0, 1, 4, 5, 0, 9, 0]
+    result = evaluate.accuracy(predictor(ranks), batches(4, 2, 1))
+    assert result.n == 7
+    assert result.top1 == pytest.approx(100 * 3 / 7)
+    assert result.top5 == pytest.approx(100 * 5 / 7)
+
+
+def test_limit_cuts_inside_a_batch_and_asks_for_no_more():
+    asked = []
+
+    def predict(images):
+        asked.append(len(images))
+        return predictor([0] * 5 + [3] * 20)(images)
+
+    result = evaluate.accuracy(predict, batches(4, 4, 4, 4), limit=6)
+    assert (result.n, asked) == (6, [4, 2])
+    assert result.top1 == pytest.approx(100 * 5 / 6)
+
+
+def test_few_classes_have_no_top5():
+    assert evaluate.accuracy(predictor([0, 4], classes=5), batches(2, classes=5)).top5 is None
+    assert evaluate.accuracy(predictor([0, 4], classes=6), batches(2, classes=6)).top5 == 100
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(0, 10, 0.0, 27.753), (10, 10, 72.247, 100.0), (5, 10, 23.659, 76.341), (593, 597, 98.290, 99.739)],
+)
+def test_wilson_interval(correct, n, low, high):
+    """The ends solve (p - p0)^2 = z^2 p0 (1 - p0) / n, the definition of the score interval."""
+    interval = evaluate.wilson_interval(correct, n)
+    assert interval == pytest.approx((low, high), abs=0.01)
+    for end in interval:
+        p0 = end / 100
+        residual = (correct / n - p0) ** 2 - evaluate.Z_95**2 * p0 * (1 - p0) / n
+        assert math.isclose(residual, 0, abs_tol=1e-9)
+
+
+def test_no_share_is_a_programming_error():
+    for correct, n in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="not a share"):
+            evaluate.wilson_interval(correct, n)
+
+
+def test_broken_input_is_an_error_not_a_low_accuracy():
+    def nan(images):
+        logits = torch.zeros(len(images), 10)
+        logits[1, 3] = float("nan")
+        return logits
+
+    with pytest.raises(HarnessError, match="image 5 "):
+        evaluate.accuracy(lambda x: nan(x) if x[0] == 4 else torch.zeros(len(x), 10), batches(4, 4))
+    with pytest.raises(DataError, match="label 9, the model has 7 classes"):
+        evaluate.accuracy(lambda x: torch.zeros(len(x), 7), batches(10))
+    with pytest.raises(DataError, match="no image"):
+        evaluate.accuracy(predictor([]), [])
+
+
+def test_packaged_teacher_reaches_its_recorded_accuracy(capsys):
+    """On the 597 images it was not trained on; at least 97 % is required."""
+    assert evaluate.main([str(models.MICRO_TEACHER)]) == 0
+    shown = float(capsys.readouterr().out.split("top-1 ")[1].split(" %")[0])
+    recorded = models.load_checkpoint(models.MICRO_TEACHER)[1]["heldout_accuracy"]
+    assert shown >= 97.0
+    assert shown == pytest.approx(recorded, abs=0.35)  # two images: another CPU may round a close call otherwise
+
+
+def test_program_takes_several_files_and_a_limit(tmp_path, capsys):
+    model = models.create_model(MICRO, seed=1, activation="relu")
+    models.save_checkpoint(tmp_path / "relu.pth", model, models.checkpoint_meta(model, MICRO))
+    arguments = [str(models.MICRO_TEACHER), str(tmp_path / "relu.pth"), "--limit", "32"]
+    assert evaluate.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("32 images" in line for line in lines)
+    assert "fp32)" in lines[0] and "GELU-less)" in lines[1]
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    """The packaged teacher with rough scales: enough to be far better than chance."""
+    from pyharness.calibrated import checkpoint_of, save_calibrated
+    from pyharness.fakequant import FakeQuantSwin
+
+    fake = FakeQuantSwin.from_timm(models.create_model(MICRO, weights="pretrained"), MICRO_DIGITS)
+    for name, quantizer in fake.quantizers():
+        quantizer.amax = torch.tensor(1.0 if "matmul_a" in name or "weight" in name else 8.0)
+    save_calibrated(tmp_path / "calibrated.safetensors", checkpoint_of(fake, {}))
+    return tmp_path / "calibrated.safetensors"
+
+
+def test_calibrated_checkpoints_are_recognized(calibrated):
+    predictor = evaluate.open_predictor(calibrated)
+    assert (predictor.kind, predictor.model_name) == ("fake-quantized, ft_int8", MICRO)
+    with pytest.raises(CheckpointError, match="not of swin_tiny"):
+        evaluate.open_predictor(calibrated, "swin_tiny_patch4_window7_224")
+
+
+def test_engine_files_run_on_the_engine(calibrated, tmp_path):
+    from pyharness import engine
+    from pyharness.calibrated import load_calibrated
+    from pyharness.convert import to_engine_file
+    from pyharness.engine_file import save_engine_file
+
+    try:
+        engine.engine_info()
+    except EngineError as error:
+        pytest.skip(f"the engine is not built: {error}")
+    save_engine_file(tmp_path / "engine.safetensors", to_engine_file(load_calibrated(calibrated)))
+    on_engine = evaluate.open_predictor(tmp_path / "engine.safetensors")
+    assert (on_engine.kind, on_engine.model_name) == ("engine, ft_int8", MICRO)
+    assert isinstance(on_engine.predict, engine.SwinInt8)
+    loader = make_loader(DigitsDataset(train=False), 32)
+    fake = evaluate.accuracy(evaluate.open_predictor(calibrated).predict, loader, limit=96)
+    assert evaluate.accuracy(on_engine.predict, loader, limit=96).top1 == pytest.approx(fake.top1, abs=5)
+    assert fake.top1 > 50
+
+
+def test_program_explains_mistakes(tmp_path):
+    with pytest.raises(HarnessError, match="--batch"):
+        evaluate.main([str(models.MICRO_TEACHER), "--batch", "0"])
+    with pytest.raises(CheckpointError, match="no such file"):
+        evaluate.main([str(tmp_path / "none.safetensors")])
+    with pytest.raises(CheckpointError, match="not of swin_tiny"):
+        evaluate.main([str(models.MICRO_TEACHER), "--model", "swin_tiny_patch4_window7_224"])

@@ -1,0 +1,381 @@
+"""Models, their geometry, the GELU-less variant, and checkpoints good and bad."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from pyharness import models
+from pyharness.atomic import atomic_path
+from pyharness.config import MICRO_DIGITS, SwinConfig
+from pyharness.errors import CheckpointError, FormatError, HarnessError, ModelError
+
+MICRO = MICRO_DIGITS.name
+
+
+@pytest.fixture
+def micro():
+    return models.create_model(MICRO, seed=3)
+
+
+def save(model, path, **extra):
+    models.save_checkpoint(path, model, models.checkpoint_meta(model, MICRO, **extra))
+    return path
+
+
+def images(config=MICRO_DIGITS, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, config.in_chans, *config.img_size, generator=generator)
+
+
+# --- create_model and config_of ---------------------------------------------------------------------------------------
+
+
+def test_micro_model_has_the_agreed_geometry(micro):
+    assert models.config_of(micro, MICRO) == MICRO_DIGITS
+    assert micro(images()).shape == (2, 10)
+    assert not micro.training
+    assert micro.layers[0].blocks[1].attn_mask is not None, "stage 0 must shift"
+    assert micro.layers[1].blocks[1].attn_mask is None, "stage 1 is one window and must not"
+
+
+@pytest.mark.parametrize(
+    ("name", "depths", "embed_dim", "windows"),
+    [
+        ("swin_tiny_patch4_window7_224", (2, 2, 6, 2), 96, (7, 7, 7, 7)),
+        ("swin_s3_tiny_224", (2, 2, 6, 2), 96, (7, 7, 14, 7)),
+    ],
+)
+def test_geometry_of_timm_models(name, depths, embed_dim, windows):
+    config = models.config_of(models.create_model(name, num_classes=3), name)
+    assert (config.depths, config.embed_dim, config.window_size) == (depths, embed_dim, windows)
+    assert (config.num_classes, config.img_size, config.qk_scale) == (3, (224, 224), None)
+
+
+def test_window_is_read_as_configured_not_as_clamped():
+    """Stage 1 has 7x7 tokens, so its window of 14 shrinks to 7; the configuration still says 14."""
+    config = dataclasses.replace(MICRO_DIGITS, depths=(1, 1), window_size=(14, 14))
+    model = models.model_from_config(config)
+    assert model.layers[1].blocks[0].window_size == (7, 7)
+    assert models.config_of(model, MICRO).window_size == (14, 14)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"qkv_bias": False},
+        {"qk_scale": 0.25},
+        {"mlp_ratio": 2.0},
+        {"img_size": (28, 56)},
+        {"num_classes": 0},
+        {"in_chans": 3},
+        {"depths": (1, 3), "num_heads": (2, 4)},
+    ],
+)
+def test_model_from_config_and_config_of_are_inverse(change):
+    config = dataclasses.replace(MICRO_DIGITS, **change)
+    model = models.model_from_config(config)
+    assert models.config_of(model, MICRO) == config
+    assert model(images(config, batch=1)).isfinite().all()
+
+
+def test_seed_decides_the_random_weights_and_leaves_the_callers_generator_alone():
+    state = torch.get_rng_state()
+    first, again, other = (models.create_model(MICRO, seed=s).state_dict() for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.fc.weight"], other["head.fc.weight"])
+
+
+def test_no_stochastic_depth(micro):
+    """Training mode must compute the function of eval mode, or distillation would chase noise."""
+    tiny = models.create_model("swin_tiny_patch4_window7_224", num_classes=2)
+    assert not any(isinstance(m, timm.layers.DropPath) for m in tiny.modules())
+    assert torch.equal(micro.train()(images()), micro.eval()(images()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "swin_huge"}, "swin_tiny_patch4_window7_224"),
+        ({"name": "resnet18", "num_classes": 2}, "only Swin-V1"),
+        ({"name": "swinv2_cr_tiny_ns_224", "num_classes": 2}, "only Swin-V1"),
+        ({"name": MICRO, "activation": "silu"}, "gelu, relu"),
+    ],
+)
+def test_wrong_requests_are_explained(arguments, message):
+    with pytest.raises(ModelError, match=message):
+        models.create_model(**arguments)
+
+
+def test_padding_is_refused():
+    with pytest.raises(FormatError, match="not a multiple of its window"):
+        models.create_model(MICRO, img_size=30)
+
+
+def _break_eps(model):
+    model.layers[0].blocks[0].norm2.eps = 1e-6
+
+
+def _break_scale(model):
+    model.layers[1].blocks[0].attn.scale *= 2
+
+
+def _break_activation(model):
+    model.layers[0].blocks[1].mlp.act = nn.GELU(approximate="tanh")
+
+
+def _break_partition(model):
+    model.layers[0].blocks[0].always_partition = True
+
+
+def _break_pool(model):
+    model.global_pool = "max"
+
+
+def _break_ape(model):
+    model.absolute_pos_embed = nn.Parameter(torch.zeros(1, 196, 32))
+
+
+def _break_shift(model):
+    model.layers[0].blocks[1].shift_size = (2, 2)
+
+
+def _break_head_dim(model):
+    model.layers[0].blocks[0].attn.qkv = nn.Linear(32, 3 * 48)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_break_eps, "layers.0.blocks.0.norm2 has eps"),
+        (_break_scale, "layers.1.blocks.0 has its own qk_scale"),
+        (_break_activation, "layers.0.blocks.1 has the activation"),
+        (_break_partition, "always_partition"),
+        (_break_pool, "pools with 'max'"),
+        (_break_ape, "ape"),
+        (_break_shift, "window and shift"),
+        (_break_head_dim, "head_dim"),
+    ],
+)
+def test_what_the_engine_cannot_run_is_refused(micro, damage, message):
+    damage(micro)
+    with pytest.raises(ModelError, match=message):
+        models.config_of(micro, MICRO)
+
+
+def test_without_network_the_hub_gives_one_clear_error(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(CheckpointError, match="give its path"):
+        models.create_model("swin_tiny_patch4_window7_224", weights="pretrained")
+
+
+# --- GELU-less --------------------------------------------------------------------------------------------------------
+
+
+def test_geluless_block_has_relu_and_a_frozen_zero_bias(micro):
+    nn.init.ones_(micro.layers[0].blocks[0].mlp.fc1.bias)
+    before = copy.deepcopy(micro)
+    models.make_geluless_block(models.blocks_of(micro)[0])
+    mlp = micro.layers[0].blocks[0].mlp
+    assert isinstance(mlp.act, nn.ReLU) and not mlp.fc1.bias.any() and not mlp.fc1.bias.requires_grad
+    assert not models.is_geluless(micro), "one block of four"
+    untouched = [n for n, p in before.state_dict().items() if torch.equal(p, micro.state_dict()[n])]
+    assert len(untouched) == len(before.state_dict()) - 1
+    models.make_geluless(micro)
+    assert models.is_geluless(micro)
+
+
+def test_geluless_forward_is_relu_of_the_product_alone(micro):
+    models.make_geluless(micro)
+    mlp = micro.layers[0].blocks[0].mlp
+    x = torch.randn(5, 32)
+    expected = nn.functional.linear(torch.clamp(x @ mlp.fc1.weight.T, min=0), mlp.fc2.weight, mlp.fc2.bias)
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_blocks_are_in_order(micro):
+    assert models.blocks_of(micro) == [micro.layers[i].blocks[j] for i in (0, 1) for j in (0, 1)]
+
+
+# --- Layouts ----------------------------------------------------------------------------------------------------------
+
+
+def test_layouts_are_inverse_and_idempotent(micro):
+    state = micro.state_dict()
+    microsoft = models.to_microsoft_layout(state)
+    assert {"head.weight", "layers.0.downsample.reduction.weight"} <= microsoft.keys()
+    assert not any(name.startswith(("layers.1.downsample", "head.fc")) for name in microsoft)
+    assert models.to_microsoft_layout(microsoft).keys() == microsoft.keys()
+    for back in (models.to_timm_layout(microsoft), models.to_timm_layout(state)):
+        assert list(back) == list(state)
+        assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_a_microsoft_checkpoint_loads(micro, tmp_path):
+    state = models.to_microsoft_layout(micro.state_dict())
+    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    state["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 49, 49)
+    torch.save({"model": state}, tmp_path / "ms.pth")
+    loaded = models.create_model(MICRO, weights=tmp_path / "ms.pth", seed=9)
+    assert torch.equal(loaded(images()), micro(images()))
+
+
+def test_reduction_columns_are_in_microsofts_order(micro):
+    """Microsoft concatenates x[0::2, 0::2], x[1::2, 0::2], x[0::2, 1::2], x[1::2, 1::2]; timm must do the same."""
+    merge = micro.layers[1].downsample
+    x = torch.randn(2, 14, 14, 32)
+    gathered = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+    torch.testing.assert_close(merge(x), merge.reduction(merge.norm(gathered)))
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+@pytest.mark.parametrize("activation", models.ACTIVATIONS)
+def test_checkpoint_round_trip(tmp_path, suffix, activation):
+    model = models.create_model(MICRO, seed=5, num_classes=7, activation=activation)
+    path = save(model, tmp_path / f"m{suffix}", note="hello")
+    loaded, meta = models.load_model(path)
+    assert meta["activation"] == activation and meta["note"] == "hello"
+    assert SwinConfig(**meta["config"]) == models.config_of(model, MICRO)
+    assert models.is_geluless(loaded) == (activation == "relu")
+    assert torch.equal(loaded(images()), model(images()))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name], "no temporary file may stay"
+
+
+def test_wrapped_and_distributed_checkpoints_are_unwrapped(micro, tmp_path):
+    state = {f"module.{name}": tensor for name, tensor in micro.state_dict().items()}
+    for key in ("model", "state_dict", "model_ema"):
+        torch.save({key: state, "epoch": 3}, tmp_path / "w.pth")
+        models.load_weights(models.create_model(MICRO, seed=8), tmp_path / "w.pth")
+
+
+def test_number_of_classes_follows_the_checkpoint(tmp_path):
+    path = save(models.create_model(MICRO, num_classes=4), tmp_path / "m.pth")
+    assert models.create_model(MICRO, weights=path).num_classes == 4
+
+
+def test_every_fault_of_a_checkpoint_is_listed(micro, tmp_path):
+    state = micro.state_dict()
+    del state["norm.weight"]
+    state["extra"] = torch.zeros(1)
+    state["head.fc.weight"] = torch.zeros(3, 64)
+    state["norm.bias"] = torch.full((64,), float("nan"))
+    torch.save(state, tmp_path / "bad.pth")
+    target = models.create_model(MICRO, seed=1)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(CheckpointError) as error:
+        models.load_weights(target, tmp_path / "bad.pth")
+    for part in (
+        "missing (1): norm.weight",
+        "unexpected (1): extra",
+        "head.fc.weight [3, 64] (the model has [10, 64])",
+        "NaN or infinite (1): norm.bias",
+    ):
+        assert part in str(error.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
+
+
+def test_gelu_and_geluless_are_not_mixed_up(micro, tmp_path):
+    nn.init.ones_(micro.layers[0].blocks[0].mlp.fc1.bias)
+    gelu = save(micro, tmp_path / "gelu.pth")
+    relu = save(models.create_model(MICRO, weights=gelu, activation="relu"), tmp_path / "relu.pth")
+    with pytest.raises(CheckpointError, match="is a GELU-less checkpoint"):
+        models.create_model(MICRO, weights=relu)
+    with pytest.raises(CheckpointError, match="FC1 biases"):
+        models.load_weights(models.create_model(MICRO, activation="relu"), gelu)
+    assert models.is_geluless(models.create_model(MICRO, weights=relu, activation="relu"))
+
+
+def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    for path, writer in ((tmp_path / "a.pth", torch.save), (tmp_path / "b.pth", _raw_pickle)):
+        writer({"model": Payload()}, path)
+        with pytest.raises(CheckpointError, match="could run code|not a readable"):
+            models.load_checkpoint(path)
+    assert not marker.exists()
+
+
+def _raw_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.98])
+def test_a_cut_off_checkpoint_is_an_error(micro, tmp_path, suffix, keep):
+    path = save(micro, tmp_path / f"m{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(CheckpointError, match="cut off"):
+        models.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [3, {}, [1, 2], {"a": 1}, {"model": {"w": torch.zeros(1), "n": None}}])
+def test_what_is_no_state_dict_is_an_error(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="state dict"):
+        models.load_checkpoint(tmp_path / "x.pth")
+
+
+def test_missing_file_wrong_suffix_and_missing_name(micro, tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        models.load_checkpoint(tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match=r"\.safetensors, \.pth or \.pt"):
+        models.save_checkpoint(tmp_path / "m.bin", micro, {})
+    torch.save(micro.state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(CheckpointError, match="timm name"):
+        models.load_model(tmp_path / "plain.pth")
+    with pytest.raises(CheckpointError, match="not of swin_tiny"):
+        models.load_model(save(micro, tmp_path / "m.pth"), "swin_tiny_patch4_window7_224")
+
+
+def test_packaged_teacher_is_the_micro_model_with_gelu():
+    model, meta = models.load_model(models.MICRO_TEACHER)
+    assert meta["model"] == MICRO and meta["activation"] == "gelu" and not models.is_geluless(model)
+    assert models.MICRO_TEACHER.stat().st_size < 1_000_000
+    same = models.create_model(MICRO, weights="pretrained")
+    assert torch.equal(same(images()), model(images()))
+
+
+# --- atomic_path ------------------------------------------------------------------------------------------------------
+
+
+def test_atomic_path_replaces_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    with atomic_path(target) as temporary:
+        assert temporary.suffix == ".txt" and temporary.parent == target.parent
+        temporary.write_text("one")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "one"
+    assert [p.name for p in target.parent.iterdir()] == ["file.txt"]
+
+
+def test_atomic_path_explains_an_impossible_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HarnessError, match="cannot be made"), atomic_path(tmp_path / "file" / "x"):
+        pass
+    with pytest.raises(HarnessError, match="nothing was written"), atomic_path(tmp_path / "x"):
+        pass
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(HarnessError, match="is a folder"), atomic_path(tmp_path / "folder") as temporary:
+        temporary.write_text("x")
