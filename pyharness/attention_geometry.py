@@ -1,0 +1,63 @@
+"""Tables that follow from a stage's geometry alone: the shift mask and the relative position index.
+
+Source: Liu et al. 2021, Swin Transformer, section 3.2 (shifted windows, relative position bias).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pyharness.config import StageGeometry
+
+MASKED = -100.0
+"""Added to the logits of token pairs that came from different regions of the image; exact in fp16."""
+
+
+def attention_mask(stage: StageGeometry) -> torch.Tensor:
+    """Mask of the shifted blocks of `stage`, float32 [windows, N, N]: 0 or MASKED.
+
+    After the cyclic shift the last window of a row or column holds tokens from opposite edges of the image. Tokens
+    attend to each other only where both coordinates belong to the same edge.
+    """
+    (height, width), (win_h, win_w) = stage.resolution, stage.window
+    rows = _edge_labels(height, win_h, stage.shift[0])
+    columns = _edge_labels(width, win_w, stage.shift[1])
+    region = rows[:, None] * 3 + columns[None, :]
+    region = region.view(height // win_h, win_h, width // win_w, win_w).transpose(1, 2)
+    region = region.reshape(stage.windows, stage.window_area)
+    return (region[:, :, None] != region[:, None, :]).float() * MASKED
+
+
+def _edge_labels(size: int, window: int, shift: int) -> torch.Tensor:
+    """Label per coordinate: 0 before the last window, 1 in its part from the far edge, 2 in the part that wrapped."""
+    labels = torch.zeros(size, dtype=torch.long)
+    if shift:
+        labels[-window:] = 1
+        labels[-shift:] = 2
+    return labels
+
+
+def relative_position_index(window: tuple[int, int]) -> torch.Tensor:
+    """Row of the bias table for each pair of tokens of a window, int64 [N, N].
+
+    The table has (2*win_h-1) * (2*win_w-1) rows, one per offset (query - key), row offset first.
+    """
+    win_h, win_w = window
+    row = torch.arange(win_h).repeat_interleave(win_w)
+    column = torch.arange(win_w).repeat(win_h)
+    row_offset = row[:, None] - row[None, :] + win_h - 1
+    column_offset = column[:, None] - column[None, :] + win_w - 1
+    return row_offset * (2 * win_w - 1) + column_offset
+
+
+def expand_bias_table(table: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """Relative position bias [heads, N, N] from its table [(2*win_h-1)*(2*win_w-1), heads]."""
+    return table[relative_position_index(window)].permute(2, 0, 1).contiguous()
+
+
+def collapse_bias(bias: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """Inverse of `expand_bias_table`: every row of the table occurs in the expanded bias."""
+    win_h, win_w = window
+    table = bias.new_zeros((2 * win_h - 1) * (2 * win_w - 1), bias.shape[0])
+    table[relative_position_index(window).flatten()] = bias.flatten(1).T.contiguous()
+    return table

@@ -1,0 +1,142 @@
+"""The calibrated checkpoint: floating-point weights with the amax of every quantizer, in Microsoft's layout.
+
+Written by pyharness/quantize.py; read by pyharness/convert.py and by everything that evaluates the fake-quantized
+model. Safetensors, or .pth loadable with weights_only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pyharness.checkpoint import load_checkpoint, save_state_dict, to_microsoft_layout
+from pyharness.config import GRAPHS, SwinConfig
+from pyharness.engine_file import amax_problem
+from pyharness.errors import CalibrationError, CheckpointError, FormatError
+from pyharness.ft_format import SCALE_FIELDS, quantizer_name, required_scales
+
+if TYPE_CHECKING:
+    from pyharness.fakequant import FakeQuantSwin
+
+ACTIVATION_OF = {"ft_int8": "gelu", "geluless_int8": "relu"}
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedCheckpoint:
+    """A state dict with its quantizers' amax (`*_quantizer._amax`, one float32 each), and what it is of.
+
+    `meta` holds the rest: how it was calibrated, where the weights came from. JSON-serializable.
+    """
+
+    config: SwinConfig
+    graph: str
+    int8_mode: int
+    state: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def amax(self, stage: int, block: int) -> dict[str, float]:
+        """amax by scale name of one block: every quantizer of the checkpoint, the stage's reduction included."""
+        found = {}
+        for scale in SCALE_FIELDS:
+            key = f"{quantizer_name(scale.name, stage, block)}._amax" if scale.quantizer else ""
+            if key in self.state:
+                found[scale.name] = _scalar(key, self.state[key])
+        return found
+
+    def required(self) -> Iterator[tuple[str, float]]:
+        """Full name and amax (NaN where it is missing) of each quantizer that the graph needs, each once."""
+        seen = set()
+        for stage in self.config.stages():
+            for block in range(stage.depth):
+                amax = self.amax(stage.index, block)
+                for scale in required_scales(self.graph, self.int8_mode, stage.has_downsample):
+                    name = quantizer_name(scale, stage.index, block)
+                    if name not in seen:
+                        seen.add(name)
+                        yield name, amax.get(scale, math.nan)
+
+    def check(self, origin: str = "checkpoint") -> None:
+        """CalibrationError naming every required amax that is missing or cannot be used."""
+        amax = dict(self.required())
+        missing = [name for name in amax if f"{name}._amax" not in self.state]
+        if len(missing) == len(amax):
+            raise CalibrationError(
+                f"{origin}: is not calibrated, none of its {len(amax)} quantizers has an amax; "
+                "calibrate it with `python pyharness/quantize.py`"
+            )
+        problems = [f"{name} has no amax" for name in missing]
+        problems += [problem for name in amax.keys() - set(missing) if (problem := amax_problem(name, amax[name]))]
+        if problems:
+            raise CalibrationError(
+                f"{origin}: {'; '.join(sorted(problems))}. Calibrate again with pyharness/quantize.py: more images, "
+                "or another --method"
+            )
+
+    def to_model(self) -> FakeQuantSwin:
+        """The fake-quantized model. CheckpointError where the state dict does not fit the geometry."""
+        from pyharness.fakequant import FakeQuantSwin
+
+        self.check()
+        model = FakeQuantSwin(self.config, self.graph, self.int8_mode)
+        known = model.state_dict()
+        # Amax of quantizers that no graph applies (the residuals') may stand in the file.
+        state = {name: t for name, t in self.state.items() if name in known or not name.endswith("_quantizer._amax")}
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"the calibrated checkpoint does not fit {self.config.name}: {error}") from None
+        return model
+
+
+def _scalar(name: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1:
+        raise CalibrationError(f"{name} has {tensor.numel()} values; per-tensor quantization needs one")
+    return float(tensor)
+
+
+def checkpoint_of(model: FakeQuantSwin, meta: dict[str, Any]) -> CalibratedCheckpoint:
+    """The checkpoint of a calibrated model: its own tensors, not copies."""
+    return CalibratedCheckpoint(model.config, model.graph, model.int8_mode, dict(model.state_dict()), meta)
+
+
+def save_calibrated(path: str | Path, checkpoint: CalibratedCheckpoint) -> None:
+    """Write `checkpoint` to `path` (.safetensors, .pth or .pt), atomically. Raises as `CalibratedCheckpoint.check`."""
+    checkpoint.check(str(path))
+    meta = {
+        **checkpoint.meta,
+        "model": checkpoint.config.name,
+        "config": dataclasses.asdict(checkpoint.config),
+        "activation": ACTIVATION_OF[checkpoint.graph],
+        "graph": checkpoint.graph,
+        "int8_mode": checkpoint.int8_mode,
+    }
+    save_state_dict(path, checkpoint.state, meta)
+
+
+def load_calibrated(path: str | Path) -> CalibratedCheckpoint:
+    """Read a calibrated checkpoint.
+
+    CheckpointError where the file cannot be read; CalibrationError where it is not calibrated, or an amax is no use.
+    """
+    state, meta = load_checkpoint(path)
+    lacking = [key for key in ("config", "graph", "int8_mode") if key not in meta]
+    if lacking:
+        raise CalibrationError(
+            f"{path}: its meta data has no {', '.join(lacking)}, so it is no calibrated checkpoint; "
+            "make one with `python pyharness/quantize.py`"
+        )
+    if meta["graph"] not in GRAPHS or meta["int8_mode"] not in (1, 2):
+        raise FormatError(f"{path}: graph {meta['graph']!r}, int8_mode {meta['int8_mode']!r} are unknown")
+    config = SwinConfig.from_json(json.dumps(meta["config"]))
+    described = {"config", "graph", "int8_mode", "model", "activation"}
+    rest = {key: value for key, value in meta.items() if key not in described}
+    checkpoint = CalibratedCheckpoint(config, meta["graph"], meta["int8_mode"], to_microsoft_layout(state), rest)
+    checkpoint.check(str(path))
+    return checkpoint

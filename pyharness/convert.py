@@ -1,0 +1,234 @@
+"""Between the calibrated checkpoint and the engine file (FasterTransformer's weight list and scale lists).
+
+    to-engine      calibrated checkpoint -> engine file
+    to-checkpoint  engine file -> calibrated checkpoint with dequantized weights, of which to-engine makes the same file
+    random         an engine file with random weights, for latency
+    show           the header and the scales of an engine file
+
+Linear weights become int8, q = clamp(rne(w * 127 / amax)); biases, norms, position bias, masks, patch embedding and
+head become fp16. Source: docs/weight_format.md.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: make `pyharness` importable and say plainly what is missing
+    import _script  # noqa: F401
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
+from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
+from pyharness.config import GRAPHS, MICRO_DIGITS, StageGeometry, SwinConfig
+from pyharness.engine_file import (
+    EngineFile,
+    TensorSpec,
+    load_engine_file,
+    save_engine_file,
+    scale_list,
+    weight_specs,
+)
+from pyharness.errors import CheckpointError, HarnessError, run_cli
+from pyharness.ft_format import FIELD_BY_NAME, decode_scales, quantizer_name
+from pyharness.random_engine import random_engine_file
+
+__all__ = ["dequantize_weight", "quantize_weight", "random_engine_file", "to_checkpoint", "to_engine_file"]
+
+FP16_MAX = torch.finfo(torch.float16).max
+
+
+def quantize_weight(weight: Tensor, amax: float) -> Tensor:
+    """int8 of the same shape: clamp(rne(w * (127 / amax)), -128, 127), in float32 as ModelOpt's fake quantization."""
+    scale = 127.0 / torch.tensor(amax, dtype=torch.float32)
+    return (weight.float() * scale).round().clamp(-128, 127).to(torch.int8)
+
+
+def dequantize_weight(q: Tensor, amax: float) -> Tensor:
+    """float32 of the same shape: q * (amax / 127); `quantize_weight` gives `q` back."""
+    return q.float() * (torch.tensor(amax, dtype=torch.float32) / 127.0)
+
+
+def to_engine_file(checkpoint: CalibratedCheckpoint) -> EngineFile:
+    """Quantize the weights and lay everything out as FasterTransformer's lists.
+
+    Raises CalibrationError naming every missing or unusable amax; CheckpointError for tensors that are missing, left
+    over, of the wrong shape, not finite, or beyond fp16.
+    """
+    checkpoint.check()
+    builder = _ListBuilder(checkpoint)
+    tensors = [builder.tensor(spec) for spec in weight_specs(checkpoint.config, checkpoint.graph)]
+    builder.check_nothing_left_over()
+    return EngineFile(checkpoint.config, checkpoint.graph, checkpoint.int8_mode, tensors, dict(checkpoint.meta))
+
+
+class _ListBuilder:
+    """Makes the tensors of the weight list, in order, from a checkpoint's state dict."""
+
+    def __init__(self, checkpoint: CalibratedCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._stages = {f"layers.{stage.index}": stage for stage in checkpoint.config.stages()}
+        self._used: set[str] = set()
+
+    def tensor(self, spec: TensorSpec) -> Tensor:
+        if spec.is_empty:
+            return torch.zeros(spec.shape, dtype=spec.dtype)
+        if spec.name.endswith("amaxList"):  # and h_amaxList, the host's copy
+            _, stage, _, block, _ = spec.name.split(".")
+            return scale_list(self._checkpoint.amax(int(stage), int(block)), self._checkpoint.graph)
+        if spec.name.endswith(".attn_mask"):
+            return attention_mask(self._stage(spec.name)).half()
+        if spec.name.endswith(".relative_position_bias"):
+            window = self._stage(spec.name).window
+            rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+            table = self._take(f"{spec.name}_table", (rows, spec.shape[0]))
+            return expand_bias_table(_to_fp16(f"{spec.name}_table", table), window)
+        if spec.name == "patch_embed.proj.weight":
+            config = self._checkpoint.config
+            kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
+            return _to_fp16(spec.name, kernel.flatten(1))
+        values = self._take(spec.name, spec.shape)
+        if spec.dtype == torch.int8:
+            amax = self._checkpoint.state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"]
+            return quantize_weight(values, float(amax))
+        return _to_fp16(spec.name, values)
+
+    def _stage(self, name: str) -> StageGeometry:
+        return self._stages[".".join(name.split(".")[:2])]
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self._checkpoint.state:
+            raise CheckpointError(f"the calibrated checkpoint lacks {name} {list(shape)}")
+        tensor = self._checkpoint.state[name].detach()
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{name} must be {list(shape)}, found {list(tensor.shape)}")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{name} holds NaN or infinity; the checkpoint is damaged")
+        self._used.add(name)
+        return tensor
+
+    def check_nothing_left_over(self) -> None:
+        left = [
+            name for name in self._checkpoint.state if name not in self._used and not name.endswith("_quantizer._amax")
+        ]
+        if left:
+            raise CheckpointError(
+                f"the {self._checkpoint.graph} weight list has no place for {', '.join(left[:8])} "
+                f"({len(left)} tensors of the checkpoint)"
+            )
+
+
+def _to_fp16(name: str, values: Tensor) -> Tensor:
+    largest = float(values.abs().max())
+    if largest > FP16_MAX:
+        raise CheckpointError(
+            f"{name} reaches {largest:g}, beyond the {FP16_MAX:g} of fp16, which stores it in an engine file"
+        )
+    return values.half().contiguous()
+
+
+def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
+    """The calibrated checkpoint of an engine file: dequantized weights in float32, and every amax of the lists.
+
+    `to_engine_file` of it gives the same engine file, bit for bit. Masks follow from the geometry and are left out.
+    """
+    config, tensors = ef.config, ef.by_name()
+    state: dict[str, Tensor] = {}
+    for stage in config.stages():
+        for block in range(stage.depth):
+            prefix = f"layers.{stage.index}.blocks.{block}."
+            for scale, value in decode_scales(tensors[prefix + "amaxList"].tolist()).items():
+                if value:
+                    state[f"{quantizer_name(scale, stage.index, block)}._amax"] = torch.tensor(value)
+            bias = tensors[prefix + "attn.relative_position_bias"].float()
+            state[prefix + "attn.relative_position_bias_table"] = collapse_bias(bias, stage.window)
+    for spec in weight_specs(config, ef.graph):
+        if spec.is_empty or spec.name.endswith(("amaxList", ".attn_mask", ".relative_position_bias")):
+            continue
+        tensor = tensors[spec.name]
+        if spec.dtype == torch.int8:
+            amax = float(state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"])
+            state[spec.name] = dequantize_weight(tensor, amax)
+        else:
+            state[spec.name] = tensor.float()
+    kernel = (config.embed_dim, config.in_chans, config.patch_size, config.patch_size)
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].reshape(kernel)
+    return CalibratedCheckpoint(config, ef.graph, ef.int8_mode, state, dict(ef.meta))
+
+
+def describe(ef: EngineFile) -> str:
+    """Header and scales of an engine file, as text: one table row per block, amax of every quantizer."""
+    elements = sum(t.numel() * t.element_size() for t in ef.tensors)
+    lines = [
+        f"model      {ef.config.name}",
+        f"graph      {ef.graph}, int8_mode {ef.int8_mode}",
+        f"geometry   {ef.config.to_json()}",
+        f"tensors    {len(ef.tensors)}, {elements / 1e6:.2f} MB",
+        f"meta       {json.dumps(ef.meta, sort_keys=True)}",
+        "",
+    ]
+    tensors = ef.by_name()
+    names = [name for name, scale in FIELD_BY_NAME.items() if scale.kind != "factor"]
+    blocks = [(stage.index, block) for stage in ef.config.stages() for block in range(stage.depth)]
+    lists = [decode_scales(tensors[f"layers.{i}.blocks.{j}.amaxList"].tolist()) for i, j in blocks]
+    for start in range(0, len(blocks), 6):
+        part = slice(start, start + 6)
+        lines.append(f"{'amax':<22}" + "".join(f"{f'{i}.{j}':>11}" for i, j in blocks[part]))
+        for name in names:
+            cells = (f"{amax[name]:>11.5g}" if amax[name] else f"{'-':>11}" for amax in lists[part])
+            lines.append(f"{name:<22}" + "".join(cells))
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Convert between calibrated checkpoints and engine files.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("to-engine", help="calibrated checkpoint -> engine file")
+    command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py")
+    command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
+    command = commands.add_parser("to-checkpoint", help="engine file -> calibrated checkpoint")
+    command.add_argument("engine_file", type=Path)
+    command.add_argument("out", type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
+    command = commands.add_parser("random", help="engine file with random weights, for latency")
+    command.add_argument("--model", default=MICRO_DIGITS.name, help="timm name, or swin_micro_digits (default)")
+    command.add_argument("--img-size", type=int, help="default: the model's own")
+    command.add_argument("--graph", choices=GRAPHS, default="ft_int8", help="default: ft_int8")
+    command.add_argument("--int8-mode", type=int, choices=(1, 2), default=1)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
+    command = commands.add_parser("show", help="print the header and the scales of an engine file")
+    command.add_argument("engine_file", type=Path)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.command == "show":
+        print(describe(load_engine_file(args.engine_file)))
+        return 0
+    if args.command == "to-checkpoint":
+        save_calibrated(args.out, to_checkpoint(load_engine_file(args.engine_file)))
+    else:
+        if args.out.suffix != ".safetensors":
+            raise HarnessError(f"{args.out}: an engine file's name must end in .safetensors")
+        if args.command == "to-engine":
+            ef = to_engine_file(load_calibrated(args.checkpoint))
+        else:
+            ef = random_engine_file(_geometry(args.model, args.img_size), args.graph, args.int8_mode, args.seed)
+        save_engine_file(args.out, ef)
+    print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
+    return 0
+
+
+def _geometry(name: str, img_size: int | None) -> SwinConfig:
+    from pyharness.models import config_of, create_model
+
+    return config_of(create_model(name, img_size=img_size), name)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,283 @@
+"""The engine file: FasterTransformer's weight list in one safetensors file with a versioned header.
+
+The tensors keep the order of the list: each is stored under its position and its name, such as
+`0003.layers.0.blocks.0.attn.proj.bias`.
+The header's metadata holds the geometry, the graph and int8_mode, and how to make the file again.
+Source of names, order, shapes and dtypes: pyharness/ft_format.py and docs/weight_format.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyharness import ft_format
+from pyharness.config import GRAPHS, StageGeometry, SwinConfig
+from pyharness.errors import CalibrationError, FormatError
+from pyharness.tensor_file import load_tensors, save_tensors
+
+MAGIC = "swin-int8"
+VERSION = 1
+
+DTYPES = {"s8": torch.int8, "f16": torch.float16, "f32": torch.float32}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What the weight list holds at one position. Empty slots have shape (0,)."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return self.shape == (0,)
+
+
+def weight_specs(config: SwinConfig, graph: str) -> list[TensorSpec]:
+    """Name, dtype and shape of every tensor of the weight list of `config` and `graph`, in order."""
+    specs: list[TensorSpec] = []
+    for stage in config.stages():
+        symbols = _stage_symbols(config, stage)
+        empty = _empty_slots(config, stage, graph)
+        for block in range(stage.depth):
+            prefix = f"layers.{stage.index}.blocks.{block}."
+            specs += _resolve(ft_format.BLOCK_WEIGHTS, prefix, symbols, empty)
+        specs += _resolve(ft_format.STAGE_WEIGHTS, f"layers.{stage.index}.", symbols, empty)
+    symbols = {
+        "E": config.embed_dim,
+        "P": config.in_chans * config.patch_size**2,
+        "L": config.num_features,
+        "K": config.num_classes,
+    }
+    empty = set() if config.patch_norm else {"patch_embed.norm.weight", "patch_embed.norm.bias"}
+    specs += _resolve(ft_format.FINAL_WEIGHTS, "", symbols, empty)
+    if config.num_classes:
+        specs += _resolve(ft_format.HEAD_WEIGHTS, "", symbols, set())
+    return specs
+
+
+def _stage_symbols(config: SwinConfig, stage: StageGeometry) -> dict[str, int]:
+    return {
+        "C": stage.dim,
+        "F": config.hidden_dim(stage.dim),
+        "H": stage.heads,
+        "N": stage.window_area,
+        "W": stage.windows,
+    }
+
+
+def _empty_slots(config: SwinConfig, stage: StageGeometry, graph: str) -> set[str]:
+    empty = set()
+    if not config.qkv_bias:
+        empty.add("attn.qkv.bias")
+    if graph == "geluless_int8":
+        empty.add("mlp.fc1.bias")
+    if not stage.has_downsample:
+        empty.update(f.name for f in ft_format.STAGE_WEIGHTS if f.name.startswith("downsample."))
+    if not stage.shifts:
+        empty.add("attn_mask")
+    return empty
+
+
+def _resolve(
+    fields: tuple[ft_format.WeightField, ...], prefix: str, symbols: Mapping[str, int], empty: set[str]
+) -> Iterator[TensorSpec]:
+    for item in fields:
+        shape = (0,) if item.name in empty else tuple(_dimension(text, symbols) for text in item.shape)
+        yield TensorSpec(prefix + item.name, DTYPES[item.dtype], shape)
+
+
+def _dimension(text: str, symbols: Mapping[str, int]) -> int:
+    """Value of "96", "C" or "3C"."""
+    symbol = text.lstrip("0123456789")
+    return int(text.removesuffix(symbol) or 1) * (symbols[symbol] if symbol else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class EngineFile:
+    """Everything the engine needs: geometry, graph and the weight list, head included.
+
+    `tensors` are checked against `weight_specs` (FormatError); their values are checked where a file is written or
+    read (`check_scales`). `meta` is free text about the origin, JSON-serializable.
+    """
+
+    config: SwinConfig
+    graph: str
+    int8_mode: int
+    tensors: list[torch.Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.graph not in GRAPHS:
+            raise FormatError(f"graph {self.graph!r} is unknown; choose one of {', '.join(GRAPHS)}")
+        if self.int8_mode not in (1, 2):
+            raise FormatError(f"int8_mode {self.int8_mode!r} is unknown; choose 1 or 2")
+        specs = weight_specs(self.config, self.graph)
+        if len(self.tensors) != len(specs):
+            raise FormatError(
+                f"the weight list of {self.config.name!r} ({self.graph}) has {len(specs)} tensors, "
+                f"found {len(self.tensors)}"
+            )
+        for position, (tensor, spec) in enumerate(zip(self.tensors, specs)):
+            if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+                raise FormatError(
+                    f"weight {position} ({spec.name}) must be {_dtype(spec.dtype)} {list(spec.shape)}, "
+                    f"found {_dtype(tensor.dtype)} {list(tensor.shape)}"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """Checkpoint names of `tensors`, in order."""
+        return ft_format.weight_names(self.config.depths, bool(self.config.num_classes))
+
+    def by_name(self) -> dict[str, torch.Tensor]:
+        """`tensors` by their name."""
+        return dict(zip(self.names, self.tensors))
+
+
+def scale_list(amax: Mapping[str, float], graph: str) -> torch.Tensor:
+    """The float32 scale list [96] of one block, computed from the float32 value of every amax.
+
+    Rounding the amax first makes the list a function of the stored amax, so that a round trip is exact.
+    """
+    rounded = {name: float(np.float32(value)) for name, value in amax.items()}
+    with np.errstate(over="ignore"):  # an amax too small for its reciprocal becomes inf; check_scales names it
+        return torch.from_numpy(np.array(ft_format.encode_scales(rounded, graph), dtype=np.float64).astype(np.float32))
+
+
+def check_scales(ef: EngineFile, origin: str = "engine file") -> None:
+    """Check every scale list of `ef`.
+
+    Raises CalibrationError naming every required amax that is zero, negative or not finite, and FormatError where the
+    lists contradict each other or themselves.
+    """
+    tensors = ef.by_name()
+    bad: dict[str, None] = {}
+    for stage in ef.config.stages():
+        required = ft_format.required_scales(ef.graph, ef.int8_mode, stage.has_downsample)
+        for block in range(stage.depth):
+            amax = ft_format.decode_scales(tensors[f"layers.{stage.index}.blocks.{block}.amaxList"].tolist())
+            for name in required:
+                problem = amax_problem(ft_format.quantizer_name(name, stage.index, block), amax[name])
+                if problem:
+                    bad[problem] = None
+    if bad:
+        raise CalibrationError(f"{origin}: {'; '.join(bad)}. Calibrate again with pyharness/quantize.py.")
+    for stage in ef.config.stages():
+        for block in range(stage.depth):
+            _check_consistent(tensors, f"layers.{stage.index}.blocks.", block, ef.graph, origin)
+
+
+def _check_consistent(tensors: Mapping[str, torch.Tensor], prefix: str, block: int, graph: str, origin: str) -> None:
+    """Both copies of a list are equal, all numbers follow from the amax values, a stage has one set for its merging."""
+    values = tensors[f"{prefix}{block}.amaxList"]
+    amax = ft_format.decode_scales(values.tolist())
+    first = ft_format.decode_scales(tensors[f"{prefix}0.amaxList"].tolist())
+    if not torch.equal(values, tensors[f"{prefix}{block}.h_amaxList"]):
+        fault = "differs from h_amaxList"
+    elif not torch.equal(values, scale_list(amax, graph)):
+        fault = f"holds numbers that do not follow from its amax values for the {graph} graph"
+    elif any(amax[name] != first[name] for name in amax if name.startswith("reduction")):
+        fault = f"has another amax for the patch merging than {prefix}0.amaxList"
+    else:
+        return
+    raise FormatError(f"{origin}: {prefix}{block}.amaxList {fault}; convert the checkpoint again")
+
+
+SMALLEST_AMAX = 2.0**-24
+LARGEST_AMAX = 2.0**24
+"""An amax must lie above the first (ModelOpt, too, takes less for zero) and below the second; within these bounds every
+number of a scale list, products and reciprocals included, is a normal float32."""
+
+
+def amax_problem(name: str, value: float) -> str | None:
+    """What is wrong with the amax `value` of `name`, in words, or None."""
+    problem = ft_format.check_finite_positive(name, value)
+    if problem is None and not SMALLEST_AMAX < value < LARGEST_AMAX:
+        problem = f"{name} has amax {value:g}; it must lie between {SMALLEST_AMAX:.3g} and {LARGEST_AMAX:.3g}"
+    return problem
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _hint(ef: EngineFile) -> str:
+    return ef.meta.get("hint") or (
+        f"python pyharness/quantize.py --model {ef.config.name} --weights WEIGHTS --int8-mode {ef.int8_mode} "
+        "--out calibrated.safetensors && python pyharness/convert.py to-engine calibrated.safetensors ENGINE_FILE"
+    )
+
+
+def save_engine_file(path: str | Path, ef: EngineFile) -> None:
+    """Write `ef` to `path` atomically; the same content gives the same bytes. Raises as `check_scales` does."""
+    check_scales(ef)
+    keyed = {f"{position:04d}.{name}": tensor for position, (name, tensor) in enumerate(zip(ef.names, ef.tensors))}
+    header = {
+        "format": MAGIC,
+        "version": str(VERSION),
+        "config": ef.config.to_json(),
+        "graph": ef.graph,
+        "int8_mode": str(ef.int8_mode),
+        "hint": _hint(ef),
+        "meta": json.dumps(ef.meta, sort_keys=True),
+    }
+    save_tensors(path, keyed, header)
+
+
+def load_engine_file(path: str | Path) -> EngineFile:
+    """Read an engine file.
+
+    Raises FormatError where the file is cut off, is no engine file, has a newer version, or its tensors are not those
+    of its header; CalibrationError where a scale cannot be used.
+    """
+    tensors, header = load_tensors(path, FormatError)
+    ef = _from_header(str(path), tensors, header)
+    check_scales(ef, str(path))
+    return ef
+
+
+def _from_header(path: str, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> EngineFile:
+    if header.get("format") != MAGIC:
+        raise FormatError(
+            f"{path}: a safetensors file, but no engine file (format is {header.get('format')!r}, needed {MAGIC!r}); "
+            "make one from a calibrated checkpoint with `python pyharness/convert.py to-engine`"
+        )
+    if header.get("version") != str(VERSION):
+        raise FormatError(
+            f"{path}: engine file version {header.get('version')!r}, this program reads version {VERSION}; "
+            f"update the program, or make the file again: {header.get('hint', 'see docs/weight_format.md')}"
+        )
+    missing = [key for key in ("config", "graph", "int8_mode", "meta") if key not in header]
+    if missing:
+        raise FormatError(f"{path}: the header lacks {', '.join(missing)}; make the file again")
+    try:
+        int8_mode, meta = int(header["int8_mode"]), json.loads(header["meta"])
+    except ValueError as error:
+        raise FormatError(f"{path}: the header is not readable: {error}") from None
+    config, graph = SwinConfig.from_json(header["config"]), header["graph"]
+    names = ft_format.weight_names(config.depths, bool(config.num_classes))
+    keys = [f"{position:04d}.{name}" for position, name in enumerate(names)]
+    lacking, extra = sorted(set(keys) - tensors.keys()), sorted(tensors.keys() - set(keys))
+    if lacking or extra:
+        raise FormatError(
+            f"{path}: the tensors are not those of {config.name!r} ({graph}): "
+            f"missing {_some(lacking)}, unexpected {_some(extra)}. Make it again: {header.get('hint', '')}"
+        )
+    try:
+        return EngineFile(config, graph, int8_mode, [tensors[key] for key in keys], meta)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    shown = ", ".join(names[:limit]) or "none"
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

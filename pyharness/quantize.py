@@ -1,0 +1,243 @@
+"""Post-training calibration: find the amax of every quantizer, and write the calibrated checkpoint.
+
+FasterTransformer's defaults: per-tensor INT8, full range; activations by the 99.99 percentile of a histogram, weights
+by their maximum; 10 batches of 8 images. Quantizers and calibrators are ModelOpt's (pyharness/fakequant.py).
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: make `pyharness` importable and say plainly what is missing
+    import _script  # noqa: F401
+
+import argparse
+import importlib.metadata
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
+from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
+from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
+
+if TYPE_CHECKING:
+    from modelopt.torch.quantization.nn import TensorQuantizer
+    from timm.models.swin_transformer import SwinTransformer
+
+    from pyharness.config import SwinConfig
+
+METHODS = ("percentile", "max", "mse", "entropy")
+PERCENTILE = 99.99
+BATCHES = 10
+BATCH_SIZE = 8
+
+CANDIDATES = 128
+"""How many amax values the mse and entropy searches try. ModelOpt's entropy search is a Python loop over all bins for
+each, too slow to try every bin."""
+
+
+@torch.no_grad()
+def calibrate(
+    model: FakeQuantSwin, batches: Iterable[Tensor], method: str = "percentile", percentile: float = PERCENTILE
+) -> int:
+    """Set the amax of every quantizer of `model` from `batches` of images f32 [B, in_chans, H, W]; the images' number.
+
+    Activations by `method`, weights by their maximum. Statistics are those of the floating-point model. Raises
+    CalibrationError naming every quantizer that saw NaN or got no usable amax, DataError where there is no batch.
+    """
+    if method not in METHODS:
+        raise HarnessError(f"calibration method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if not 0 < percentile <= 100:
+        raise HarnessError(f"percentile {percentile:g} is not in (0, 100]")
+    quantizers = dict(model.quantizers())
+    weights = {name: q for name, q in quantizers.items() if name.endswith("_weight_quantizer")}
+    activations = {name: q for name, q in quantizers.items() if name not in weights}
+    _calibrate_weights(model, weights)
+    images = _collect(model, activations, batches, "max" if method == "max" else "histogram")
+    for quantizer in activations.values():
+        _set_amax(quantizer, method, percentile)
+    CalibratedCheckpoint(model.config, model.graph, model.int8_mode, model.state_dict()).check("calibration")
+    return images
+
+
+def _calibrate_weights(model: FakeQuantSwin, quantizers: dict[str, TensorQuantizer]) -> None:
+    for name, quantizer in quantizers.items():
+        weight = model.get_parameter(name.replace("_weight_quantizer", "weight"))
+        _require_finite(name, weight)
+        calibrator = modelopt_quantization().calib.MaxCalibrator(num_bits=8, axis=None)
+        calibrator.collect(weight)
+        quantizer.amax = calibrator.compute_amax()
+
+
+def _collect(
+    model: FakeQuantSwin, quantizers: dict[str, TensorQuantizer], batches: Iterable[Tensor], calibrator: str
+) -> int:
+    """Run the floating-point model on `batches`, the calibrators watching; the number of images."""
+    images = 0
+    watched = [quantizer for _, quantizer in model.quantizers()]
+    hooks = [q.register_forward_pre_hook(_finite_hook(name)) for name, q in quantizers.items()]
+    try:
+        for quantizer in watched:
+            quantizer.disable_quant()
+        for quantizer in quantizers.values():
+            quantizer.set_from_attribute_config({"calibrator": calibrator})
+            quantizer.enable_calib()
+        for batch in batches:
+            model(batch)
+            images += len(batch)
+    finally:
+        for quantizer in watched:
+            quantizer.disable_calib()
+            quantizer.enable_quant()
+        for hook in hooks:
+            hook.remove()
+    if not images:
+        raise DataError("there are no images to calibrate with; at least one batch is needed")
+    return images
+
+
+def _finite_hook(name: str):
+    def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        _require_finite(name, inputs[0])
+
+    return hook
+
+
+def _require_finite(name: str, x: Tensor) -> None:
+    """NaN would give a histogram without it, and so a scale that looks sound."""
+    if not x.isfinite().all():
+        raise CalibrationError(f"{name} saw NaN or infinity; the weights or the images are damaged")
+
+
+def _set_amax(quantizer: TensorQuantizer, method: str, percentile: float) -> None:
+    """Compute the calibrator's amax. A tensor of zeros gives 0, which the caller reports."""
+    calibrator = quantizer._calibrator
+    if method == "max":
+        quantizer.load_calib_amax()
+    elif not calibrator._calib_bin_edges[-1] > 0:
+        quantizer.amax = torch.tensor(0.0)
+    elif method == "percentile":
+        quantizer.load_calib_amax(method="percentile", percentile=percentile)
+    elif method == "mse":
+        quantizer.amax = mse_amax(calibrator._calib_hist, calibrator._calib_bin_edges)
+    else:
+        stride = max(1, len(calibrator._calib_hist) // CANDIDATES)
+        quantizer.load_calib_amax(method="entropy", stride=stride)
+    calibrator.reset()
+
+
+def mse_amax(counts: Tensor, edges: Tensor) -> Tensor:
+    """The amax, float32 scalar, of least squared quantization error on a histogram of absolute values.
+
+    counts [bins], edges [bins + 1]. Candidates are bin centres, as in ModelOpt's search. That one is not called: in
+    ModelOpt 0.47 it passes the bit width where the quantizer takes a bias, and for normal data finds a fifteenth of
+    the right amax.
+    """
+    # NumPy, since PyTorch's threads cost more than they save on arrays this small.
+    histogram, limits = counts.double().numpy(), edges.double().numpy()
+    centres = (limits[1:] + limits[:-1]) / 2
+    candidates = centres[len(centres) // 16 :: max(1, len(centres) // CANDIDATES)]
+    steps = candidates[:, None] / 127
+    error = (centres / steps).round().clip(max=127) * steps - centres
+    return torch.tensor(candidates[(error**2 * histogram).sum(1).argmin()], dtype=torch.float32)
+
+
+def quantize(
+    model: SwinTransformer,
+    config: SwinConfig,
+    batches: Iterable[Tensor],
+    *,
+    int8_mode: int = 1,
+    method: str = "percentile",
+    percentile: float = PERCENTILE,
+    meta: dict | None = None,
+) -> CalibratedCheckpoint:
+    """Calibrate a timm model (GELU or GELU-less) and return the checkpoint. Errors as `calibrate`."""
+    fake = FakeQuantSwin.from_timm(model, config, int8_mode)
+    images = calibrate(fake, batches, method, percentile)
+    calibration = {"method": method, "images": images, "modelopt": importlib.metadata.version("nvidia-modelopt")}
+    if method == "percentile":
+        calibration["percentile"] = percentile
+    return checkpoint_of(fake, {**(meta or {}), "calibration": calibration})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Calibrate a Swin model for INT8 and write the calibrated checkpoint (FasterTransformer's names).",
+        epilog="Next: python pyharness/convert.py to-engine OUT ENGINE_FILE",
+    )
+    parser.add_argument("--model", help="timm name, or swin_micro_digits; read from the checkpoint where it says so")
+    parser.add_argument(
+        "--weights",
+        default="pretrained",
+        help="checkpoint (.pth, .safetensors), 'pretrained' (timm's hub; the micro model's is included) or 'random'",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
+    parser.add_argument(
+        "--data", type=Path, help="ImageNet-style folder with train/; the micro model's default: digits"
+    )
+    parser.add_argument("--method", choices=METHODS, default="percentile", help="for activations (default: percentile)")
+    parser.add_argument("--percentile", type=float, default=PERCENTILE, help=f"default: {PERCENTILE}")
+    parser.add_argument("--int8-mode", type=int, choices=(1, 2), default=1, help="2: FC2 and reduction in s32 (Swin-L)")
+    parser.add_argument("--batches", type=int, default=BATCHES, help=f"default: {BATCHES}")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images, and of random weights")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if min(args.batches, args.batch_size) < 1:
+        raise HarnessError("--batches and --batch-size must be at least 1")
+    if args.out.suffix not in (".safetensors", ".pth", ".pt"):
+        raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")
+    model, config = _load_model(args)
+    from pyharness.data import get_dataset, make_loader
+
+    dataset = get_dataset(args.data, config.name, train=True, model=model)
+    loader = make_loader(dataset, args.batch_size, shuffle=True, seed=args.seed)
+    batches = _with_progress((images for images, _ in islice(loader, args.batches)), args.batches)
+    started = time.perf_counter()
+    checkpoint = quantize(
+        model,
+        config,
+        batches,
+        int8_mode=args.int8_mode,
+        method=args.method,
+        percentile=args.percentile,
+        meta={"weights": Path(args.weights).name, "seed": args.seed},
+    )
+    save_calibrated(args.out, checkpoint)
+    print(
+        f"{args.out}: {config.name}, {checkpoint.graph}, int8_mode {checkpoint.int8_mode}, "
+        f"{len(list(checkpoint.required()))} quantizers from {checkpoint.meta['calibration']['images']} images "
+        f"in {time.perf_counter() - started:.1f} s"
+    )
+    return 0
+
+
+def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig]:
+    from pyharness.models import config_of, create_model, load_model
+
+    if args.weights in ("random", "pretrained"):
+        if not args.model:
+            raise HarnessError(f"--weights {args.weights} needs the model's name (--model)")
+        model = create_model(args.model, weights=args.weights, seed=args.seed)
+        return model, config_of(model, args.model)
+    model, meta = load_model(args.weights, args.model)
+    return model, config_of(model, meta["model"])
+
+
+def _with_progress(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
+    from tqdm import tqdm
+
+    yield from tqdm(batches, total=total, desc="calibrating", unit="batch", disable=not sys.stderr.isatty())
+
+
+if __name__ == "__main__":
+    run_cli(main)

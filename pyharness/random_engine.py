@@ -1,0 +1,131 @@
+"""Engine files with random weights and plausible scales, made without a model: for latency rows and tests."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pyharness.attention_geometry import attention_mask, expand_bias_table
+from pyharness.config import StageGeometry, SwinConfig
+from pyharness.engine_file import EngineFile, TensorSpec, scale_list, weight_specs
+
+SPREAD = 5.0
+"""amax of a random activation, in standard deviations."""
+
+QUERY_KEY_LOGIT_STD = 1.0
+"""With unit queries and keys the scaled attention logits have this standard deviation."""
+
+
+def random_engine_file(config: SwinConfig, graph: str, int8_mode: int = 1, seed: int = 0) -> EngineFile:
+    """An engine file of `config` with random weights; the same arguments give the same tensors.
+
+    Linear weights are uniform int8 with the variance 1/fan_in once dequantized, so that signals keep their size through
+    the layers; the scales follow from that variance, each with some per cent of its own, so that no two are equal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    stages = {f"layers.{stage.index}": stage for stage in config.stages()}
+    reductions = {prefix: _reduction_amax(stage, int8_mode, generator) for prefix, stage in stages.items()}
+    tensors: list[torch.Tensor] = []
+    for spec in weight_specs(config, graph):
+        prefix = ".".join(spec.name.split(".")[:2])
+        if spec.name.endswith(".h_amaxList"):
+            tensors.append(tensors[-1].clone())
+        elif spec.name.endswith(".amaxList"):
+            amax = _block_amax(config, stages[prefix], graph, int8_mode, generator) | reductions[prefix]
+            tensors.append(scale_list(amax, graph))
+        elif spec.name.endswith(".attn_mask") and not spec.is_empty:
+            tensors.append(attention_mask(stages[prefix]).half())
+        elif spec.name.endswith(".relative_position_bias"):
+            tensors.append(_random_position_bias(stages[prefix], generator))
+        else:
+            tensors.append(_random_tensor(spec, generator))
+    meta = {
+        "origin": "random",
+        "seed": seed,
+        "hint": f"python pyharness/convert.py random --model {config.name} --graph {graph} --int8-mode {int8_mode} "
+        f"--seed {seed} ENGINE_FILE",
+    }
+    return EngineFile(config, graph, int8_mode, tensors, meta)
+
+
+def _random_tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    if spec.is_empty:
+        return torch.zeros(spec.shape, dtype=spec.dtype)
+    if spec.dtype == torch.int8:
+        return torch.randint(-127, 128, spec.shape, dtype=torch.int8, generator=generator)
+    values = torch.randn(spec.shape, generator=generator)
+    if "norm" in spec.name and spec.name.endswith(".weight"):
+        values = 1 + 0.1 * values
+    elif len(spec.shape) == 2:  # patch embedding and head
+        values /= math.sqrt(spec.shape[1])
+    else:
+        values *= 0.1
+    return values.to(spec.dtype)
+
+
+def _random_position_bias(stage: StageGeometry, generator: torch.Generator) -> torch.Tensor:
+    """fp16 [heads, N, N]; pairs of equal offset share one value, as in any real model."""
+    (win_h, win_w), heads = stage.window, stage.heads
+    table = 0.1 * torch.randn((2 * win_h - 1) * (2 * win_w - 1), heads, generator=generator)
+    return expand_bias_table(table.half(), stage.window)
+
+
+def _block_amax(
+    config: SwinConfig, stage: StageGeometry, graph: str, int8_mode: int, generator: torch.Generator
+) -> dict[str, float]:
+    """Scales of one block for weights as `_random_tensor` draws them and layer norms of unit variance."""
+    hidden = config.hidden_dim(stage.dim)
+    scale = config.qk_scale or stage.head_dim**-0.5
+    attention_std = _attention_output_std(stage.window_area)
+    amax = {
+        "qkv_input": SPREAD,
+        "qkv_aftergemm": SPREAD,
+        "matmul_q": SPREAD,
+        "matmul_k": SPREAD,
+        "matmul_v": SPREAD,
+        "softmax_input": SPREAD * QUERY_KEY_LOGIT_STD / scale,
+        "matmul_a": min(1.0, 20.0 / stage.window_area),
+        "proj_input": SPREAD * attention_std,
+        "proj_aftergemm": SPREAD * attention_std,
+        "fc1_input": SPREAD,
+        "fc1_aftergemm": SPREAD,
+        "fc2_input": SPREAD,
+        "fc2_aftergemm": SPREAD * math.sqrt(0.5),  # half of a normal variable's power is left by ReLU, most by GELU
+        "qkv_weight": math.sqrt(3 / stage.dim),
+        "proj_weight": math.sqrt(3 / stage.dim),
+        "fc1_weight": math.sqrt(3 / stage.dim),
+        "fc2_weight": math.sqrt(3 / hidden),
+    }
+    if graph == "geluless_int8":
+        del amax["fc1_aftergemm"]
+    if int8_mode == 2:
+        del amax["fc2_aftergemm"]
+    return _jittered(amax, generator)
+
+
+def _reduction_amax(stage: StageGeometry, int8_mode: int, generator: torch.Generator) -> dict[str, float]:
+    """Scales of the patch merging behind `stage`, which every block's list of the stage repeats."""
+    if not stage.has_downsample:
+        return {}
+    amax = {
+        "reduction_input": SPREAD,
+        "reduction_aftergemm": SPREAD,
+        "reduction_weight": math.sqrt(3 / (4 * stage.dim)),
+    }
+    if int8_mode == 2:
+        del amax["reduction_aftergemm"]
+    return _jittered(amax, generator)
+
+
+def _jittered(amax: dict[str, float], generator: torch.Generator) -> dict[str, float]:
+    factors = torch.empty(len(amax)).uniform_(0.85, 1.15, generator=generator).tolist()
+    return {name: value * factor for (name, value), factor in zip(amax.items(), factors)}
+
+
+def _attention_output_std(tokens: int) -> float:
+    """Standard deviation of sum_j p_j v_j for unit v and softmax p of unit normal logits over `tokens` entries.
+
+    sqrt(sum_j p_j**2) = sqrt(e / tokens) for independent v; twice that, since the tokens of a window are alike.
+    """
+    return min(1.0, 2 * math.sqrt(math.e / tokens))

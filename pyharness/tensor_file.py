@@ -1,0 +1,60 @@
+"""Safetensors files that are the same byte for byte whenever their content is the same.
+
+The safetensors library writes the metadata of the header in no fixed order, so that two runs give two different files.
+Here the header is written again in sorted order: files can then be compared, and cached by their hash.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from pyharness.atomic import atomic_path
+from pyharness.errors import HarnessError
+
+_LENGTH = struct.Struct("<Q")
+"""A safetensors file begins with the length of its JSON header, a little-endian 64-bit number."""
+
+_ALIGNMENT = 8
+"""The header is padded with spaces so that the tensors behind it begin at a multiple of this many bytes."""
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` and the header's `metadata` to `path`, atomically and reproducibly."""
+    from safetensors.torch import save
+
+    content = memoryview(save({name: t.detach().contiguous() for name, t in tensors.items()}, dict(metadata)))
+    (length,) = _LENGTH.unpack_from(content)
+    body = content[_LENGTH.size + length :]
+    header = json.loads(bytes(content[_LENGTH.size : _LENGTH.size + length]))
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(_LENGTH.pack(len(text)))
+        file.write(text)
+        file.write(body)
+
+
+def load_tensors(path: str | Path, error: type[HarnessError]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read `path` whole: tensors by name, and the header's metadata.
+
+    The tensors are copies, aligned by PyTorch's allocator, and do not change with the file. Raises `error` where the
+    file is missing, cut off or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise error(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as reason:
+        raise error(
+            f"{path}: not a readable safetensors file ({reason}); it may be cut off or of another kind. Make it again."
+        ) from None

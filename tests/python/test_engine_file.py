@@ -1,0 +1,264 @@
+"""The engine file: what it holds, that it is reproducible, and that damaged or foreign files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quant_helpers import NON_SQUARE, THREE_STAGES
+
+from pyharness import ft_format
+from pyharness.config import GRAPHS, MICRO_DIGITS
+from pyharness.engine_file import (
+    LARGEST_AMAX,
+    SMALLEST_AMAX,
+    EngineFile,
+    check_scales,
+    load_engine_file,
+    save_engine_file,
+    scale_list,
+    weight_specs,
+)
+from pyharness.errors import CalibrationError, FormatError
+from pyharness.random_engine import random_engine_file
+from pyharness.tensor_file import load_tensors, save_tensors
+
+CONFIGS = pytest.mark.parametrize("config", [MICRO_DIGITS, NON_SQUARE, THREE_STAGES], ids=lambda c: c.name)
+
+
+@pytest.fixture
+def engine_file(seed) -> EngineFile:
+    return random_engine_file(MICRO_DIGITS, "ft_int8", seed=seed)
+
+
+def replaced(ef: EngineFile, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor if each == name else old for each, old in zip(ef.names, ef.tensors)]
+
+
+@CONFIGS
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_list_has_fts_order_and_length(config, graph):
+    specs = weight_specs(config, graph)
+    names = ft_format.weight_names(config.depths, bool(config.num_classes))
+    assert [spec.name for spec in specs] == names
+    assert len(specs) == 16 * sum(config.depths) + 5 * len(config.depths) + 6 + (2 if config.num_classes else 0)
+
+
+def test_shapes_of_the_micro_models_list():
+    specs = {spec.name: spec for spec in weight_specs(MICRO_DIGITS, "ft_int8")}
+    expected = {
+        "layers.0.blocks.0.attn.qkv.weight": (torch.int8, (96, 32)),
+        "layers.1.blocks.1.mlp.fc1.weight": (torch.int8, (256, 64)),
+        "layers.1.blocks.1.mlp.fc1.bias": (torch.float16, (256,)),
+        "layers.1.blocks.0.attn.relative_position_bias": (torch.float16, (2, 49, 49)),
+        "layers.0.downsample.reduction.weight": (torch.int8, (64, 128)),
+        "layers.0.downsample.norm.bias": (torch.float16, (128,)),
+        "layers.0.attn_mask": (torch.float16, (4, 49, 49)),
+        "layers.1.attn_mask": (torch.float16, (0,)),
+        "layers.1.downsample.reduction.weight": (torch.int8, (0,)),
+        "layers.0.blocks.0.amaxList": (torch.float32, (96,)),
+        "patch_embed.proj.weight": (torch.float16, (32, 4)),
+        "norm.weight": (torch.float16, (64,)),
+        "head.weight": (torch.float16, (10, 64)),
+    }
+    assert {name: (specs[name].dtype, specs[name].shape) for name in expected} == expected
+
+
+def test_empty_slots_follow_graph_and_geometry():
+    def empty(config, graph):
+        return {spec.name for spec in weight_specs(config, graph) if spec.is_empty and "padded" not in spec.name}
+
+    last = {f"layers.1.downsample.{name}" for name in ("norm.weight", "norm.bias", "reduction.weight")}
+    fc1 = {f"layers.{i}.blocks.{j}.mlp.fc1.bias" for i in (0, 1) for j in (0, 1)}
+    assert empty(MICRO_DIGITS, "ft_int8") == last | {"layers.1.attn_mask"}
+    assert empty(MICRO_DIGITS, "geluless_int8") == last | {"layers.1.attn_mask"} | fc1
+    qkv = {f"layers.{i}.blocks.{j}.attn.qkv.bias" for i, j in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))}
+    assert empty(NON_SQUARE, "ft_int8") == last | qkv
+
+
+@CONFIGS
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("int8_mode", [1, 2])
+def test_a_file_comes_back_as_it_was(config, graph, int8_mode, tmp_path, seed):
+    ef = random_engine_file(config, graph, int8_mode, seed)
+    save_engine_file(tmp_path / "engine.safetensors", ef)
+    loaded = load_engine_file(tmp_path / "engine.safetensors")
+    assert (loaded.config, loaded.graph, loaded.int8_mode, loaded.meta) == (config, graph, int8_mode, ef.meta)
+    for name, before, after in zip(ef.names, ef.tensors, loaded.tensors):
+        assert before.dtype == after.dtype and torch.equal(before, after), name
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path, engine_file):
+    for name in ("a", "b"):
+        save_engine_file(tmp_path / name, engine_file)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_random_files_depend_on_the_seed_alone(seed):
+    first, second = (random_engine_file(MICRO_DIGITS, "ft_int8", seed=seed) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.tensors, second.tensors))
+    other = random_engine_file(MICRO_DIGITS, "ft_int8", seed=seed + 1)
+    assert not torch.equal(first.tensors[0], other.tensors[0])
+
+
+def test_the_header_tells_what_the_file_is(tmp_path, engine_file):
+    save_engine_file(tmp_path / "engine", engine_file)
+    _, header = load_tensors(tmp_path / "engine", FormatError)
+    assert (header["format"], header["version"], header["graph"], header["int8_mode"]) == (
+        "swin-int8",
+        "1",
+        "ft_int8",
+        "1",
+    )
+    assert json.loads(header["config"])["embed_dim"] == 32
+    assert "convert.py random" in header["hint"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "swin-checkpoint"}, "no engine file"),
+        ({"version": "2"}, "version '2', this program reads version 1"),
+        ({"int8_mode": "one"}, "header is not readable"),
+        ({"int8_mode": "3"}, "int8_mode 3 is unknown"),
+        ({"graph": "relu"}, "graph 'relu' is unknown"),
+        ({"graph": "geluless_int8"}, r"mlp\.fc1\.bias\) must be float16 \[0\]"),
+        ({"config": "{}"}, "model description is not readable"),
+        ({"config": None}, "header lacks config"),
+    ],
+)
+def test_a_wrong_header_is_refused(change, message, tmp_path, engine_file):
+    path = tmp_path / "engine"
+    save_engine_file(path, engine_file)
+    tensors, header = load_tensors(path, FormatError)
+    header = {key: value for key, value in {**header, **change}.items() if value is not None}
+    save_tensors(path, tensors, header)
+    with pytest.raises(FormatError, match=message):
+        load_engine_file(path)
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "renamed", "dtype", "shape"])
+def test_wrong_tensors_are_named(fault, tmp_path, engine_file):
+    path = tmp_path / "engine"
+    save_engine_file(path, engine_file)
+    tensors, header = load_tensors(path, FormatError)
+    key = "0002.layers.0.blocks.0.attn.proj.weight"
+    if fault == "missing":
+        del tensors[key]
+    elif fault == "extra":
+        tensors["9999.more"] = torch.zeros(1)
+    elif fault == "renamed":
+        tensors["0002.layers.0.blocks.0.attn.proj.weights"] = tensors.pop(key)
+    elif fault == "dtype":
+        tensors[key] = tensors[key].float()
+    else:
+        tensors[key] = tensors[key][:, 1:]
+    save_tensors(path, tensors, header)
+    with pytest.raises(FormatError, match=r"9999\.more" if fault == "extra" else r"attn\.proj\.weight"):
+        load_engine_file(path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_cut_off_file_is_refused(tmp_path_factory, fraction):
+    folder = tmp_path_factory.mktemp("cut")
+    save_engine_file(folder / "whole", random_engine_file(MICRO_DIGITS, "ft_int8"))
+    content = (folder / "whole").read_bytes()
+    (folder / "cut").write_bytes(content[: int(fraction * len(content))])
+    with pytest.raises(FormatError, match="cut off"):
+        load_engine_file(folder / "cut")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"\xff" * 64, b"PK\x03\x04" + b"\0" * 100])
+def test_foreign_files_are_refused(content, tmp_path):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(FormatError, match="not a readable safetensors file"):
+        load_engine_file(tmp_path / "file")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FormatError, match=r"nothing\.safetensors: no such file"):
+        load_engine_file(tmp_path / "nothing.safetensors")
+
+
+def test_wrong_number_of_weights(engine_file):
+    with pytest.raises(FormatError, match="has 82 tensors, found 81"):
+        dataclasses.replace(engine_file, tensors=engine_file.tensors[:-1])
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), SMALLEST_AMAX, LARGEST_AMAX, 1e-30])
+def test_every_unusable_amax_is_named(value, engine_file, tmp_path):
+    tensors = engine_file.by_name()
+    for block, index in (("layers.0.blocks.1", 44), ("layers.1.blocks.0", 73)):
+        for name in ("amaxList", "h_amaxList"):
+            tensors[f"{block}.{name}"][index] = value
+    with pytest.raises(CalibrationError) as error:
+        save_engine_file(tmp_path / "engine", engine_file)
+    assert "layers.0.blocks.1.mlp.fc2._input_quantizer" in str(error.value)
+    assert "layers.1.blocks.0.attn.proj._weight_quantizer" in str(error.value)
+    assert str(error.value).count("quantizer has amax") == 2
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("index", [1, 2, 3, 17, 77, 81, 82, 85, 86, 87, 95])
+def test_numbers_that_do_not_follow_from_their_amax_are_refused(index, engine_file):
+    for name in ("amaxList", "h_amaxList"):
+        engine_file.by_name()[f"layers.0.blocks.0.{name}"][index] += 0.001
+    with pytest.raises(FormatError, match="do not follow"):
+        check_scales(engine_file)
+
+
+def test_contradicting_lists_are_refused(engine_file, seed):
+    engine_file.by_name()["layers.1.blocks.1.h_amaxList"][0] *= 2
+    with pytest.raises(FormatError, match=r"layers\.1\.blocks\.1\.amaxList differs from h_amaxList"):
+        check_scales(engine_file)
+    other = random_engine_file(MICRO_DIGITS, "ft_int8", seed=seed)
+    amax = ft_format.decode_scales(other.by_name()["layers.0.blocks.1.amaxList"].tolist())
+    amax["reduction_input"] *= 2
+    for name in ("amaxList", "h_amaxList"):
+        other.by_name()[f"layers.0.blocks.1.{name}"].copy_(scale_list(amax, "ft_int8"))
+    with pytest.raises(FormatError, match="another amax for the patch merging"):
+        check_scales(other)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_the_scale_list_holds_fts_numbers_at_fts_places(data):
+    """Indices and formulas written out from FasterTransformer's table, not taken from pyharness/ft_format.py."""
+    amax_values = st.floats(2**-13, 2**13, width=32)
+    names = [field.name for field in ft_format.SCALE_FIELDS if field.kind != "factor"]
+    amax = {name: data.draw(amax_values, label=name) for name in names}
+    values = scale_list(amax, "ft_int8").double()
+
+    def close(index: int, expected: float) -> None:
+        assert float(values[index]) == pytest.approx(expected, rel=1e-6), index
+
+    for index, name in (
+        (0, "qkv_input"),
+        (4, "qkv_aftergemm"),
+        (8, "proj_input"),
+        (28, "matmul_a"),
+        (32, "softmax_input"),
+        (36, "fc1_input"),
+        (48, "fc2_aftergemm"),
+        (60, "reduction_input"),
+    ):
+        close(index, amax[name])
+        close(index + 1, amax[name] / 127)
+        close(index + 2, amax[name] / 127 / 127)
+        close(index + 3, 127 / amax[name])
+    close(72, amax["qkv_weight"])
+    close(76, amax["reduction_weight"])
+    close(77, amax["qkv_input"] * amax["qkv_weight"] / (127 * amax["qkv_aftergemm"]))
+    close(79, amax["fc1_input"] * amax["fc1_weight"] / (127 * amax["fc1_aftergemm"]))
+    close(81, amax["matmul_q"] * amax["matmul_k"] / (127 * amax["softmax_input"]))
+    close(82, amax["matmul_a"] * amax["matmul_v"] / (127 * amax["proj_input"]))
+    close(83, amax["reduction_input"] * amax["reduction_weight"] / (127 * amax["reduction_aftergemm"]))
+    gelu_less = scale_list(amax, "geluless_int8").double()
+    assert float(gelu_less[79]) == pytest.approx(
+        amax["fc1_input"] * amax["fc1_weight"] / (127 * amax["fc2_input"]), rel=1e-6
+    )
