@@ -1,0 +1,218 @@
+"""From a floating-point checkpoint to engine files, each step made once: distil, calibrate, convert.
+
+What a step makes is kept in a folder of its own whose name holds a digest of all that it depends on: options, input
+files and the source files of the harness that compute it. So nothing stale is ever used, and a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyharness.config import MICRO_DIGITS, SwinConfig
+from pyharness.errors import DataError, HarnessError
+from pyharness.results import ROOT
+from pyharness.training import report
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
+    from torch.utils.data import Dataset
+
+    from pyharness.engine_file import EngineFile
+
+DEFAULT_WORK = ROOT / "results" / "local" / "work"
+
+SOURCES = (
+    "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
+    "fakequant", "ft_format", "models", "quantize", "tensor_file", "training",
+)  # fmt: skip
+"""Modules that what is kept depends on."""
+
+DIGITS_DISTILLATION = {"subset": 1.0, "epochs_per_block": 3}
+"""The paper's 10 % and one epoch are 4 steps per block on the 1200 digits; all of them, three times, are 114."""
+
+DIGITS_THREADS = 1
+"""The micro model's layers are too small for a second thread, and with one the student does not depend on the machine's
+number of cores."""
+
+GRAPH_OF_METHOD = {
+    "ft_int8": "ft_int8",
+    "geluless_int8": "geluless_int8",
+    "geluless_int8_no_kd": "geluless_int8",
+}
+"""The engine graph that runs each INT8 method."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one model's rows are made from.
+
+    `weights`: the fp32 GELU checkpoint, None for the packaged teacher of the micro model. `student`: a finished
+    GELU-less checkpoint, None to distil one. `data`: an ImageNet-style folder, None for the digits.
+    """
+
+    model: str
+    weights: Path | None = None
+    student: Path | None = None
+    data: Path | None = None
+    int8_mode: int = 1
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are trained weights and images; else the model has latencies only."""
+        return self.model == MICRO_DIGITS.name or self.weights is not None
+
+
+@functools.cache
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. HarnessError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+            return digest.hexdigest()
+    except OSError as error:
+        raise HarnessError(f"cannot read {path} ({error.strerror}); give an existing file") from None
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Inside, PyTorch uses `number` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Pipeline:
+    """Makes, or finds again, everything that the rows of one model need. Nothing is made before it is asked for."""
+
+    def __init__(self, inputs: Inputs, work: Path = DEFAULT_WORK) -> None:
+        if inputs.weights is not None and inputs.data is None and inputs.model != MICRO_DIGITS.name:
+            raise DataError(
+                f"{inputs.model} has weights but no images to calibrate and evaluate on; "
+                "give --data DIR with train/ and val/ folders, or leave --weights out to measure latency alone"
+            )
+        self.inputs = inputs
+        self.work = Path(work) / inputs.model
+
+    # --- models and data
+
+    @functools.cached_property
+    def teacher(self) -> SwinTransformer:
+        """The fp32 GELU model: trained where there are weights, else random."""
+        from pyharness.models import create_model, load_model
+
+        if self.inputs.weights is not None:
+            return load_model(self.inputs.weights, self.inputs.model)[0]
+        return create_model(self.inputs.model, weights="pretrained" if self.inputs.has_weights else "random")
+
+    @property
+    def config(self) -> SwinConfig:
+        from pyharness.models import config_of
+
+        return config_of(self.teacher, self.inputs.model)
+
+    def dataset(self, train: bool, augment: bool = False) -> Dataset:
+        """Training or held-out images. `augment`: the random crops of training."""
+        from pyharness.data import get_dataset
+
+        return get_dataset(self.inputs.data, self.inputs.model, train, model=self.teacher, augment=augment)
+
+    # --- steps
+
+    def student_path(self, distilled: bool) -> Path:
+        """The GELU-less checkpoint: distilled by Algorithm 1, or with its blocks replaced and nothing trained."""
+        from pyharness.distill import DistillOptions, distill
+
+        if distilled and self.inputs.student is not None:
+            return self.inputs.student
+        is_digits = self.inputs.data is None
+        options = DistillOptions(distill=distilled, **(DIGITS_DISTILLATION if is_digits else {}))
+        folder = self._folder("student" if distilled else "student_no_kd", dataclasses.asdict(options))
+        path = folder / "student.safetensors"
+        if not path.exists():
+            how = "distil block after block" if distilled else "replace all blocks, no distillation"
+            report(f"{self.inputs.model}: make the GELU-less student ({how})")
+            with threads(DIGITS_THREADS if is_digits else torch.get_num_threads()):
+                distill(
+                    self.teacher,
+                    self.inputs.model,
+                    self.dataset(train=True, augment=True),
+                    options,
+                    folder,
+                    eval_dataset=self.dataset(train=False) if is_digits else None,
+                    device="cuda" if not is_digits and torch.cuda.is_available() else "cpu",
+                )
+        return path
+
+    def calibrated_path(self, method: str) -> Path:
+        """The calibrated checkpoint of an INT8 method, by FasterTransformer's defaults."""
+        from pyharness.calibrated import save_calibrated
+        from pyharness.data import make_loader
+        from pyharness.models import config_of
+        from pyharness.quantize import BATCH_SIZE, BATCHES, quantize
+
+        source = None if method == "ft_int8" else self.student_path(distilled=method == "geluless_int8")
+        options = {"int8_mode": self.inputs.int8_mode, "batches": BATCHES, "batch_size": BATCH_SIZE}
+        path = self._folder(f"calibrated_{method}", options, source) / "calibrated.safetensors"
+        if not path.exists():
+            report(f"{self.inputs.model}: calibrate {method} on {BATCHES * BATCH_SIZE} images")
+            model = self._model_of(source)
+            loader = make_loader(self.dataset(train=True), BATCH_SIZE, shuffle=True)
+            batches = (images for images, _ in itertools.islice(loader, BATCHES))
+            config = config_of(model, self.inputs.model)
+            save_calibrated(path, quantize(model, config, batches, int8_mode=self.inputs.int8_mode))
+        return path
+
+    def engine_path(self, method: str) -> Path:
+        """The engine file of an INT8 method."""
+        from pyharness.calibrated import load_calibrated
+        from pyharness.convert import to_engine_file
+        from pyharness.engine_file import save_engine_file
+
+        calibrated = self.calibrated_path(method)
+        path = calibrated.with_name("engine.safetensors")
+        if not path.exists():
+            save_engine_file(path, to_engine_file(load_calibrated(calibrated)))
+        return path
+
+    def engine_file(self, method: str) -> EngineFile:
+        """The weights of an INT8 method: converted, or random with plausible scales where there are no weights."""
+        from pyharness.convert import random_engine_file
+        from pyharness.engine_file import load_engine_file
+
+        if self.inputs.has_weights:
+            return load_engine_file(self.engine_path(method))
+        return random_engine_file(self.config, GRAPH_OF_METHOD[method], self.inputs.int8_mode)
+
+    def _model_of(self, source: Path | None) -> SwinTransformer:
+        from pyharness.models import load_model
+
+        return self.teacher if source is None else load_model(source, self.inputs.model)[0]
+
+    def _folder(self, step: str, options: Mapping[str, Any], *files: Path | None) -> Path:
+        from pyharness.models import MICRO_TEACHER
+
+        inputs = [self.inputs.weights or MICRO_TEACHER, *(file for file in files if file is not None)]
+        known = {
+            "options": dict(options),
+            "data": str(self.inputs.data),
+            "inputs": [file_digest(path) for path in inputs],
+            "sources": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in SOURCES],
+        }
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        return self.work / f"{step}-{digest[:12]}"

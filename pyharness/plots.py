@@ -1,0 +1,180 @@
+"""The pictures of the result tables, drawn with matplotlib without a display.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; every series also has a marker or hatch of its
+own and is named in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyharness.atomic import atomic_path
+from pyharness.results import FUSED_OPS
+
+METHOD_STYLES = {
+    "fp32": ("fp32 (timm)", "#555555", "o"),
+    "ft_int8": ("FT INT8", "#0072B2", "s"),
+    "geluless_int8": ("GELU-less INT8", "#D55E00", "^"),
+    "geluless_int8_no_kd": ("GELU-less INT8, no distillation", "#CC79A7", "v"),
+}
+"""Label, colour and marker by method."""
+
+OP_STYLES = dict(
+    zip(
+        FUSED_OPS,
+        (
+            ("#56B4E9", ""), ("#0072B2", "//"), ("#E69F00", ""), ("#F0E442", "\\\\"), ("#D55E00", "xx"),
+            ("#009E73", ""), ("#CC79A7", ".."), ("#999999", "--"),
+        ),
+    )
+)  # fmt: skip
+"""Colour and hatch by fused op."""
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6})
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    _pyplot().close(figure)
+
+
+def _short(model: str) -> str:
+    """`swin_tiny_patch4_window7_224` -> `Swin-T`; the names of other models stay."""
+    for word, letter in (("tiny", "T"), ("small", "S"), ("base", "B"), ("large", "L")):
+        if model.startswith(f"swin_{word}_"):
+            return f"Swin-{letter}"
+    return {"swin_micro_digits": "Swin micro (digits)"}.get(model, model)
+
+
+def _style(method: str) -> tuple[str, str, str]:
+    return METHOD_STYLES.get(method, (method, "#999999", "D"))
+
+
+def plot_accuracy_latency(document: Mapping[str, Any], path: Path) -> bool:
+    """Top-1 with its 95 % interval against median latency, one panel per model. False where no row has both."""
+    rows = [row for row in document["rows"] if row["top1"] is not None and row["latency_ms"]]
+    if not rows:
+        return False
+    plt = _pyplot()
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(6.4 * len(models), 4.6), squeeze=False, layout="constrained"
+    )
+    for axis, model in zip(axes[0], models):
+        for row in (row for row in rows if row["model"] == model):
+            label, colour, marker = _style(row["method"])
+            stats, (low, high) = row["latency_ms"], row["top1_interval95"] or (row["top1"], row["top1"])
+            axis.errorbar(
+                stats["median"],
+                row["top1"],
+                xerr=[[stats["median"] - stats["p10"]], [stats["p90"] - stats["median"]]],
+                yerr=[[row["top1"] - low], [high - row["top1"]]],
+                fmt=marker,
+                markersize=9,
+                color=colour,
+                ecolor=colour,
+                elinewidth=1,
+                capsize=3,
+                label=label,
+            )
+        axis.set_title(f"{_short(model)}, batch {rows[0]['batch']}")
+        axis.set_xlabel("latency, ms (median; bar: 10th to 90th percentile)")
+        axis.set_ylabel("top-1, % (bar: 95 % interval)")
+        axis.grid(alpha=0.3)
+        axis.set_xlim(left=0)
+        axis.legend(loc="best", frameon=True, fontsize=9)
+    _save(figure, path)
+    return True
+
+
+def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
+    """Median latency of every method, grouped by model, in percent of FT INT8's; the bars carry the milliseconds.
+
+    Relative, because the models' latencies lie too far apart for one axis. False where FT INT8 was not measured.
+    """
+    rows = [row for row in document["rows"] if row["latency_ms"] and row["vs_ft_int8"] is not None]
+    if not rows:
+        return False
+    plt = _pyplot()
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, axis = plt.subplots(figsize=(max(7.0, 2.1 * len(models) + 1.5), 4.8), layout="constrained")
+    width = 0.84 / len(methods)
+    for index, method in enumerate(methods):
+        label, colour, _ = _style(method)
+        mine = [(models.index(r["model"]), r) for r in rows if r["method"] == method]
+        centres = [place + (index - (len(methods) - 1) / 2) * width for place, _ in mine]
+        bars = axis.bar(
+            centres, [100 * r["vs_ft_int8"] for _, r in mine], width * 0.94, color=colour, label=label,
+            hatch=("", "", "//", "..")[index % 4], edgecolor="white",
+        )  # fmt: skip
+        for bar, (_, row) in zip(bars, mine):
+            axis.annotate(
+                f"{row['latency_ms']['median']:.3g}", (bar.get_x() + bar.get_width() / 2, bar.get_height()),
+                xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+            )  # fmt: skip
+    axis.axhline(100, color="#0072B2", linewidth=0.8, linestyle="--", zorder=0)
+    axis.set_xticks(range(len(models)), [_short(model) for model in models])
+    axis.set_ylabel("latency, % of FT INT8")
+    axis.set_title(f"Median latency in ms, batch {rows[0]['batch']} (lower is better)")
+    axis.margins(y=0.1)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False, fontsize=9)
+    _save(figure, path)
+    return True
+
+
+def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
+    """Table 1 as one stacked bar per graph: the latency drop of each fused op, and what is left in grey."""
+    rows, latency = document["rows"], document["meta"]["latency_ms"]
+    graphs = list(dict.fromkeys(row["graph"] for row in rows))
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(10.0, 1.5 * len(graphs) + 2.4), layout="constrained")
+    for place, graph in enumerate(graphs):
+        left = 0.0
+        for op in FUSED_OPS:
+            drop = sum(max(0.0, row["drop_ms"] or 0.0) for row in rows if row["graph"] == graph and row["op"] == op)
+            colour, hatch = OP_STYLES[op]
+            axis.barh(
+                place, drop, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="white",
+                label=op if place == 0 else None,
+            )  # fmt: skip
+            if drop > 0.035 * latency[graph]["median"]:
+                axis.text(
+                    left + drop / 2, place, f"{drop:.2g}", ha="center", va="center", fontsize=9,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
+                )  # fmt: skip
+            left += drop
+        rest = latency[graph]["median"] - left
+        if rest > 0:
+            axis.barh(
+                place, rest, left=left, height=0.62, color="#DDDDDD", edgecolor="white",
+                label="GEMMs and the rest" if place == 0 else None,
+            )  # fmt: skip
+            axis.text(left + rest / 2, place, f"GEMMs and the rest: {rest:.1f}", ha="center", va="center", fontsize=9)
+    axis.set_yticks(range(len(graphs)), [_style(graph)[0] for graph in graphs])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"ms, batch {rows[0]['batch']}: drop in latency when the op is left out")
+    axis.set_title(f"Fused operations of {_short(rows[0]['model'])}")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def plot_table2(document: Mapping[str, Any], folder: Path) -> Sequence[Path]:
+    """Draw `table2_accuracy.png` and `table2_latency.png` into `folder`; returns those that were drawn."""
+    wanted = (
+        (plot_accuracy_latency, folder / "table2_accuracy.png"),
+        (plot_latency_bars, folder / "table2_latency.png"),
+    )
+    return [path for draw, path in wanted if draw(document, path)]

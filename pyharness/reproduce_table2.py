@@ -1,0 +1,231 @@
+"""Table 2 of the seed paper: accuracy and latency of fp32, FT INT8 and GELU-less INT8, with and without distillation.
+
+By default the micro Swin on scikit-learn's digits goes through everything live (distil, calibrate, convert, run the
+INT8 engine), and Swin T / S / B / L are timed with random weights, their accuracy left empty.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: make `pyharness` importable and say plainly what is missing
+    import _script  # noqa: F401
+
+import argparse
+import functools
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyharness import measure, results
+from pyharness.config import MICRO_DIGITS
+from pyharness.errors import HarnessError, run_cli
+from pyharness.pipeline import DEFAULT_WORK, Inputs, Pipeline
+from pyharness.results import METHODS, Table2Row
+from pyharness.training import report
+
+DEFAULT_MODELS = (MICRO_DIGITS.name, *results.PUBLISHED)
+DEFAULT_BATCH = {"cuda": 128, "cpu": 1}
+DEFAULT_RUNS = {"cuda": 1000, "cpu": 20}
+MICRO_RUNS_CPU = 400
+"""The micro model takes about a millisecond: more rounds cost nothing and steady its median."""
+EVAL_BATCH = 32
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the rows are measured. `runs` None takes the default of the model and the device."""
+
+    batch: int
+    runs: int | None = None
+    limit: int | None = None
+    device: str = "cpu"
+
+    def runs_of(self, model: str) -> int:
+        if self.runs is not None:
+            return self.runs
+        if self.device == "cpu" and model == MICRO_DIGITS.name:
+            return MICRO_RUNS_CPU
+        return DEFAULT_RUNS[self.device]
+
+
+def predictors(pipeline: Pipeline) -> dict[str, Predict]:
+    """Images f32 [B, C, H, W] to logits [B, K], by method, in the order of the rows.
+
+    GELU-less without distillation has a row only where it has an accuracy: its latency is that of the distilled one.
+    """
+    from pyharness.engine import SwinInt8
+
+    names = [name for name in METHODS if name != "geluless_int8_no_kd" or pipeline.inputs.has_weights]
+    engines = {name: SwinInt8.from_engine_file(pipeline.engine_file(name)) for name in names if name != "fp32"}
+    return {"fp32": pipeline.teacher, **engines}
+
+
+def evaluate(pipeline: Pipeline, methods: Mapping[str, Predict], limit: int | None) -> dict:
+    """`EvalResult` by method on the held-out images; empty where there are no trained weights."""
+    from pyharness.data import make_loader
+    from pyharness.evaluate import accuracy
+
+    if not pipeline.inputs.has_weights:
+        return {}
+    found = {}
+    for name, predict in methods.items():
+        found[name] = accuracy(predict, make_loader(pipeline.dataset(train=False), EVAL_BATCH), limit)
+        report(f"{pipeline.inputs.model}: {name}: top-1 {found[name].top1:.2f} % of {found[name].n} images")
+    return found
+
+
+@torch.inference_mode()
+def time_methods(pipeline: Pipeline, methods: Mapping[str, Predict], settings: Settings) -> measure.Samples:
+    """Rounds of all methods in alternation, on the same images f32 [batch, C, H, W], seeded."""
+    runs, images = settings.runs_of(pipeline.inputs.model), measure.random_images(pipeline.config, settings.batch)
+    report(f"{pipeline.inputs.model}: time {len(methods)} methods in turn, {runs} rounds, batch {settings.batch}")
+    calls = {name: functools.partial(predict, images) for name, predict in methods.items()}
+    return measure.time_alternating(calls, runs)
+
+
+def rows_of(pipeline: Pipeline, settings: Settings, device: str, providers: Mapping[str, str]) -> list[Table2Row]:
+    """The rows of one model. `device` names the machine; `providers` says what runs the engine's GEMMs."""
+    methods = predictors(pipeline)
+    accuracies = evaluate(pipeline, methods, settings.limit)
+    samples = time_methods(pipeline, methods, settings)
+    rows = []
+    for name in methods:
+        stats, ratio = measure.summarize(samples[name]), measure.paired_ratio(samples, name, "ft_int8")
+        accuracy = accuracies.get(name)
+        rows.append(
+            Table2Row(
+                model=pipeline.inputs.model,
+                img_size=pipeline.config.img_size[0],
+                batch=settings.batch,
+                device=device,
+                method=name,
+                top1=accuracy and accuracy.top1,
+                top5=accuracy and accuracy.top5,
+                top1_interval95=accuracy and accuracy.interval95,
+                n_eval=accuracy and accuracy.n,
+                latency_ms=stats.to_dict(),
+                images_per_s=settings.batch * 1000 / stats.median,
+                vs_ft_int8=ratio.median,
+                vs_ft_int8_quartiles=(ratio.q25, ratio.q75),
+                gemm_providers=None if name == "fp32" else dict(providers),
+            )
+        )
+    return rows
+
+
+# --- The program ------------------------------------------------------------------------------------------------------
+
+
+def named_paths(option: str, words: Sequence[str]) -> dict[str, Path]:
+    """`MODEL=FILE` words as a dict. HarnessError where one is not of that form or the file is not there."""
+    found = {}
+    for word in words:
+        model, separator, file = word.partition("=")
+        if not (model and separator and file):
+            raise HarnessError(f"{option} needs MODEL=FILE, found {word!r}")
+        if not Path(file).is_file():
+            raise HarnessError(f"{option} {word}: there is no file {file}")
+        found[model] = Path(file)
+    return found
+
+
+def inputs_from(args: argparse.Namespace) -> list[Inputs]:
+    """What each model of the command line is made from. HarnessError for files of models that are not asked for."""
+    weights, students = named_paths("--weights", args.weights), named_paths("--student", args.student)
+    for option, given in (("--weights", weights), ("--student", students)):
+        for model in given.keys() - set(args.models):
+            raise HarnessError(f"{option} {model}: that model is not among --models ({', '.join(args.models)})")
+    for model in students.keys() - weights.keys() - {MICRO_DIGITS.name}:
+        raise HarnessError(f"--student {model}: its teacher is needed too; add --weights {model}=FILE")
+    # The folder of images belongs to the models whose weights are given; the packaged micro model keeps its digits.
+    return [
+        Inputs(m, weights.get(m), students.get(m), args.data if m in weights else None, args.int8_mode)
+        for m in args.models
+    ]
+
+
+def add_file_options(parser: argparse.ArgumentParser, files: str) -> None:
+    """`--out` and `--work`, which the measuring programs share. `files` says in words what goes to `--out`."""
+    where = parser.add_argument_group("files")
+    where.add_argument(
+        "--out", type=Path, default=results.ROOT / "results" / "local", metavar="DIR",
+        help=f"folder of {files} (default: results/local)",
+    )  # fmt: skip
+    where.add_argument(
+        "--work", type=Path, default=DEFAULT_WORK, metavar="DIR",
+        help="students, calibrated checkpoints and engine files, kept (default: results/local/work)",
+    )  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reproduce_table2.py",
+        description="Table 2: accuracy and latency of fp32, FT INT8 and GELU-less INT8, through the INT8 engine.",
+        epilog="On ImageNet: --models swin_tiny_patch4_window7_224 --weights swin_tiny_patch4_window7_224=FILE.pth "
+        "--data IMAGENET. The student is then distilled live, which takes GPU hours or CPU weeks; give a finished one "
+        "(pyharness/distill.py) with --student.",
+    )
+    what = parser.add_argument_group("models and data")
+    what.add_argument(
+        "--models", nargs="+", default=list(DEFAULT_MODELS), metavar="MODEL",
+        help="timm names, or swin_micro_digits (default: micro, T, S, B, L)",
+    )  # fmt: skip
+    what.add_argument(
+        "--weights", nargs="+", default=[], metavar="MODEL=FILE",
+        help="fp32 checkpoints; without one a model's weights are random and its accuracy empty",
+    )  # fmt: skip
+    what.add_argument(
+        "--student", nargs="+", default=[], metavar="MODEL=FILE",
+        help="GELU-less checkpoints of distill.py; without one the student is distilled live",
+    )  # fmt: skip
+    what.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="ImageNet-style folder with train/ and val/, for the models with --weights",
+    )  # fmt: skip
+    what.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
+    what.add_argument(
+        "--int8-mode", type=int, choices=(1, 2), default=1,
+        help="2: FC2 and patch merging with 32-bit results (default: %(default)s)",
+    )  # fmt: skip
+    how = parser.add_argument_group("measurement")
+    how.add_argument("--batch", type=int, metavar="N", help="images per call (default: 128 on a GPU, 1 on a CPU)")
+    how.add_argument(
+        "--runs", type=int, metavar="N",
+        help=f"timed rounds (default: 1000 on a GPU, 20 on a CPU, {MICRO_RUNS_CPU} for the micro model)",
+    )  # fmt: skip
+    how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    add_file_options(parser, "table2.json, .csv, .md and the plots")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    measure.need_positive(args, "--batch", "--runs", "--limit", "--threads")
+    pipelines = [Pipeline(inputs, args.work) for inputs in inputs_from(args)]
+    from pyharness.engine import engine_info
+
+    threads, info = measure.set_threads(args.threads), engine_info()
+    device = info["backend"]
+    settings = Settings(args.batch or DEFAULT_BATCH[device], args.runs, args.limit, device)
+    meta = {**measure.environment(info, threads), "int8_mode": args.int8_mode}
+    rows: list[Table2Row] = []
+    document: dict = {}
+    while pipelines:
+        rows += rows_of(pipelines.pop(0), settings, meta["device"], {"s8": f"{device} {info['isa']}"})
+        gc.collect()  # the weights of one model go before those of the next come
+        document = results.write_table(args.out, "table2", meta, rows)  # so that a killed run leaves what it has
+    from pyharness.plots import plot_table2
+
+    pictures = plot_table2(document, args.out)
+    print(f"\nTable 2\n\n{results.markdown_table2(document)}")
+    print("Written:", ", ".join(str(path) for path in (*sorted(args.out.glob("table2.*")), *pictures)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Run all tests: builds what is needed, then lint, Python tests, C++ tests, and the op tests under ASan and UBSan.
+#
+#   bash scripts/test.sh
+#
+# Every part runs even when one before it failed. Ends with one line per part, with what was skipped and why; the status
+# is 0 only if every part passed. About 15 minutes on 2 cores on a fresh machine, half of it downloads and compilation.
+# shellcheck disable=SC2329  # functions are run by name, through `part`
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+case "${1:-}" in
+  "") ;;
+  -h | --help)
+    usage_from "$0"
+    exit 0
+    ;;
+  *) usage_error "$0" "unknown option '$1'" ;;
+esac
+cd "$SWIN_ROOT"
+
+summary=() failed=0
+
+# part NAME COMMAND...: runs COMMAND, notes how it ended and how long it took.
+part() {
+  local name="$1" started=$SECONDS outcome=passed
+  shift
+  printf '\n=== %s\n' "$name"
+  "$@" || {
+    outcome=FAILED
+    failed=1
+  }
+  summary+=("$(printf '%-7s %4d s  %s' "$outcome" "$((SECONDS - started))" "$name")")
+}
+
+# skipped NAME WHY
+skipped() { summary+=("$(printf '%-7s %6s  %s: %s' skipped "" "$1" "$2")"); }
+
+# run_pytest REPORT ARGUMENT...: pytest, which leaves its count of skipped tests in the file REPORT (tests/python/conftest.py).
+run_pytest() {
+  local report="$1"
+  shift
+  env SWIN_SKIP_REPORT="$SWIN_LOGS/$report" "$python" -m pytest -q "$@"
+}
+
+# run_sanitized COMMAND...: COMMAND with the sanitizer engine and the sanitizers' run-time libraries.
+# Leaks are not looked for: Python and PyTorch keep memory until the process ends, and LSan reports that as theirs.
+run_sanitized() {
+  LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+    SWIN_INT8_LIBRARY="$SWIN_ROOT/build/sanitize/lib/libswin_int8.so" run_pytest "$@"
+}
+
+run_lint() {
+  local status=0
+  "$bin/ruff" check . || status=1
+  "$bin/shellcheck" -x scripts/*.sh .ci/run || status=1
+  return "$status"
+}
+
+bash scripts/build_ft.sh
+bash scripts/build_ft.sh --sanitize
+bin="$(venv_dir)/bin"
+python="$bin/python"
+mkdir -p "$SWIN_LOGS"
+rm -f "$SWIN_LOGS"/skipped_*.txt
+
+part "lint (ruff, shellcheck)" run_lint
+part "Python tests (pytest tests)" run_pytest skipped_tests.txt tests
+part "C++ tests (ctest, release build)" "$bin/ctest" --test-dir build/release --output-on-failure --no-tests=error
+part "C++ tests (ctest, ASan + UBSan build)" "$bin/ctest" --test-dir build/sanitize --output-on-failure --no-tests=error
+
+# A sanitized library inside an unsanitized Python needs the sanitizers' libraries loaded first.
+asan="$(${CXX:-g++} -print-file-name=libasan.so)" ubsan="$(${CXX:-g++} -print-file-name=libubsan.so)"
+if [ -f "$asan" ] && [ -f "$ubsan" ]; then
+  part "op tests under ASan + UBSan" run_sanitized skipped_sanitizer.txt tests/python/test_ops.py
+else
+  skipped "op tests under ASan + UBSan" "${CXX:-g++} has no libasan.so or libubsan.so (Debian/Ubuntu: apt install libasan8 libubsan1)"
+fi
+command -v nvidia-smi >/dev/null 2>&1 || skipped "GPU tests" "no GPU on this machine (no nvidia-smi)"
+
+printf '\n=== Summary\n'
+printf '%s\n' "${summary[@]}"
+cat "$SWIN_LOGS"/skipped_*.txt 2>/dev/null || true
+exit "$failed"

@@ -1,0 +1,142 @@
+"""Every program: starts as a file and as a module, explains itself, and answers a user's mistake with one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyharness.errors import HarnessError, run_cli
+
+PROGRAMS = (
+    "convert",
+    "diff_baseline",
+    "distill",
+    "evaluate",
+    "latency_breakdown",
+    "quantize",
+    "reproduce_table2",
+    "results",
+    "train_teacher",
+)
+
+TINY = "swin_tiny_patch4_window7_224"
+
+MISTAKES = {
+    "convert": (["show", "/no/such/file.safetensors"], "/no/such/file.safetensors"),
+    "diff_baseline": (["--runs", "0"], "--runs must be at least 1, found 0"),
+    "distill": (["--out", "{tmp}", "--subset", "0"], "subset"),
+    "evaluate": (["/no/such/file.pth"], "/no/such/file.pth"),
+    "latency_breakdown": (["--batch", "-3"], "--batch must be at least 1, found -3"),
+    "quantize": (["--weights", "/no/such/file.pth", "--out", "{tmp}/out.pth"], "/no/such/file.pth"),
+    "reproduce_table2": (["--weights", "a=/no/such/file.pth"], "there is no file /no/such/file.pth"),
+    "results": (["{tmp}"], "reproduce.sh"),
+    "train_teacher": (["--epochs", "0"], "--epochs"),
+}
+
+
+def run(repository: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=repository, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def answer_to(program: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and stderr of `program` run in this process."""
+    main = importlib.import_module(f"pyharness.{program}").main
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda: main(argv))
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_no_program_is_left_out(repository: Path) -> None:
+    files = (repository / "pyharness").glob("*.py")
+    assert sorted(f.stem for f in files if "run_cli(main)" in f.read_text()) == list(PROGRAMS)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_of_the_file(repository: Path, program: str) -> None:
+    done = run(repository, f"pyharness/{program}.py", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {program}.py")
+    assert "%(" not in done.stdout
+
+
+def test_as_a_module_and_from_another_folder(repository: Path, tmp_path: Path) -> None:
+    assert run(repository, "-m", "pyharness.results", "--help").returncode == 0
+    done = run(tmp_path, str(repository / "pyharness" / "results.py"), str(tmp_path))
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot read")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_mistake_is_one_line(program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv, expected = MISTAKES[program]
+    status, text = answer_to(program, [word.replace("{tmp}", str(tmp_path)) for word in argv], capsys)
+    assert status == 2
+    assert re.fullmatch(r"error: [^\n]+\n", text), text
+    assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--weights", "nonsense"], "--weights needs MODEL=FILE, found 'nonsense'"),
+        (["--models", "swin_micro_digits", "--weights", f"{TINY}={__file__}"], "not among --models"),
+        (["--models", TINY, "--student", f"{TINY}={__file__}"], "its teacher is needed too"),
+        (["--models", TINY, "--weights", f"{TINY}={__file__}"], "give --data DIR"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--models", "resnet18"], "resnet18"),
+    ],
+)
+def test_mistakes_in_reproduce_table2(
+    argv: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = answer_to("reproduce_table2", [*argv, "--out", str(tmp_path)], capsys)
+    assert status == 2 and expected in text and text.count("\n") == 1
+
+
+def test_wrong_option_is_argparses_error(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = answer_to("latency_breakdown", ["--nonsense"], capsys)
+    assert status == 2 and "unrecognized arguments: --nonsense" in text
+
+
+def test_a_missing_package_is_one_line_before_any_import_fails(repository: Path) -> None:
+    """As with the system's Python: -S and -E hide all installed packages."""
+    done = run(repository, "-S", "-E", "pyharness/distill.py", "--help")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .* has no .*torch.*bash scripts/build_ft\.sh.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(HarnessError("found x, need y"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_run_cli(error: BaseException, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_cli(main)
+    assert stop.value.code == status
+    assert capsys.readouterr().err in ("error: found x, need y\n", "interrupted\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_cli(main)
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main() -> None:
+        raise HarnessError("x")
+
+    monkeypatch.setenv("SWIN_TRACEBACK", "1")
+    with pytest.raises(HarnessError):
+        run_cli(main)

