@@ -50,7 +50,7 @@ def load() -> None:
 
 def _fake_forward(
     images, weights, graph, int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads,
-    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, skip, features_only, poison,
+    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, residual, skip, features_only, poison,
 ):  # fmt: skip
     """Shape and dtype of the model op's result, for torch.compile and torch.export."""
     features = embed_dim * 2 ** (len(depths) - 1)
@@ -83,13 +83,17 @@ class SwinInt8(nn.Module):
         config: The model's geometry.
         graph: "ft_int8" (the FasterTransformer baseline) or "geluless_int8" (after the patch series).
         int8_mode: 1: every GEMM gives int8; 2: FC2 and the patch-merging GEMM give int32.
+        residual: Type of the residual stream: "float16" (default) or "bfloat16" on CUDA, "float32" on the CPU; "" is
+            the device's default.
 
     The weights are checked and packed at the first call: ValueError, TypeError or NotImplementedError, saying what
     does not fit. Calls release the GIL and may come from several threads; torch.set_num_threads sets how many
     threads one call uses.
     """
 
-    def __init__(self, weights: Sequence[Tensor], config: SwinConfig, graph: str, int8_mode: int = 1) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor], config: SwinConfig, graph: str, int8_mode: int = 1, residual: str = ""
+    ) -> None:
         super().__init__()
         if graph not in GRAPHS:
             raise EngineError(f"there is no graph {graph!r}; choose one of {', '.join(GRAPHS)}")
@@ -97,14 +101,15 @@ class SwinInt8(nn.Module):
         self.config = config
         self.graph = graph
         self.int8_mode = int8_mode
+        self.residual = residual
         self._count = len(weights)
         for index, weight in enumerate(weights):
             self.register_buffer(f"weight_{index:04d}", weight.detach())
 
     @classmethod
-    def from_engine_file(cls, file: EngineFile) -> SwinInt8:
+    def from_engine_file(cls, file: EngineFile, residual: str = "") -> SwinInt8:
         """The model of an engine file in memory."""
-        return cls(file.tensors, file.config, file.graph, file.int8_mode)
+        return cls(file.tensors, file.config, file.graph, file.int8_mode, residual)
 
     @classmethod
     def from_file(cls, path: str | Path) -> SwinInt8:
@@ -121,6 +126,7 @@ class SwinInt8(nn.Module):
         return (
             self.graph, self.int8_mode, list(c.img_size), c.patch_size, c.in_chans, c.num_classes, c.embed_dim,
             list(c.depths), list(c.num_heads), list(c.window_size), c.mlp_ratio, c.qkv_bias, c.qk_scale, c.patch_norm,
+            self.residual,
         )  # fmt: skip
 
     def _run(self, images: Tensor, skip: Sequence[str] = (), features_only: bool = False, poison: bool = False) -> Tensor:

@@ -2,12 +2,14 @@
 // The only place that includes torch headers. It checks and converts; the engine computes.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <c10/core/impl/alloc_cpu.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include "engine_cache.h"
 #include "swin/cpu.h"
+#include "swin/cuda.h"
 #include "swin/engine.h"
 #include "swin/error.h"
 #include "views.h"
@@ -35,7 +37,12 @@ auto translate(F&& f) {
   }
 }
 
-ExecContext context() { return {.threads = at::get_num_threads(), .stream = nullptr}; }
+// torch's current stream of `device`; none on the CPU.
+ExecContext context(const at::Device& device) {
+  ExecContext c{.threads = at::get_num_threads(), .stream = nullptr};
+  if (!device.is_cpu()) c.stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+  return c;
+}
 
 // Which CPU kernels new engines and single ops use; empty: the best there are.
 std::string& variant() {
@@ -43,14 +50,29 @@ std::string& variant() {
   return name;
 }
 
+// The backend of `device` whose residual stream is of type `residual`; "" is the backend's own choice.
+const Backend& backend_for(const at::Device& device, const std::string& residual = "") {
+  if (device.is_cpu()) {
+    SWIN_CHECK(UnsupportedError, "swin_int8", residual.empty() || residual == "float32", "residual is '", residual,
+               "'; on the CPU it is float32");
+    return cpu_backend(variant());
+  }
+  SWIN_CHECK(UnsupportedError, "swin_int8", device.is_cuda(), "there is no backend for ", device.str(),
+             "; CPU and CUDA are known");
+  SWIN_CHECK(UnsupportedError, "swin_int8", residual.empty() || residual == "float16" || residual == "bfloat16",
+             "residual is '", residual, "'; on CUDA it is float16 or bfloat16");
+  return cuda_backend(device.index(), residual == "bfloat16" ? DType::kBF16 : DType::kF16);
+}
+
 #define CONFIG_SCHEMA                                                                                             \
   "str graph, int int8_mode, int[] img_size, int patch_size, int in_chans, int num_classes, int embed_dim, "      \
-  "int[] depths, int[] num_heads, int[] window_size, float mlp_ratio, bool qkv_bias, float? qk_scale, bool patch_norm"
+  "int[] depths, int[] num_heads, int[] window_size, float mlp_ratio, bool qkv_bias, float? qk_scale, bool patch_norm, " \
+  "str residual"
 #define CONFIG_ARGS                                                                                                \
   const std::string &graph, std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size,             \
       std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,             \
       at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,                     \
-      std::optional<double> qk_scale, bool patch_norm
+      std::optional<double> qk_scale, bool patch_norm, const std::string &residual
 #define CONFIG_VALUES                                                                                            \
   make_config(int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads, window_size, \
               mlp_ratio, qkv_bias, qk_scale, patch_norm)
@@ -79,11 +101,16 @@ ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::i
   return c;
 }
 
-// Images a model of `c` takes, contiguous.
-at::Tensor check_images(const at::Tensor& images, const ModelConfig& c) {
+// Where the weights are: the device the model runs on.
+at::Device device_of(at::TensorList weights) {
+  return weights.empty() ? at::Device(at::kCPU) : weights.front().device();
+}
+
+// Images a model of `c` on `device` takes, contiguous.
+at::Tensor check_images(const at::Tensor& images, const ModelConfig& c, const at::Device& device) {
   const char* where = "swin_int8.forward";
-  SWIN_CHECK(UnsupportedError, where, images.device().is_cpu(), "images are on ", images.device().str(),
-             "; this build has the CPU backend only: move model and images to the CPU");
+  SWIN_CHECK(UnsupportedError, where, images.device() == device, "images are on ", images.device().str(),
+             ", the model is on ", device.str(), "; move one of them with .to()");
   SWIN_CHECK(DTypeError, where, images.scalar_type() == at::kFloat, "images are ", images.scalar_type(),
              "; float32 is needed (images.float(), normalized as in training)");
   SWIN_CHECK(ShapeError, where,
@@ -94,17 +121,33 @@ at::Tensor check_images(const at::Tensor& images, const ModelConfig& c) {
   return images.contiguous();
 }
 
+// One call of the model: its engine, device and stream, and the checked images.
+struct Call {
+  ModelConfig config;
+  at::Device device;
+  c10::OptionalDeviceGuard guard;
+  const Backend& backend;
+  std::shared_ptr<Engine> engine;
+
+  Call(const std::string& graph, ModelConfig c, at::TensorList weights, const std::string& residual)
+      : config(std::move(c)),
+        device(device_of(weights)),
+        guard(device.is_cpu() ? std::optional<at::Device>() : device),
+        backend(backend_for(device, residual)),
+        engine(cached_engine(graph, config, weights, backend)) {}
+};
+
 at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS,
                    const std::vector<std::string>& skip, bool features_only, bool poison) {
   return translate([&] {
-    const ModelConfig config = CONFIG_VALUES;
-    const std::shared_ptr<Engine> engine = cached_engine(graph, config, weights, cpu_backend(variant()));
-    const at::Tensor input = check_images(images, config);
-    const bool classify = config.num_classes > 0 && !features_only;
-    at::Tensor features = at::empty({input.size(0), config.num_features()}, input.options());
-    at::Tensor logits = classify ? at::empty({input.size(0), config.num_classes}, input.options()) : at::Tensor();
-    engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
-                    classify ? logits.mutable_data_ptr() : nullptr, RunOptions{skip, poison, nullptr}, context());
+    const Call call(graph, CONFIG_VALUES, weights, residual);
+    const at::Tensor input = check_images(images, call.config, call.device);
+    const bool classify = call.config.num_classes > 0 && !features_only;
+    at::Tensor features = at::empty({input.size(0), call.config.num_features()}, input.options());
+    at::Tensor logits = classify ? at::empty({input.size(0), call.config.num_classes}, input.options()) : at::Tensor();
+    call.engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
+                         classify ? logits.mutable_data_ptr() : nullptr, RunOptions{skip, poison, nullptr},
+                         context(call.device));
     return classify ? logits : features;
   });
 }
@@ -112,45 +155,39 @@ at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS
 // Copies of what every node wrote, in order; a node that writes two tensors gives both.
 std::vector<at::Tensor> trace(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS) {
   return translate([&] {
-    const ModelConfig config = CONFIG_VALUES;
-    const Backend& backend = cpu_backend(variant());
-    const std::shared_ptr<Engine> engine = cached_engine(graph, config, weights, backend);
-    const at::Tensor input = check_images(images, config);
-    at::Tensor features = at::empty({input.size(0), config.num_features()}, input.options());
-    at::Tensor logits = at::empty({input.size(0), config.num_classes}, input.options());
+    const Call call(graph, CONFIG_VALUES, weights, residual);
+    const at::Tensor input = check_images(images, call.config, call.device);
+    at::Tensor features = at::empty({input.size(0), call.config.num_features()}, input.options());
+    at::Tensor logits = at::empty({input.size(0), call.config.num_classes}, input.options());
     std::vector<at::Tensor> copies;
     RunOptions options;
     options.observe = [&](const Node& node) {
       for (const TensorView& out : op_outputs(node.args)) {
         at::Tensor copy = at::empty(at::IntArrayRef(out.shape.data(), out.rank), scalar_type_of(out.dtype));
-        backend.copy_to_host(copy.mutable_data_ptr(), out.data, out.nbytes());
+        call.backend.copy_to_host(copy.mutable_data_ptr(), out.data, out.nbytes());
         copies.push_back(copy);
       }
     };
-    engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
-                    config.num_classes > 0 ? logits.mutable_data_ptr() : nullptr, options, context());
+    call.engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
+                         call.config.num_classes > 0 ? logits.mutable_data_ptr() : nullptr, options,
+                         context(call.device));
     return copies;
   });
 }
 
 std::string describe(at::TensorList weights, CONFIG_ARGS, std::int64_t batch) {
-  return translate([&] {
-    return cached_engine(graph, CONFIG_VALUES, weights, cpu_backend(variant()))->describe(batch);
-  });
+  return translate([&] { return Call(graph, CONFIG_VALUES, weights, residual).engine->describe(batch); });
 }
 
 std::int64_t workspace_bytes(at::TensorList weights, CONFIG_ARGS, std::int64_t batch) {
-  return translate([&] {
-    return cached_engine(graph, CONFIG_VALUES, weights, cpu_backend(variant()))->workspace_bytes(batch);
-  });
+  return translate([&] { return Call(graph, CONFIG_VALUES, weights, residual).engine->workspace_bytes(batch); });
 }
 
 std::vector<double> time_ops(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS, std::int64_t runs) {
   return translate([&] {
-    const ModelConfig config = CONFIG_VALUES;
-    const std::shared_ptr<Engine> engine = cached_engine(graph, config, weights, cpu_backend(variant()));
-    const at::Tensor input = check_images(images, config);
-    return engine->time_nodes(input.const_data_ptr(), input.size(0), static_cast<int>(runs), context());
+    const Call call(graph, CONFIG_VALUES, weights, residual);
+    const at::Tensor input = check_images(images, call.config, call.device);
+    return call.engine->time_nodes(input.const_data_ptr(), input.size(0), static_cast<int>(runs), context(call.device));
   });
 }
 
@@ -191,12 +228,15 @@ TORCH_LIBRARY(swin_int8, m) {
   m.def("build_info() -> str[]", build_info);
 }
 
-// The CUDA key too: images on a GPU get the engine's own sentence, not the dispatcher's list of backends.
+// The CUDA key in every build: without the CUDA backend, images on a GPU get the engine's own sentence.
 TORCH_LIBRARY_IMPL(swin_int8, CPU, m) {
   m.impl("forward", forward);
   m.impl("trace", trace);
 }
-TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) { m.impl("forward", forward); }
+TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) {
+  m.impl("forward", forward);
+  m.impl("trace", trace);
+}
 
 // One schema per op of the table, for the tests: outputs are the caller's, written in place.
 namespace {
@@ -205,9 +245,11 @@ using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
 template <class Args>
-void run(const Args& args) {
-  const Backend& backend = cpu_backend(variant());
-  run_op(backend.ops(), "cpu", args, context());
+void run(const Views& views, const Args& args) {
+  // On CUDA the tensors themselves say which residual type is meant.
+  const bool bf16 = !views.device().is_cpu() && views.saw(at::kBFloat16);
+  const Backend& backend = backend_for(views.device(), bf16 ? "bfloat16" : "");
+  run_op(backend.ops(), backend.name().c_str(), args, context(views.device()));
 }
 
 WindowGeometry geometry(at::IntArrayRef g) {
@@ -217,69 +259,94 @@ WindowGeometry geometry(at::IntArrayRef g) {
 }
 
 void op_patch_embed(const Tensor& image, const Tensor& weight, std::int64_t patch_size, Tensor& out) {
-  translate([&] { run(PatchEmbedArgs{view(image), view(weight), view(out), patch_size}); });
+  translate([&] {
+    const Views view(image);
+    run(view, PatchEmbedArgs{view(image), view(weight), view(out), patch_size}); });
 }
 void op_patch_embed_norm(Tensor& x, const Tensor& bias, const OptTensor& gamma, const OptTensor& beta) {
-  translate([&] { run(PatchEmbedNormArgs{view(x), view(bias), view(gamma), view(beta)}); });
+  translate([&] {
+    const Views view(x);
+    run(view, PatchEmbedNormArgs{view(x), view(bias), view(gamma), view(beta)}); });
 }
 void op_norm_shift_partition(const Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef g,
                              double quant, Tensor& out) {
   translate([&] {
-    run(NormShiftPartitionArgs{view(residual), view(gamma), view(beta), view(out), geometry(g), float(quant)});
+    const Views view(residual);
+    run(view, NormShiftPartitionArgs{view(residual), view(gamma), view(beta), view(out), geometry(g), float(quant)});
   });
 }
 void op_gemm_s8(const Tensor& x, const Tensor& w, double factor, bool relu, Tensor& out) {
   translate([&] {
-    const auto packed = cpu_backend(variant()).pack_weight(view(w));
-    run(GemmS8Args{view(x), packed.get(), view(out), float(factor), relu ? Epilogue::kRelu : Epilogue::kNone});
+    const Views view(x);
+    const Tensor host = w.cpu();
+    const auto packed = backend_for(view.device()).pack_weight(view_of(host));
+    run(view, GemmS8Args{view(x), packed.get(), view(out), float(factor), relu ? Epilogue::kRelu : Epilogue::kNone});
   });
 }
 void op_qkv_bias(const Tensor& qkv, const Tensor& bias, double dequant, double quant_q, double quant_k, double quant_v,
                  Tensor& out) {
   translate([&] {
-    run(QkvBiasArgs{view(qkv), view(bias), view(out), float(dequant), float(quant_q), float(quant_k), float(quant_v)});
+    const Views view(qkv);
+    run(view, QkvBiasArgs{view(qkv), view(bias), view(out), float(dequant), float(quant_q), float(quant_k), float(quant_v)});
   });
 }
 void op_qk_gemm(const Tensor& q, const Tensor& k, double factor, Tensor& out) {
-  translate([&] { run(QkGemmArgs{view(q), view(k), view(out), float(factor)}); });
+  translate([&] {
+    const Views view(q);
+    run(view, QkGemmArgs{view(q), view(k), view(out), float(factor)}); });
 }
 void op_softmax(const Tensor& scores, const Tensor& bias, const OptTensor& mask, double dequant, double scale,
                 double quant, Tensor& out) {
   translate([&] {
-    run(SoftmaxArgs{view(scores), view(bias), view(mask), view(out), float(dequant), float(scale), float(quant)});
+    const Views view(scores);
+    run(view, SoftmaxArgs{view(scores), view(bias), view(mask), view(out), float(dequant), float(scale), float(quant)});
   });
 }
 void op_pv_gemm(const Tensor& p, const Tensor& v, double factor, Tensor& out) {
-  translate([&] { run(PvGemmArgs{view(p), view(v), view(out), float(factor)}); });
+  translate([&] {
+    const Views view(p);
+    run(view, PvGemmArgs{view(p), view(v), view(out), float(factor)}); });
 }
 void op_proj_bias_residual_norm(const Tensor& proj, const Tensor& bias, Tensor& residual, const Tensor& gamma,
                                 const Tensor& beta, at::IntArrayRef g, double dequant, double quant, Tensor& out) {
   translate([&] {
-    run(ProjBiasResidualNormArgs{view(proj), view(bias), view(residual), view(gamma), view(beta), view(out),
+    const Views view(proj);
+    run(view, ProjBiasResidualNormArgs{view(proj), view(bias), view(residual), view(gamma), view(beta), view(out),
                                  geometry(g), float(dequant), float(quant)});
   });
 }
 void op_bias_gelu(const Tensor& x, const Tensor& bias, double dequant, double quant, Tensor& out) {
-  translate([&] { run(BiasGeluArgs{view(x), view(bias), view(out), float(dequant), float(quant)}); });
+  translate([&] {
+    const Views view(x);
+    run(view, BiasGeluArgs{view(x), view(bias), view(out), float(dequant), float(quant)}); });
 }
 void op_bias_residual(const Tensor& x, const Tensor& bias, Tensor& residual, double dequant) {
-  translate([&] { run(BiasResidualArgs{view(x), view(bias), view(residual), float(dequant)}); });
+  translate([&] {
+    const Views view(x);
+    run(view, BiasResidualArgs{view(x), view(bias), view(residual), float(dequant)}); });
 }
 void op_patch_merge_norm(const Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef size,
                          double quant, Tensor& out) {
   translate([&] {
+    const Views view(residual);
     SWIN_CHECK(ShapeError, "patch_merge_norm", size.size() == 3, "size needs batch, height and width");
-    run(PatchMergeNormArgs{view(residual), view(gamma), view(beta), view(out), size[0], size[1], size[2], float(quant)});
+    run(view, PatchMergeNormArgs{view(residual), view(gamma), view(beta), view(out), size[0], size[1], size[2], float(quant)});
   });
 }
 void op_dequantize(const Tensor& x, double dequant, Tensor& out) {
-  translate([&] { run(DequantizeArgs{view(x), view(out), float(dequant)}); });
+  translate([&] {
+    const Views view(x);
+    run(view, DequantizeArgs{view(x), view(out), float(dequant)}); });
 }
 void op_final_norm_pool(const Tensor& residual, const Tensor& gamma, const Tensor& beta, Tensor& out) {
-  translate([&] { run(FinalNormPoolArgs{view(residual), view(gamma), view(beta), view(out)}); });
+  translate([&] {
+    const Views view(residual);
+    run(view, FinalNormPoolArgs{view(residual), view(gamma), view(beta), view(out)}); });
 }
 void op_head(const Tensor& features, const Tensor& weight, const Tensor& bias, Tensor& out) {
-  translate([&] { run(HeadArgs{view(features), view(weight), view(bias), view(out)}); });
+  translate([&] {
+    const Views view(features);
+    run(view, HeadArgs{view(features), view(weight), view(bias), view(out)}); });
 }
 
 }  // namespace
@@ -303,10 +370,9 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def("head(Tensor features, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(swin_int8, CPU, m) {
 #define SWIN_BIND_OP(name, Args) m.impl(#name, op_##name);
-  SWIN_FOR_EACH_OP(SWIN_BIND_OP)
+TORCH_LIBRARY_IMPL(swin_int8, CPU, m) { SWIN_FOR_EACH_OP(SWIN_BIND_OP) }
+TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) { SWIN_FOR_EACH_OP(SWIN_BIND_OP) }
 #undef SWIN_BIND_OP
-}
 
 }  // namespace swin::binding

@@ -74,7 +74,7 @@ std::shared_ptr<Engine> cached_engine(const std::string& graph, const ModelConfi
   std::vector<TensorView> views;
   for (const at::Tensor& t : weights) {
     host.push_back(t.cpu().contiguous());
-    views.push_back(view(host.back()));
+    views.push_back(view_of(host.back()));
   }
   Entry entry{graph, config, &backend, {}, std::make_shared<Engine>(make_graph(graph, config, views, backend))};
   for (const at::Tensor& t : weights) entry.weights.emplace_back(t);

@@ -316,7 +316,7 @@ BAD_CALLS = {
         lambda: ops.patch_merge_norm(torch.zeros(12, 4), torch.ones(16), torch.ones(16), [1, 3, 4], 1.0, torch.zeros(3, 16, dtype=torch.int8))),
     "window that does not divide": (ValueError, r"do not divide into windows of 3x3",
         lambda: ops.norm_shift_partition(torch.zeros(16, 4), torch.ones(4), torch.ones(4), [1, 4, 4, 3, 3, 0, 0], 1.0, torch.zeros(16, 4, dtype=torch.int8))),
-    "unknown dtype": (TypeError, r"the engine knows float32, float16, int8 and int32",
+    "unknown dtype": (TypeError, r"the engine knows float32, float16, bfloat16, int8 and int32",
         lambda: ops.dequantize(torch.zeros(2, 2, dtype=torch.int64), 1.0, torch.zeros(2, 2))),
     "not contiguous": (ValueError, r"not contiguous",
         lambda: ops.dequantize(torch.zeros(4, 2, dtype=torch.int8).t(), 1.0, torch.zeros(2, 4))),

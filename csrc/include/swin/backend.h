@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,13 @@ struct Parameter {
   TensorView view;
 };
 
+// Work a backend recorded once and can enqueue again at little cost (a CUDA graph).
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual void replay(const ExecContext& context) const = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -28,8 +36,15 @@ class Backend {
 
   // Zeroed memory aligned to at least 64 bytes; std::bad_alloc where there is none.
   virtual DeviceBuffer allocate(std::size_t bytes) const = 0;
+  // These two wait for everything enqueued before them and are done when they return: for tests, not for forward passes.
   virtual void fill(void* data, int byte, std::size_t bytes) const = 0;
   virtual void copy_to_host(void* host, const void* data, std::size_t bytes) const = 0;
+
+  // What `work` enqueues on context.stream, recorded and not run. None where the backend records nothing, or where the
+  // stream is being recorded by the caller's caller.
+  virtual std::unique_ptr<Recording> record(const ExecContext&, const std::function<void()>&) const { return nullptr; }
+  // Milliseconds that `work` takes on context.stream, from start to end.
+  virtual double time_ms(const ExecContext& context, const std::function<void()>& work) const;
 
   // `host` is float16 or float32 in host memory; the result is in ops().float_dtype.
   virtual Parameter upload_parameter(const TensorView& host) const = 0;

@@ -26,7 +26,9 @@ class Plan {
  public:
   using Observer = std::function<void(const Node&)>;
 
-  Plan(const Backend& backend, std::int64_t batch) : backend_(&backend), batch_(batch) {}
+  // A plan's buffers belong to one queue of work: `stream` is the ExecContext's it will run on.
+  Plan(const Backend& backend, std::int64_t batch, void* stream = nullptr)
+      : backend_(&backend), batch_(batch), stream_(stream) {}
 
   // Zeroed memory of `elements` of `dtype`, followed by guard bytes, owned by the plan.
   void* buffer(std::string name, DType dtype, std::int64_t elements);
@@ -34,6 +36,7 @@ class Plan {
 
   const Backend& backend() const { return *backend_; }
   std::int64_t batch() const { return batch_; }
+  void* stream() const { return stream_; }
   const std::vector<Node>& nodes() const { return nodes_; }
   std::int64_t workspace_bytes() const;
 
@@ -43,6 +46,9 @@ class Plan {
   // its node runs, and the guard bytes behind every buffer are checked after it (Error naming node and buffer).
   // `observe`, where there is one, is called after each node that ran.
   void run(const ExecContext& context, const std::vector<std::string>& skip, bool poison, const Observer& observe) const;
+  // Runs every node. From the second call on, where the backend can, all nodes between those that read or write the
+  // caller's memory are one recording: those addresses change from call to call, everything else belongs to the plan.
+  void run_recorded(const ExecContext& context);
   // Median milliseconds of each node by itself, over `runs` runs after one warm-up.
   std::vector<double> time_nodes(const ExecContext& context, int runs) const;
 
@@ -53,9 +59,13 @@ class Plan {
     std::int64_t bytes;
   };
   void check_guards(const Node& node) const;
+  void run_range(const ExecContext& context, std::size_t first, std::size_t last) const;
 
   const Backend* backend_;
   std::int64_t batch_;
+  void* stream_;
+  bool warm_ = false;
+  std::unique_ptr<Recording> recording_;
   std::vector<Buffer> buffers_;
   std::vector<Node> nodes_;
 };

@@ -82,8 +82,8 @@ void append_classifier(swin::Plan& plan, const swin::ModelConfig& c, const Stage
 SwinInt8::SwinInt8(const swin::ModelConfig& config, const std::vector<TensorView>& weights, const swin::Backend& backend)
     : config_(config), backend_(backend), stages_(stage_geometries(config)), weights_(load_weights(config, weights, backend)) {}
 
-std::unique_ptr<swin::Plan> SwinInt8::make_plan(std::int64_t batch) const {
-  auto plan = std::make_unique<swin::Plan>(backend_, batch);
+std::unique_ptr<swin::Plan> SwinInt8::make_plan(std::int64_t batch, void* stream) const {
+  auto plan = std::make_unique<swin::Plan>(backend_, batch, stream);
   Buffers buffers(*plan, config_, stages_);
   append_patch_embed(*plan, config_, weights_, buffers);
   for (std::size_t i = 0; i < stages_.size(); ++i) {

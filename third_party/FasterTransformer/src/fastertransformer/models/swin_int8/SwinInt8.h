@@ -10,7 +10,8 @@ class SwinInt8 : public swin::Graph {
   SwinInt8(const swin::ModelConfig& config, const std::vector<swin::TensorView>& weights, const swin::Backend& backend);
 
   const swin::ModelConfig& config() const override { return config_; }
-  std::unique_ptr<swin::Plan> make_plan(std::int64_t batch) const override;
+  const swin::Backend& backend() const override { return backend_; }
+  std::unique_ptr<swin::Plan> make_plan(std::int64_t batch, void* stream) const override;
 
  private:
   swin::ModelConfig config_;
