@@ -170,7 +170,7 @@ class Pipeline:
         options = {"int8_mode": self.inputs.int8_mode, "batches": BATCHES, "batch_size": BATCH_SIZE}
         path = self._folder(f"calibrated_{method}", options, source) / "calibrated.safetensors"
         if not path.exists():
-            report(f"{self.inputs.model}: calibrate {method} on {BATCHES * BATCH_SIZE} images")
+            report(f"{self.inputs.model}: calibrate {method} on up to {BATCHES * BATCH_SIZE} images")
             model = self._model_of(source)
             loader = make_loader(self.dataset(train=True), BATCH_SIZE, shuffle=True)
             batches = (images for images, _ in itertools.islice(loader, BATCHES))
