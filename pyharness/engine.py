@@ -44,7 +44,8 @@ def load() -> None:
         ) from None
     built_for = torch.ops.swin_int8.build_info()[4]
     if built_for.split(".")[:2] != torch.__version__.split(".")[:2]:
-        raise EngineError(f"{path} was built for PyTorch {built_for}, this is {torch.__version__}: {BUILD_HINT} --clean")
+        found = f"{path} was built for PyTorch {built_for}, this is {torch.__version__}"
+        raise EngineError(f"{found}: {BUILD_HINT} --clean")
     torch.library.register_fake("swin_int8::forward")(_fake_forward)
 
 
@@ -129,7 +130,9 @@ class SwinInt8(nn.Module):
             self.residual,
         )  # fmt: skip
 
-    def _run(self, images: Tensor, skip: Sequence[str] = (), features_only: bool = False, poison: bool = False) -> Tensor:
+    def _run(
+        self, images: Tensor, skip: Sequence[str] = (), features_only: bool = False, poison: bool = False
+    ) -> Tensor:
         return torch.ops.swin_int8.forward(
             images, self._weights(), *self._config_args(), list(skip), features_only, poison
         )

@@ -95,7 +95,7 @@ def required_scales(graph: str, int8_mode: int, has_downsample: bool) -> tuple[s
 
 
 def quantizer_name(scale: str, stage: int, block: int) -> str:
-    """Checkpoint name of a quad or weight: `layers.0.blocks.1.attn.qkv._input_quantizer`; a reduction's is its stage's."""
+    """Checkpoint name of a quad or weight: `layers.0.blocks.1.attn.qkv._input_quantizer`; a reduction's its stage's."""
     name = FIELD_BY_NAME[scale].quantizer
     return f"layers.{stage}.{name}" if name.startswith("downsample.") else f"layers.{stage}.blocks.{block}.{name}"
 
@@ -217,7 +217,7 @@ def cpp_header() -> str:
         "",
         f"inline constexpr int kScaleListLength = {SCALE_LIST_LENGTH};",
         "",
-        "// One activation: amax, amax/127, amax/127/127, 127/amax. All zero where the checkpoint has no such quantizer.",
+        "// One activation: amax, amax/127, amax/127/127, 127/amax. All zero where there is no such quantizer.",
         "struct ScaleQuad {",
         *[f"  float {part};" for part in QUAD_PARTS],
         "};",

@@ -15,7 +15,7 @@ from pyharness.config import GRAPHS, MICRO_DIGITS, SwinConfig
 from pyharness.engine import SwinInt8
 from pyharness.engine_file import EngineFile
 from pyharness.errors import EngineError
-from pyharness.ft_format import FIELD_BY_NAME, encode_scales, decode_scales
+from pyharness.ft_format import FIELD_BY_NAME, decode_scales, encode_scales
 from pyharness.random_engine import random_engine_file
 from pyharness.reference import Node, ReferenceSwin
 
