@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyharness import measure, results
+from pyharness import gpu, measure, results
 from pyharness.config import GRAPHS
 from pyharness.errors import run_cli
 from pyharness.pipeline import Inputs, Pipeline
-from pyharness.reproduce_table2 import DEFAULT_BATCH, add_file_options
+from pyharness.reproduce_table2 import CPU, DEFAULT_BATCH, add_device_option, add_file_options
 from pyharness.results import Table1Row
 from pyharness.training import report
 
@@ -60,11 +60,20 @@ class Ceilings:
 
 
 @torch.inference_mode()
-def time_without(engine: SwinInt8, images: Tensor, ops: Sequence[str], runs: int) -> measure.Samples:
-    """Rounds of the whole graph and of the graph without each of `ops`, in alternation; images f32 [B, C, H, W]."""
+def time_without(
+    engine: SwinInt8, images: Tensor, ops: Sequence[str], runs: int, limit_s: float | None = None
+) -> measure.Samples:
+    """Rounds of the whole graph and of the graph without each of `ops`, in alternation; images f32 [B, C, H, W].
+
+    On a GPU it is the device's own time (gpu.CudaTimer, queued): the whole graph replays a recording, the others are
+    launched one operation after the other, and launching must not count.
+    """
     calls = {WHOLE: functools.partial(engine, images)}
     calls |= {op: functools.partial(engine.forward_without, images, [op]) for op in ops}
-    return measure.time_alternating(calls, runs)
+    if images.device.type == "cpu":
+        return measure.time_alternating(calls, runs, limit_s=limit_s)
+    timer = gpu.CudaTimer(images.device, queued=True)
+    return measure.time_alternating(calls, runs, warmup=1, settle_ms=0, timer=timer, limit_s=limit_s)
 
 
 @dataclass(frozen=True)
@@ -109,16 +118,24 @@ def rows_of(timing: GraphTiming, ceilings: Ceilings, model: str, batch: int, gra
     return sorted(rows, key=lambda row: (row.kind != "fused", 0.0 if row.kind == "fused" else -row.direct_ms))
 
 
-def time_graph(pipeline: Pipeline, graph: str, batch: int, runs: int, direct_runs: int) -> GraphTiming:
+def time_graph(
+    pipeline: Pipeline,
+    graph: str,
+    batch: int,
+    runs: int,
+    direct_runs: int,
+    device: torch.device = CPU,
+    limit_s: float | None = None,
+) -> GraphTiming:
     """Time one graph: whole, without each fused op, and each op by itself."""
     from pyharness.engine import SwinInt8
 
-    engine = SwinInt8.from_engine_file(pipeline.engine_file(graph))
-    images = measure.random_images(pipeline.config, batch)
+    engine = SwinInt8.from_engine_file(pipeline.engine_file(graph)).to(device)
+    images = measure.random_images(pipeline.config, batch).to(device)
     ops = engine.ops(batch)
     fused = list(dict.fromkeys(op.name for op in ops if op.kind == "fused"))
     report(f"{graph}: leave out each of {len(fused)} fused operations in turn, {runs} rounds, batch {batch}")
-    samples = time_without(engine, images, fused, runs)
+    samples = time_without(engine, images, fused, runs, limit_s)
     return GraphTiming(ops, engine.time_ops(images, direct_runs), samples)
 
 
@@ -132,40 +149,45 @@ def build_parser() -> argparse.ArgumentParser:
         "its distance from the machine's ceilings, in the FT graph and in the GELU-less one.",
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help="timm name, weights random (default: %(default)s)")
+    add_device_option(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="images per call (default: 128 on a GPU, 1 on a CPU)")
     parser.add_argument(
         "--runs", type=int, metavar="N",
         help=f"timed rounds (default: {DEFAULT_RUNS['cuda']} on a GPU, {DEFAULT_RUNS['cpu']} on a CPU)",
     )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=int, metavar="S", help="begin no round after S seconds of each graph (default: no limit)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     add_file_options(parser, "table1.json, .csv, .md and .png")
     return parser
 
 
-def measured_ceilings(threads: int) -> Ceilings:
+def measured_ceilings(threads: int, device: torch.device = CPU) -> Ceilings:
     """What the machine reaches now. A neighbour can only lower it, so the highest of several is the ceiling."""
     from pyharness.engine import measure_ceilings
 
     report("measure the machine's ceilings: copying, s8 GEMM, f32 arithmetic")
-    found: Mapping[str, float] = measure_ceilings(threads)
+    found: Mapping[str, float] = measure_ceilings(threads) if device.type == "cpu" else gpu.measure_ceilings(device)
     return Ceilings(found["copy_gb_s"], found["s8_gop_s"], found["f32_gflop_s"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    measure.need_positive(args, "--batch", "--runs", "--threads")
-    from pyharness.engine import engine_info
-
-    threads, info = measure.set_threads(args.threads), engine_info()
-    device = info["backend"]
-    batch, runs = args.batch or DEFAULT_BATCH[device], args.runs or DEFAULT_RUNS[device]
-    pipeline = Pipeline(Inputs(args.model), args.work)
-    before = measured_ceilings(threads)
-    timings = {graph: time_graph(pipeline, graph, batch, runs, DIRECT_RUNS[device]) for graph in GRAPHS}
-    ceilings = before.highest(measured_ceilings(threads))
+    measure.need_positive(args, "--batch", "--runs", "--threads", "--seconds")
+    device = gpu.use_device(args.device)
+    threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)
+    batch, runs = args.batch or DEFAULT_BATCH[device.type], args.runs or DEFAULT_RUNS[device.type]
+    pipeline, direct_runs = Pipeline(Inputs(args.model), args.work), DIRECT_RUNS[device.type]
+    before = measured_ceilings(threads, device)
+    timings = {
+        graph: time_graph(pipeline, graph, batch, runs, direct_runs, device, args.seconds) for graph in GRAPHS
+    }
+    ceilings = before.highest(measured_ceilings(threads, device))
     rows = [row for graph, timing in timings.items() for row in rows_of(timing, ceilings, args.model, batch, graph)]
     latency = {graph: measure.summarize(timing.samples[WHOLE]).to_dict() for graph, timing in timings.items()}
     meta = {**measure.environment(info, threads), "latency_ms": latency, "ceilings": asdict(ceilings)}
+    meta |= gpu.conditions_on(device, meta["device"])
     document = results.write_table(args.out, "table1", meta, rows)
     from pyharness.plots import plot_breakdown
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+LEAST_ROUNDS = 10
+"""Rounds that a time limit leaves, so that there is a median."""
+
 Samples = dict[str, list[float]]
 """Milliseconds per round, by method; entry i of every method is from round i."""
 
@@ -104,32 +107,40 @@ def time_alternating(
     settle_ms: float = 10.0,
     synchronize: Callable[[], None] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
+    timer: Callable[[Callable[[], object]], float] | None = None,
+    limit_s: float | None = None,
 ) -> Samples:
     """Time `methods` for `runs` rounds, each method once per round, in their order.
 
     `warmup` untimed rounds go first. Before each timed call the method runs untimed, once and then on until `settle_ms`
     milliseconds have passed. `synchronize` waits for the device (none on a CPU) before each time is taken. `clock`
-    gives nanoseconds. ValueError where there is nothing to time.
+    gives nanoseconds. `timer` takes the place of both: milliseconds of the call it is given (gpu.CudaTimer).
+    After `limit_s` seconds, and at least LEAST_ROUNDS rounds, no other round begins. ValueError where there is nothing
+    to time.
     """
     if not methods or runs < 1:
         raise ValueError(f"nothing to time: {len(methods)} methods, {runs} runs; at least one of each is needed")
     wait = synchronize or (lambda: None)
 
-    def timed(call: Callable[[], object]) -> int:
+    def by_clock(call: Callable[[], object]) -> float:
         wait()
         start = clock()
         call()
         wait()
-        return clock() - start
+        return (clock() - start) / 1e6
 
+    timed = timer or by_clock
     samples: Samples = {name: [] for name in methods}
+    started = clock()
     for index in range(-warmup, runs):
+        if limit_s is not None and index >= LEAST_ROUNDS and clock() - started > limit_s * 1e9:
+            break
         for name, call in methods.items():
             settled = timed(call)
-            while settled < settle_ms * 1e6:
-                settled += max(1, timed(call))
+            while settled < settle_ms:
+                settled += max(1e-6, timed(call))
             if index >= 0:
-                samples[name].append(timed(call) / 1e6)
+                samples[name].append(timed(call))
     return samples
 
 

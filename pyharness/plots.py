@@ -15,6 +15,7 @@ from pyharness.results import FUSED_OPS
 
 METHOD_STYLES = {
     "fp32": ("fp32 (timm)", "#555555", "o"),
+    "fp16": ("fp16 (timm)", "#009E73", "P"),
     "ft_int8": ("FT INT8", "#0072B2", "s"),
     "geluless_int8": ("GELU-less INT8", "#D55E00", "^"),
     "geluless_int8_no_kd": ("GELU-less INT8, no distillation", "#CC79A7", "v"),

@@ -10,6 +10,7 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
     import _script  # noqa: F401
 
 import argparse
+import copy
 import functools
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyharness import measure, results
+from pyharness import gpu, measure, results
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import HarnessError, run_cli
 from pyharness.pipeline import DEFAULT_WORK, Inputs, Pipeline
@@ -31,30 +32,49 @@ DEFAULT_BATCH = {"cuda": 128, "cpu": 1}
 DEFAULT_RUNS = {"cuda": 1000, "cpu": 20}
 MICRO_RUNS_CPU = 400
 """The micro model takes about a millisecond: more rounds cost nothing and steady its median."""
+FLOAT_RUNS_CUDA = 100
+"""Rounds of the floating-point methods on a GPU: they take several times as long as the INT8 ones and vary less."""
 EVAL_BATCH = 32
 
-Predict = Callable[[Tensor], Tensor]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the rows are measured. `runs` None takes the default of the model and the device."""
+    """How the rows are measured. `runs` None takes the default of the model and the device; `seconds` bounds the
+    rounds of the methods that are timed together."""
 
     batch: int
     runs: int | None = None
     limit: int | None = None
-    device: str = "cpu"
+    device: torch.device = CPU
+    seconds: float | None = None
 
     def runs_of(self, model: str) -> int:
         if self.runs is not None:
             return self.runs
-        if self.device == "cpu" and model == MICRO_DIGITS.name:
+        if self.device.type == "cpu" and model == MICRO_DIGITS.name:
             return MICRO_RUNS_CPU
-        return DEFAULT_RUNS[self.device]
+        return DEFAULT_RUNS[self.device.type]
 
 
-def predictors(pipeline: Pipeline) -> dict[str, Predict]:
-    """Images f32 [B, C, H, W] to logits [B, K], by method, in the order of the rows.
+@dataclass(frozen=True)
+class Predictor:
+    """A method: its model, and the device and dtype of the images the model takes. Called with any f32 images."""
+
+    model: Callable[[Tensor], Tensor]
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images.to(self.device, self.dtype)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model(self.prepare(images))
+
+
+def predictors(pipeline: Pipeline, device: torch.device = CPU) -> dict[str, Predictor]:
+    """Images f32 [B, C, H, W] to logits [B, K], by method, in the order of the rows; on a GPU also timm in float16.
 
     GELU-less without distillation has a row only where it has an accuracy: its latency is that of the distilled one.
     """
@@ -62,10 +82,17 @@ def predictors(pipeline: Pipeline) -> dict[str, Predict]:
 
     names = [name for name in METHODS if name != "geluless_int8_no_kd" or pipeline.inputs.has_weights]
     engines = {name: SwinInt8.from_engine_file(pipeline.engine_file(name)) for name in names if name != "fp32"}
-    return {"fp32": pipeline.teacher, **engines}
+    if device.type == "cpu":
+        return {"fp32": Predictor(pipeline.teacher), **{name: Predictor(engine) for name, engine in engines.items()}}
+    teacher = pipeline.teacher
+    return {
+        "fp32": Predictor(copy.deepcopy(teacher).to(device), device),
+        "fp16": Predictor(copy.deepcopy(teacher).to(device, torch.half), device, torch.half),
+        **{name: Predictor(engine.to(device), device) for name, engine in engines.items()},
+    }
 
 
-def evaluate(pipeline: Pipeline, methods: Mapping[str, Predict], limit: int | None) -> dict:
+def evaluate(pipeline: Pipeline, methods: Mapping[str, Predictor], limit: int | None) -> dict:
     """`EvalResult` by method on the held-out images; empty where there are no trained weights."""
     from pyharness.data import make_loader
     from pyharness.evaluate import accuracy
@@ -80,21 +107,54 @@ def evaluate(pipeline: Pipeline, methods: Mapping[str, Predict], limit: int | No
 
 
 @torch.inference_mode()
-def time_methods(pipeline: Pipeline, methods: Mapping[str, Predict], settings: Settings) -> measure.Samples:
-    """Rounds of all methods in alternation, on the same images f32 [batch, C, H, W], seeded."""
-    runs, images = settings.runs_of(pipeline.inputs.model), measure.random_images(pipeline.config, settings.batch)
-    report(f"{pipeline.inputs.model}: time {len(methods)} methods in turn, {runs} rounds, batch {settings.batch}")
-    calls = {name: functools.partial(predict, images) for name, predict in methods.items()}
-    return measure.time_alternating(calls, runs)
+def time_together(
+    methods: Mapping[str, Predictor], images: Tensor, runs: int, settings: Settings
+) -> measure.Samples:
+    """Rounds of `methods` in alternation, on the same images f32 [batch, C, H, W]."""
+    calls = {name: functools.partial(method.model, method.prepare(images)) for name, method in methods.items()}
+    if settings.device.type == "cpu":
+        return measure.time_alternating(calls, runs, limit_s=settings.seconds)
+    timer = gpu.CudaTimer(settings.device)
+    return measure.time_alternating(calls, runs, settle_ms=0, timer=timer, limit_s=settings.seconds)
 
 
-def rows_of(pipeline: Pipeline, settings: Settings, device: str, providers: Mapping[str, str]) -> list[Table2Row]:
-    """The rows of one model. `device` names the machine; `providers` says what runs the engine's GEMMs."""
-    methods = predictors(pipeline)
+def time_methods(
+    pipeline: Pipeline, methods: Mapping[str, Predictor], settings: Settings
+) -> dict[str, measure.Samples]:
+    """For each method the rounds it took part in, FT INT8 always among them.
+
+    On a CPU all methods take turns. On a GPU those in floating point go with FT INT8 alone, for fewer rounds.
+    """
+    model, runs = pipeline.inputs.model, settings.runs_of(pipeline.inputs.model)
+    images = measure.random_images(pipeline.config, settings.batch)
+    groups = {name: runs for name in [tuple(methods)]}
+    if settings.device.type == "cuda":
+        integer = tuple(name for name in methods if name.endswith("int8") or "_int8_" in name)
+        floating = tuple(name for name in methods if name not in integer)
+        groups = {integer: runs, ("ft_int8", *floating): min(runs, FLOAT_RUNS_CUDA)}
+    found: dict[str, measure.Samples] = {}
+    for names, rounds in groups.items():
+        report(f"{model}: time {len(names)} methods in turn, {rounds} rounds, batch {settings.batch}")
+        samples = time_together({name: methods[name] for name in names}, images, rounds, settings)
+        found = {**dict.fromkeys(names, samples), **found}
+    return found
+
+
+def gemm_providers(method: Predictor, batch: int, info: Mapping[str, str]) -> dict[str, str] | None:
+    """Who runs the engine's GEMMs; None for a method of PyTorch's."""
+    from pyharness.engine import SwinInt8
+
+    return gpu.gemm_providers(method.model.ops(batch), dict(info)) if isinstance(method.model, SwinInt8) else None
+
+
+def rows_of(pipeline: Pipeline, settings: Settings, device: str, info: Mapping[str, str]) -> list[Table2Row]:
+    """The rows of one model. `device` names the machine; `info` is what the engine says of itself."""
+    methods = predictors(pipeline, settings.device)
     accuracies = evaluate(pipeline, methods, settings.limit)
-    samples = time_methods(pipeline, methods, settings)
+    timed = time_methods(pipeline, methods, settings)
     rows = []
-    for name in methods:
+    for name, method in methods.items():
+        samples = timed[name]
         stats, ratio = measure.summarize(samples[name]), measure.paired_ratio(samples, name, "ft_int8")
         accuracy = accuracies.get(name)
         rows.append(
@@ -112,7 +172,7 @@ def rows_of(pipeline: Pipeline, settings: Settings, device: str, providers: Mapp
                 images_per_s=settings.batch * 1000 / stats.median,
                 vs_ft_int8=ratio.median,
                 vs_ft_int8_quartiles=(ratio.q25, ratio.q75),
-                gemm_providers=None if name == "fp32" else dict(providers),
+                gemm_providers=gemm_providers(method, settings.batch, info),
             )
         )
     return rows
@@ -147,6 +207,11 @@ def inputs_from(args: argparse.Namespace) -> list[Inputs]:
         Inputs(m, weights.get(m), students.get(m), args.data if m in weights else None, args.int8_mode)
         for m in args.models
     ]
+
+
+def add_device_option(group: argparse._ActionsContainer) -> None:
+    """`--device`, which the measuring programs share."""
+    group.add_argument("--device", choices=gpu.DEVICES, default="cpu", help="what runs the models (default: %(default)s)")
 
 
 def add_file_options(parser: argparse.ArgumentParser, files: str) -> None:
@@ -193,10 +258,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="2: FC2 and patch merging with 32-bit results (default: %(default)s)",
     )  # fmt: skip
     how = parser.add_argument_group("measurement")
+    add_device_option(how)
     how.add_argument("--batch", type=int, metavar="N", help="images per call (default: 128 on a GPU, 1 on a CPU)")
     how.add_argument(
         "--runs", type=int, metavar="N",
         help=f"timed rounds (default: 1000 on a GPU, 20 on a CPU, {MICRO_RUNS_CPU} for the micro model)",
+    )  # fmt: skip
+    how.add_argument(
+        "--seconds", type=int, metavar="S",
+        help="begin no round after S seconds of each group of methods; the rows say how many rounds there were",
     )  # fmt: skip
     how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     add_file_options(parser, "table2.json, .csv, .md and the plots")
@@ -205,18 +275,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    measure.need_positive(args, "--batch", "--runs", "--limit", "--threads")
+    measure.need_positive(args, "--batch", "--runs", "--limit", "--threads", "--seconds")
     pipelines = [Pipeline(inputs, args.work) for inputs in inputs_from(args)]
-    from pyharness.engine import engine_info
-
-    threads, info = measure.set_threads(args.threads), engine_info()
-    device = info["backend"]
-    settings = Settings(args.batch or DEFAULT_BATCH[device], args.runs, args.limit, device)
+    device = gpu.use_device(args.device)
+    threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)
+    settings = Settings(args.batch or DEFAULT_BATCH[device.type], args.runs, args.limit, device, args.seconds)
     meta = {**measure.environment(info, threads), "int8_mode": args.int8_mode}
+    meta |= gpu.conditions_on(device, meta["device"])
     rows: list[Table2Row] = []
     document: dict = {}
     while pipelines:
-        rows += rows_of(pipelines.pop(0), settings, meta["device"], {"s8": f"{device} {info['isa']}"})
+        rows += rows_of(pipelines.pop(0), settings, meta["device"], info)
         gc.collect()  # the weights of one model go before those of the next come
         document = results.write_table(args.out, "table2", meta, rows)  # so that a killed run leaves what it has
     from pyharness.plots import plot_table2

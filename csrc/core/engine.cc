@@ -13,9 +13,12 @@ constexpr std::size_t kMaxIdlePlans = 4;
 
 const char* kind_name(OpKind kind) {
   switch (kind) {
-    case OpKind::kGemm: return "gemm";
-    case OpKind::kFused: return "fused";
-    default: return "float";
+    case OpKind::kGemm:
+      return "gemm";
+    case OpKind::kFused:
+      return "fused";
+    default:
+      return "float";
   }
 }
 
@@ -24,9 +27,11 @@ std::string shape_of(const Node& node) {
   if (const auto* a = std::get_if<GemmS8Args>(&node.args)) {
     text << "M=" << a->x.dim(0) << " N=" << a->w->n << " K=" << a->w->k;
   } else if (const auto* a = std::get_if<QkGemmArgs>(&node.args)) {
-    text << "batch=" << a->q.dim(0) * a->q.dim(1) << " M=" << a->q.dim(2) << " N=" << a->q.dim(2) << " K=" << a->q.dim(3);
+    text << "batch=" << a->q.dim(0) * a->q.dim(1) << " M=" << a->q.dim(2) << " N=" << a->q.dim(2)
+         << " K=" << a->q.dim(3);
   } else if (const auto* a = std::get_if<PvGemmArgs>(&node.args)) {
-    text << "batch=" << a->v.dim(0) * a->v.dim(1) << " M=" << a->v.dim(2) << " N=" << a->v.dim(3) << " K=" << a->v.dim(2);
+    text << "batch=" << a->v.dim(0) * a->v.dim(1) << " M=" << a->v.dim(2) << " N=" << a->v.dim(3)
+         << " K=" << a->v.dim(2);
   } else {
     const TensorView out = op_outputs(node.args).front();
     for (int i = 0; i < out.rank; ++i) text << (i ? "x" : "") << out.dim(i);

@@ -9,7 +9,8 @@ std::unique_ptr<Graph> make_graph(const std::string& name, const ModelConfig& co
                                   const std::vector<TensorView>& weights, const Backend& backend) {
   if (name == "ft_int8") return fastertransformer::ft_int8::make_graph(config, weights, backend);
   if (name == "geluless_int8") return fastertransformer::geluless_int8::make_graph(config, weights, backend);
-  throw ValueError(detail::concat("make_graph: there is no graph '", name, "'; this build has ft_int8 and geluless_int8"));
+  throw ValueError(
+      detail::concat("make_graph: there is no graph '", name, "'; this build has ft_int8 and geluless_int8"));
 }
 
 }  // namespace swin

@@ -8,8 +8,10 @@ bool cuda_built() { return false; }
 int cuda_device_count() { return 0; }
 
 const Backend& cuda_backend(int device, DType) {
-  throw UnsupportedError(detail::concat("cuda:", device, ": this build has no CUDA backend; build it with nvcc on PATH "
-                                        "(bash scripts/build_ft.sh without --cpu-only), or move model and images to the CPU"));
+  throw UnsupportedError(
+      detail::concat("cuda:", device,
+                     ": this build has no CUDA backend; build it with nvcc on PATH "
+                     "(bash scripts/build_ft.sh without --cpu-only), or move model and images to the CPU"));
 }
 
 }  // namespace swin

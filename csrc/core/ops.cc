@@ -14,7 +14,8 @@ std::string TensorView::describe() const {
 
 namespace {
 
-void expect(const char* op, const char* what, const TensorView& t, DType dtype, std::initializer_list<std::int64_t> dims) {
+void expect(const char* op, const char* what, const TensorView& t, DType dtype,
+            std::initializer_list<std::int64_t> dims) {
   const TensorView wanted(t.data, dtype, dims);
   SWIN_CHECK(ShapeError, op, t.data != nullptr || wanted.numel() == 0, what, " is missing");
   SWIN_CHECK(DTypeError, op, t.dtype == dtype, what, " is ", t.describe(), "; ", name_of(dtype), " is needed");
@@ -212,7 +213,8 @@ void check(const HeadArgs& a, DType f) {
   expect(op, "out", a.out, DType::kF32, {a.features.dim(0), a.weight.dim(0)});
 }
 
-OpCost cost_of(std::initializer_list<TensorView> reads, std::initializer_list<TensorView> writes, std::int64_t operations) {
+OpCost cost_of(std::initializer_list<TensorView> reads, std::initializer_list<TensorView> writes,
+               std::int64_t operations) {
   OpCost c;
   for (const TensorView& t : reads) c.bytes_read += t.nbytes();
   for (const TensorView& t : writes) c.bytes_written += t.nbytes();

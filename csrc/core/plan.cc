@@ -109,8 +109,8 @@ std::vector<double> Plan::time_nodes(const ExecContext& context, int runs) const
   const std::string backend = backend_->name();
   for (int run = -1; run < runs; ++run) {
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      const double ms = backend_->time_ms(
-          context, [&] { run_op(backend_->ops(), backend.c_str(), nodes_[i].args, context); });
+      const double ms =
+          backend_->time_ms(context, [&] { run_op(backend_->ops(), backend.c_str(), nodes_[i].args, context); });
       if (run >= 0) samples[i].push_back(ms);
     }
   }

@@ -1,6 +1,4 @@
 // The CPU backend: which instruction set runs, memory, and parameters as float32.
-#include "swin/cpu.h"
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -11,6 +9,7 @@
 #include <new>
 
 #include "kernels.h"
+#include "swin/cpu.h"
 #include "swin/error.h"
 #include "thread_pool.h"
 
@@ -57,7 +56,8 @@ class CpuBackend : public Backend {
     p.view.dtype = DType::kF32;
     float* target = p.view.as<float>();
     for (std::int64_t i = 0; i < n; ++i) {
-      target[i] = host.dtype == DType::kF16 ? float_of_half(host.as<const std::uint16_t>()[i]) : host.as<const float>()[i];
+      target[i] =
+          host.dtype == DType::kF16 ? float_of_half(host.as<const std::uint16_t>()[i]) : host.as<const float>()[i];
     }
     return p;
   }
@@ -132,7 +132,8 @@ double best_rate(int threads, Work&& work) {
 }  // namespace
 
 void cpu::refuse_image(std::int64_t image) {
-  throw ValueError(detail::concat("patch_embed: image ", image, " of the batch holds NaN or infinity; INT8 would turn it "
+  throw ValueError(detail::concat("patch_embed: image ", image,
+                                  " of the batch holds NaN or infinity; INT8 would turn it "
                                   "into plausible numbers. Look at how it was decoded and normalized"));
 }
 
@@ -156,10 +157,12 @@ Ceilings measure_cpu_ceilings(const std::string& variant, int threads) {
     source.push_back(cpu_backend(variant).allocate(kBytes));
     target.push_back(cpu_backend(variant).allocate(kBytes));
   }
-  ceilings.copy_gb_s = best_rate(threads, [&](std::int64_t i) {
-                         std::memcpy(target[i].get(), source[i].get(), kBytes);
-                         return 2 * kBytes;
-                       }) * 1e-9;
+  ceilings.copy_gb_s = best_rate(threads,
+                                 [&](std::int64_t i) {
+                                   std::memcpy(target[i].get(), source[i].get(), kBytes);
+                                   return 2 * kBytes;
+                                 }) *
+                       1e-9;
   return ceilings;
 }
 

@@ -51,8 +51,8 @@ static inline Vi broadcast(std::int32_t word) { return Vi{} + word; }
 
 static inline Vi dot(Vi acc, Vi a, Vi w) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return reinterpret_cast<Vi>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(a),
-                                                  reinterpret_cast<__m512i>(w)));
+  return reinterpret_cast<Vi>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(w)));
 #elif defined(__AVX2__)
   return acc + reinterpret_cast<Vi>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(w)));
 #elif defined(__SSE2__)
@@ -202,7 +202,8 @@ static inline void dispatch_rows(int rows, int vectors, const std::int32_t* a, s
 // results, `column` being its first.
 template <class Emit>
 static inline void gemm_block(const std::int32_t* a, std::int64_t rows, std::int64_t steps, const std::int8_t* units,
-                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit, Emit&& emit) {
+                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
+                              Emit&& emit) {
   // Rows in equal groups, so that none is left with one or two.
   const std::int64_t groups = ceil_div(rows, kMaxRows);
   for (std::int64_t u = first_unit; u < last_unit; u += 2) {
@@ -210,9 +211,8 @@ static inline void gemm_block(const std::int32_t* a, std::int64_t rows, std::int
     for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t first = g * rows / groups, last = (g + 1) * rows / groups;
       dispatch_rows<kMaxRows>(static_cast<int>(last - first), vectors, a + first * steps, steps,
-                              units + u * steps * kStepBytes, starts + u * kLanes, [&](int r, int v, Vi acc) {
-                                emit(first + r, (u + v) * kLanes, acc);
-                              });
+                              units + u * steps * kStepBytes, starts + u * kLanes,
+                              [&](int r, int v, Vi acc) { emit(first + r, (u + v) * kLanes, acc); });
     }
   }
 }

@@ -66,7 +66,8 @@ void gemm_s8(const GemmS8Args& args, const ExecContext& context) {
   // ReLU is a lower bound of 0 in place of -128: max(0, acc * factor) is rounded and clamped as any other value.
   const Vf floor = splat(args.epilogue == Epilogue::kRelu ? 0.0f : -128.0f);
   run(args, context, [=](std::int64_t row, std::int64_t column, Vi acc) {
-    store_s8(out + row * n + column, max_of(__builtin_convertvector(acc, Vf) * factor, floor), min_of(kLanes, n - column));
+    store_s8(out + row * n + column, max_of(__builtin_convertvector(acc, Vf) * factor, floor),
+             min_of(kLanes, n - column));
   });
 }
 

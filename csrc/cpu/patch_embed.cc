@@ -61,10 +61,18 @@ void patch_embed(const PatchEmbedArgs& args, const ExecContext& context) {
       }
       float* out = args.out.as<float>() + row * c;
       switch (rows) {
-        case 4: multiply<4>(patches, weight_t, k, c_padded, out, c); break;
-        case 3: multiply<3>(patches, weight_t, k, c_padded, out, c); break;
-        case 2: multiply<2>(patches, weight_t, k, c_padded, out, c); break;
-        default: multiply<1>(patches, weight_t, k, c_padded, out, c); break;
+        case 4:
+          multiply<4>(patches, weight_t, k, c_padded, out, c);
+          break;
+        case 3:
+          multiply<3>(patches, weight_t, k, c_padded, out, c);
+          break;
+        case 2:
+          multiply<2>(patches, weight_t, k, c_padded, out, c);
+          break;
+        default:
+          multiply<1>(patches, weight_t, k, c_padded, out, c);
+          break;
       }
     }
   });

@@ -10,8 +10,8 @@ void pv_gemm(const PvGemmArgs& args, const ExecContext& context) {
   const std::int64_t steps = steps_of(n), units = units_of(d);
   const float factor = args.factor;
   parallel_rows(context, args.v.dim(0) * heads, 1, [&](std::int64_t first, std::int64_t last) {
-    char* scratch = static_cast<char*>(thread_scratch((units * kLanes + n * steps) * sizeof(std::int32_t) +
-                                                      units * unit_bytes(n)));
+    char* scratch =
+        static_cast<char*>(thread_scratch((units * kLanes + n * steps) * sizeof(std::int32_t) + units * unit_bytes(n)));
     std::int8_t* packed_v = reinterpret_cast<std::int8_t*>(scratch);
     std::int32_t* starts = reinterpret_cast<std::int32_t*>(scratch + units * unit_bytes(n));
     std::int32_t* packed_p = starts + units * kLanes;

@@ -10,8 +10,8 @@ void qk_gemm(const QkGemmArgs& args, const ExecContext& context) {
   const std::int64_t steps = steps_of(d), units = units_of(n);
   const float factor = args.factor;
   parallel_rows(context, args.q.dim(0) * args.q.dim(1), 1, [&](std::int64_t first, std::int64_t last) {
-    char* scratch = static_cast<char*>(thread_scratch((units * kLanes + n * steps) * sizeof(std::int32_t) +
-                                                      units * unit_bytes(d)));
+    char* scratch =
+        static_cast<char*>(thread_scratch((units * kLanes + n * steps) * sizeof(std::int32_t) + units * unit_bytes(d)));
     std::int8_t* packed_k = reinterpret_cast<std::int8_t*>(scratch);
     std::int32_t* starts = reinterpret_cast<std::int32_t*>(scratch + units * unit_bytes(d));
     std::int32_t* packed_q = starts + units * kLanes;

@@ -82,8 +82,8 @@ static inline Vf load(const std::int32_t* source, std::int64_t n = kLanes) {
 
 static inline Vf load_full(const std::int8_t* source) {
 #if defined(SWIN_MASKED_LANES)
-  return reinterpret_cast<Vf>(_mm512_cvtepi32_ps(
-      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)))));
+  return reinterpret_cast<Vf>(
+      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)))));
 #elif defined(__AVX2__)
   return reinterpret_cast<Vf>(
       _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source)))));
@@ -97,8 +97,8 @@ static inline Vf load_full(const std::int8_t* source) {
 static inline Vf load(const std::int8_t* source, std::int64_t n = kLanes) {
   if (n == kLanes) return load_full(source);
 #if defined(SWIN_MASKED_LANES)
-  return reinterpret_cast<Vf>(_mm512_cvtepi32_ps(
-      _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << n) - 1), source))));
+  return reinterpret_cast<Vf>(
+      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << n) - 1), source))));
 #else
   std::int8_t lanes[kLanes] = {};
   std::memcpy(lanes, source, n);

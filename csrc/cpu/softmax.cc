@@ -14,8 +14,7 @@ void softmax(const SoftmaxArgs& args, const ExecContext& context) {
     float* row = static_cast<float*>(thread_scratch((n + kLanes) * sizeof(float)));
     for (std::int64_t index = first; index < last; ++index) {
       const float* bias = args.bias.as<const float>() + index % heads * n * n;
-      const float* mask =
-          args.mask ? args.mask.as<const float>() + index / heads % windows * n * n : nullptr;
+      const float* mask = args.mask ? args.mask.as<const float>() + index / heads % windows * n * n : nullptr;
       for (std::int64_t i = 0; i < n; ++i) {
         const std::int8_t* q = args.scores.as<const std::int8_t>() + (index * n + i) * pitch;
         std::int8_t* out = args.out.as<std::int8_t>() + (index * n + i) * pitch;

@@ -64,21 +64,22 @@ const Backend& backend_for(const at::Device& device, const std::string& residual
   return cuda_backend(device.index(), residual == "bfloat16" ? DType::kBF16 : DType::kF16);
 }
 
-#define CONFIG_SCHEMA                                                                                             \
-  "str graph, int int8_mode, int[] img_size, int patch_size, int in_chans, int num_classes, int embed_dim, "      \
-  "int[] depths, int[] num_heads, int[] window_size, float mlp_ratio, bool qkv_bias, float? qk_scale, bool patch_norm, " \
+#define CONFIG_SCHEMA                                                                                        \
+  "str graph, int int8_mode, int[] img_size, int patch_size, int in_chans, int num_classes, int embed_dim, " \
+  "int[] depths, int[] num_heads, int[] window_size, float mlp_ratio, bool qkv_bias, float? qk_scale, bool " \
+  "patch_norm, "                                                                                             \
   "str residual"
-#define CONFIG_ARGS                                                                                                \
-  const std::string &graph, std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size,             \
-      std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,             \
-      at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,                     \
+#define CONFIG_ARGS                                                                                    \
+  const std::string &graph, std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size, \
+      std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths, \
+      at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,         \
       std::optional<double> qk_scale, bool patch_norm, const std::string &residual
 #define CONFIG_VALUES                                                                                            \
   make_config(int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads, window_size, \
               mlp_ratio, qkv_bias, qk_scale, patch_norm)
 
-ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size, std::int64_t in_chans,
-                        std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,
+ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size,
+                        std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,
                         at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,
                         std::optional<double> qk_scale, bool patch_norm) {
   SWIN_CHECK(ShapeError, "swin_int8", img_size.size() == 2, "img_size has ", img_size.size(),
@@ -137,8 +138,8 @@ struct Call {
         engine(cached_engine(graph, config, weights, backend)) {}
 };
 
-at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS,
-                   const std::vector<std::string>& skip, bool features_only, bool poison) {
+at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS, const std::vector<std::string>& skip,
+                   bool features_only, bool poison) {
   return translate([&] {
     const Call call(graph, CONFIG_VALUES, weights, residual);
     const at::Tensor input = check_images(images, call.config, call.device);
@@ -261,12 +262,14 @@ WindowGeometry geometry(at::IntArrayRef g) {
 void op_patch_embed(const Tensor& image, const Tensor& weight, std::int64_t patch_size, Tensor& out) {
   translate([&] {
     const Views view(image);
-    run(view, PatchEmbedArgs{view(image), view(weight), view(out), patch_size}); });
+    run(view, PatchEmbedArgs{view(image), view(weight), view(out), patch_size});
+  });
 }
 void op_patch_embed_norm(Tensor& x, const Tensor& bias, const OptTensor& gamma, const OptTensor& beta) {
   translate([&] {
     const Views view(x);
-    run(view, PatchEmbedNormArgs{view(x), view(bias), view(gamma), view(beta)}); });
+    run(view, PatchEmbedNormArgs{view(x), view(bias), view(gamma), view(beta)});
+  });
 }
 void op_norm_shift_partition(const Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef g,
                              double quant, Tensor& out) {
@@ -287,13 +290,15 @@ void op_qkv_bias(const Tensor& qkv, const Tensor& bias, double dequant, double q
                  Tensor& out) {
   translate([&] {
     const Views view(qkv);
-    run(view, QkvBiasArgs{view(qkv), view(bias), view(out), float(dequant), float(quant_q), float(quant_k), float(quant_v)});
+    run(view,
+        QkvBiasArgs{view(qkv), view(bias), view(out), float(dequant), float(quant_q), float(quant_k), float(quant_v)});
   });
 }
 void op_qk_gemm(const Tensor& q, const Tensor& k, double factor, Tensor& out) {
   translate([&] {
     const Views view(q);
-    run(view, QkGemmArgs{view(q), view(k), view(out), float(factor)}); });
+    run(view, QkGemmArgs{view(q), view(k), view(out), float(factor)});
+  });
 }
 void op_softmax(const Tensor& scores, const Tensor& bias, const OptTensor& mask, double dequant, double scale,
                 double quant, Tensor& out) {
@@ -305,48 +310,55 @@ void op_softmax(const Tensor& scores, const Tensor& bias, const OptTensor& mask,
 void op_pv_gemm(const Tensor& p, const Tensor& v, double factor, Tensor& out) {
   translate([&] {
     const Views view(p);
-    run(view, PvGemmArgs{view(p), view(v), view(out), float(factor)}); });
+    run(view, PvGemmArgs{view(p), view(v), view(out), float(factor)});
+  });
 }
 void op_proj_bias_residual_norm(const Tensor& proj, const Tensor& bias, Tensor& residual, const Tensor& gamma,
                                 const Tensor& beta, at::IntArrayRef g, double dequant, double quant, Tensor& out) {
   translate([&] {
     const Views view(proj);
     run(view, ProjBiasResidualNormArgs{view(proj), view(bias), view(residual), view(gamma), view(beta), view(out),
-                                 geometry(g), float(dequant), float(quant)});
+                                       geometry(g), float(dequant), float(quant)});
   });
 }
 void op_bias_gelu(const Tensor& x, const Tensor& bias, double dequant, double quant, Tensor& out) {
   translate([&] {
     const Views view(x);
-    run(view, BiasGeluArgs{view(x), view(bias), view(out), float(dequant), float(quant)}); });
+    run(view, BiasGeluArgs{view(x), view(bias), view(out), float(dequant), float(quant)});
+  });
 }
 void op_bias_residual(const Tensor& x, const Tensor& bias, Tensor& residual, double dequant) {
   translate([&] {
     const Views view(x);
-    run(view, BiasResidualArgs{view(x), view(bias), view(residual), float(dequant)}); });
+    run(view, BiasResidualArgs{view(x), view(bias), view(residual), float(dequant)});
+  });
 }
 void op_patch_merge_norm(const Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef size,
                          double quant, Tensor& out) {
   translate([&] {
     const Views view(residual);
     SWIN_CHECK(ShapeError, "patch_merge_norm", size.size() == 3, "size needs batch, height and width");
-    run(view, PatchMergeNormArgs{view(residual), view(gamma), view(beta), view(out), size[0], size[1], size[2], float(quant)});
+    run(view, PatchMergeNormArgs{view(residual), view(gamma), view(beta), view(out), size[0], size[1], size[2],
+                                 float(quant)});
   });
 }
 void op_dequantize(const Tensor& x, double dequant, Tensor& out) {
   translate([&] {
     const Views view(x);
-    run(view, DequantizeArgs{view(x), view(out), float(dequant)}); });
+    run(view, DequantizeArgs{view(x), view(out), float(dequant)});
+  });
 }
 void op_final_norm_pool(const Tensor& residual, const Tensor& gamma, const Tensor& beta, Tensor& out) {
   translate([&] {
     const Views view(residual);
-    run(view, FinalNormPoolArgs{view(residual), view(gamma), view(beta), view(out)}); });
+    run(view, FinalNormPoolArgs{view(residual), view(gamma), view(beta), view(out)});
+  });
 }
 void op_head(const Tensor& features, const Tensor& weight, const Tensor& bias, Tensor& out) {
   translate([&] {
     const Views view(features);
-    run(view, HeadArgs{view(features), view(weight), view(bias), view(out)}); });
+    run(view, HeadArgs{view(features), view(weight), view(bias), view(out)});
+  });
 }
 
 }  // namespace
@@ -354,14 +366,21 @@ void op_head(const Tensor& features, const Tensor& weight, const Tensor& bias, T
 TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def("patch_embed(Tensor image, Tensor weight, int patch_size, Tensor(a!) out) -> ()");
   m.def("patch_embed_norm(Tensor(a!) x, Tensor bias, Tensor? gamma, Tensor? beta) -> ()");
-  m.def("norm_shift_partition(Tensor residual, Tensor gamma, Tensor beta, int[] geometry, float quant, Tensor(a!) out) -> ()");
+  m.def(
+      "norm_shift_partition(Tensor residual, Tensor gamma, Tensor beta, int[] geometry, float quant, Tensor(a!) out) "
+      "-> ()");
   m.def("gemm_s8(Tensor x, Tensor w, float factor, bool relu, Tensor(a!) out) -> ()");
-  m.def("qkv_bias(Tensor qkv, Tensor bias, float dequant, float quant_q, float quant_k, float quant_v, Tensor(a!) out) -> ()");
+  m.def(
+      "qkv_bias(Tensor qkv, Tensor bias, float dequant, float quant_q, float quant_k, float quant_v, Tensor(a!) out) "
+      "-> ()");
   m.def("qk_gemm(Tensor q, Tensor k, float factor, Tensor(a!) out) -> ()");
-  m.def("softmax(Tensor scores, Tensor bias, Tensor? mask, float dequant, float scale, float quant, Tensor(a!) out) -> ()");
+  m.def(
+      "softmax(Tensor scores, Tensor bias, Tensor? mask, float dequant, float scale, float quant, Tensor(a!) out) -> "
+      "()");
   m.def("pv_gemm(Tensor p, Tensor v, float factor, Tensor(a!) out) -> ()");
-  m.def("proj_bias_residual_norm(Tensor proj, Tensor bias, Tensor(a!) residual, Tensor gamma, Tensor beta, "
-        "int[] geometry, float dequant, float quant, Tensor(b!) out) -> ()");
+  m.def(
+      "proj_bias_residual_norm(Tensor proj, Tensor bias, Tensor(a!) residual, Tensor gamma, Tensor beta, "
+      "int[] geometry, float dequant, float quant, Tensor(b!) out) -> ()");
   m.def("bias_gelu(Tensor x, Tensor bias, float dequant, float quant, Tensor(a!) out) -> ()");
   m.def("bias_residual(Tensor x, Tensor bias, Tensor(a!) residual, float dequant) -> ()");
   m.def("patch_merge_norm(Tensor residual, Tensor gamma, Tensor beta, int[] size, float quant, Tensor(a!) out) -> ()");
@@ -371,8 +390,9 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
 }
 
 #define SWIN_BIND_OP(name, Args) m.impl(#name, op_##name);
-TORCH_LIBRARY_IMPL(swin_int8, CPU, m) { SWIN_FOR_EACH_OP(SWIN_BIND_OP) }
-TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) { SWIN_FOR_EACH_OP(SWIN_BIND_OP) }
+TORCH_LIBRARY_IMPL(swin_int8, CPU, m){SWIN_FOR_EACH_OP(SWIN_BIND_OP)} TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) {
+  SWIN_FOR_EACH_OP(SWIN_BIND_OP)
+}
 #undef SWIN_BIND_OP
 
 }  // namespace swin::binding

@@ -14,11 +14,16 @@ namespace swin::binding {
 
 inline DType dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kFloat: return DType::kF32;
-    case at::kHalf: return DType::kF16;
-    case at::kBFloat16: return DType::kBF16;
-    case at::kChar: return DType::kS8;
-    case at::kInt: return DType::kS32;
+    case at::kFloat:
+      return DType::kF32;
+    case at::kHalf:
+      return DType::kF16;
+    case at::kBFloat16:
+      return DType::kBF16;
+    case at::kChar:
+      return DType::kS8;
+    case at::kInt:
+      return DType::kS32;
     default:
       throw DTypeError(detail::concat("swin_int8: a tensor is ", t.scalar_type(),
                                       "; the engine knows float32, float16, bfloat16, int8 and int32"));
@@ -27,19 +32,24 @@ inline DType dtype_of(const at::Tensor& t) {
 
 inline at::ScalarType scalar_type_of(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return at::kFloat;
-    case DType::kF16: return at::kHalf;
-    case DType::kBF16: return at::kBFloat16;
-    case DType::kS8: return at::kChar;
-    default: return at::kInt;
+    case DType::kF32:
+      return at::kFloat;
+    case DType::kF16:
+      return at::kHalf;
+    case DType::kBF16:
+      return at::kBFloat16;
+    case DType::kS8:
+      return at::kChar;
+    default:
+      return at::kInt;
   }
 }
 
 // `t` must be contiguous; a tensor of no elements gives a view of no elements.
 inline TensorView view_of(const at::Tensor& t) {
   SWIN_CHECK(ShapeError, "swin_int8", t.is_contiguous(), "a tensor of shape ", t.sizes(), " is not contiguous");
-  SWIN_CHECK(ShapeError, "swin_int8", t.dim() <= TensorView::kMaxRank, "a tensor has ", t.dim(), " dimensions; at most ",
-             TensorView::kMaxRank, " are known");
+  SWIN_CHECK(ShapeError, "swin_int8", t.dim() <= TensorView::kMaxRank, "a tensor has ", t.dim(),
+             " dimensions; at most ", TensorView::kMaxRank, " are known");
   TensorView v;
   v.data = t.numel() > 0 ? const_cast<void*>(t.const_data_ptr()) : nullptr;
   v.dtype = dtype_of(t);

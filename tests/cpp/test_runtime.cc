@@ -17,12 +17,12 @@ namespace {
 
 int g_failures = 0;
 
-#define EXPECT(condition)                                                            \
-  do {                                                                               \
-    if (!(condition)) {                                                              \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);            \
-      ++g_failures;                                                                  \
-    }                                                                                \
+#define EXPECT(condition)                                                 \
+  do {                                                                    \
+    if (!(condition)) {                                                   \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      ++g_failures;                                                       \
+    }                                                                     \
   } while (0)
 
 template <class Error, class F>
@@ -120,8 +120,7 @@ void a_missing_op_is_an_error_that_names_it() {
   float x[4] = {};
   std::int8_t q[4] = {};
   const swin::DequantizeArgs args{{q, swin::DType::kS8, {2, 2}}, {x, swin::DType::kF32, {2, 2}}, 1.0f};
-  expect_error<swin::UnsupportedError>(
-      "dequantize", [&] { swin::run_op(backend.ops(), "test", args, {}); }, __LINE__);
+  expect_error<swin::UnsupportedError>("dequantize", [&] { swin::run_op(backend.ops(), "test", args, {}); }, __LINE__);
   expect_error<swin::ValueError>("no operation", [] { swin::op_cost(swin::OpArgs{}); }, __LINE__);
 }
 
@@ -137,8 +136,8 @@ void a_plan_notices_writes_behind_a_buffer() {
   plan.add("overrun", swin::OpKind::kFused, 2, 1,
            swin::DequantizeArgs{{in, swin::DType::kS8, {1, 64}}, {out, swin::DType::kF32, {1, 64}}, 1.0f});
   plan.run({}, {}, false, nullptr);
-  expect_error<swin::Error>("wrote past the end of buffer 'out' (stage 2, block 1)",
-                            [&] { plan.run({}, {}, true, nullptr); }, __LINE__);
+  expect_error<swin::Error>(
+      "wrote past the end of buffer 'out' (stage 2, block 1)", [&] { plan.run({}, {}, true, nullptr); }, __LINE__);
 }
 
 void half_precision_parameters_are_exact() {

@@ -30,13 +30,14 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string name() const = 0;      // "cpu"
-  virtual std::string variant() const = 0;   // the instruction set or GPU architecture its kernels were built for
+  virtual std::string name() const = 0;     // "cpu"
+  virtual std::string variant() const = 0;  // the instruction set or GPU architecture its kernels were built for
   virtual const OpTable& ops() const = 0;
 
   // Zeroed memory aligned to at least 64 bytes; std::bad_alloc where there is none.
   virtual DeviceBuffer allocate(std::size_t bytes) const = 0;
-  // These two wait for everything enqueued before them and are done when they return: for tests, not for forward passes.
+  // These two wait for everything enqueued before them and are done when they return: for tests, not for forward
+  // passes.
   virtual void fill(void* data, int byte, std::size_t bytes) const = 0;
   virtual void copy_to_host(void* host, const void* data, std::size_t bytes) const = 0;
 

@@ -15,9 +15,9 @@ std::vector<std::string> cpu_variants();
 const Backend& cpu_backend(const std::string& variant = "");
 
 struct Ceilings {
-  double copy_gb_s = 0;     // bytes read plus written by a large copy
-  double s8_gop_s = 0;      // multiply-adds times two of the GEMM's own dot-product instruction, registers only
-  double f32_gflop_s = 0;   // the same of float32 fused multiply-add
+  double copy_gb_s = 0;    // bytes read plus written by a large copy
+  double s8_gop_s = 0;     // multiply-adds times two of the GEMM's own dot-product instruction, registers only
+  double f32_gflop_s = 0;  // the same of float32 fused multiply-add
 };
 // Measured now, on `threads` threads, in about half a second.
 Ceilings measure_cpu_ceilings(const std::string& variant, int threads);

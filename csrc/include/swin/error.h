@@ -41,10 +41,9 @@ std::string concat(const Parts&... parts) {
 }  // namespace swin
 
 // SWIN_CHECK(ShapeError, "gemm_s8", k > 0, "K is ", k, "; it must be positive")
-#define SWIN_CHECK(ErrorType, where, condition, ...)                                                        \
-  do {                                                                                                      \
-    if (!(condition)) {                                                                                     \
-      throw ::swin::ErrorType(                                                                              \
-          ::swin::detail::concat(where, " (", __FILE__, ":", __LINE__, "): ", __VA_ARGS__));                \
-    }                                                                                                       \
+#define SWIN_CHECK(ErrorType, where, condition, ...)                                                             \
+  do {                                                                                                           \
+    if (!(condition)) {                                                                                          \
+      throw ::swin::ErrorType(::swin::detail::concat(where, " (", __FILE__, ":", __LINE__, "): ", __VA_ARGS__)); \
+    }                                                                                                            \
   } while (0)

@@ -42,11 +42,10 @@ std::vector<std::string> graph_names();
 }  // namespace swin
 
 namespace fastertransformer {
-#define SWIN_DECLARE_GRAPH(ns)                                                                   \
-  namespace ns {                                                                                 \
-  std::unique_ptr<swin::Graph> make_graph(const swin::ModelConfig& config,                       \
-                                          const std::vector<swin::TensorView>& weights,          \
-                                          const swin::Backend& backend);                         \
+#define SWIN_DECLARE_GRAPH(ns)                                                                                         \
+  namespace ns {                                                                                                       \
+  std::unique_ptr<swin::Graph> make_graph(const swin::ModelConfig& config,                                             \
+                                          const std::vector<swin::TensorView>& weights, const swin::Backend& backend); \
   }
 SWIN_DECLARE_GRAPH(ft_int8)
 SWIN_DECLARE_GRAPH(geluless_int8)

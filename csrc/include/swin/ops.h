@@ -82,15 +82,15 @@ struct QkvBiasArgs {
   float dequant = 0, quant_q = 0, quant_k = 0, quant_v = 0;
 };
 
-// Per window and head: out[i, j] = clamp(rne(float(sum_e q[i, e] * k[j, e]) * factor)), j < N; columns N..pitch-1 are 0.
-// q, k s8 [BW, h, N, d] -> out s8 [BW, h, N, pitch].
+// Per window and head: out[i, j] = clamp(rne(float(sum_e q[i, e] * k[j, e]) * factor)), j < N; columns N..pitch-1 are
+// 0. q, k s8 [BW, h, N, d] -> out s8 [BW, h, N, pitch].
 struct QkGemmArgs {
   TensorView q, k, out;
   float factor = 0;
 };
 
-// out[i, :] = quantize(softmax_j(scores[i, j] * dequant * scale + bias[head, i, j] + mask[window, i, j]), quant), j < N;
-// columns N..pitch-1 are 0. scores s8 [BW, h, N, pitch], bias float [h, N, N], mask float [windows, N, N] or none.
+// out[i, :] = quantize(softmax_j(scores[i, j] * dequant * scale + bias[head, i, j] + mask[window, i, j]), quant), j <
+// N; columns N..pitch-1 are 0. scores s8 [BW, h, N, pitch], bias float [h, N, N], mask float [windows, N, N] or none.
 struct SoftmaxArgs {
   TensorView scores, bias, mask, out;
   float dequant = 0, scale = 0, quant = 0;

@@ -45,7 +45,8 @@ class Plan {
   // Runs every node whose name is not in `skip`. With `poison`, every pure output is filled with a byte pattern before
   // its node runs, and the guard bytes behind every buffer are checked after it (Error naming node and buffer).
   // `observe`, where there is one, is called after each node that ran.
-  void run(const ExecContext& context, const std::vector<std::string>& skip, bool poison, const Observer& observe) const;
+  void run(const ExecContext& context, const std::vector<std::string>& skip, bool poison,
+           const Observer& observe) const;
   // Runs every node. From the second call on, where the backend can, all nodes between those that read or write the
   // caller's memory are one recording: those addresses change from call to call, everything else belongs to the plan.
   void run_recorded(const ExecContext& context);

@@ -13,20 +13,28 @@ enum class DType : std::uint8_t { kF32, kF16, kBF16, kS8, kS32 };
 
 constexpr std::int64_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::kS8: return 1;
+    case DType::kS8:
+      return 1;
     case DType::kF16:
-    case DType::kBF16: return 2;
-    default: return 4;
+    case DType::kBF16:
+      return 2;
+    default:
+      return 4;
   }
 }
 
 constexpr const char* name_of(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "float32";
-    case DType::kF16: return "float16";
-    case DType::kBF16: return "bfloat16";
-    case DType::kS8: return "int8";
-    default: return "int32";
+    case DType::kF32:
+      return "float32";
+    case DType::kF16:
+      return "float16";
+    case DType::kBF16:
+      return "bfloat16";
+    case DType::kS8:
+      return "int8";
+    default:
+      return "int32";
   }
 }
 

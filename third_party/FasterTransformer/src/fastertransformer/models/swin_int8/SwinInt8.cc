@@ -46,10 +46,8 @@ void append_downsample(swin::Plan& plan, const swin::ModelConfig& config, const 
                                     .width = g.width,
                                     .quant = s.reduction_input.quant});
   plan.add("reduction_gemm", OpKind::kGemm, stage, -1,
-           swin::GemmS8Args{.x = gathered,
-                            .w = w.merge_reduction.get(),
-                            .out = reduced,
-                            .factor = s32 ? 0.0f : s.reduction_factor});
+           swin::GemmS8Args{
+               .x = gathered, .w = w.merge_reduction.get(), .out = reduced, .factor = s32 ? 0.0f : s.reduction_factor});
   plan.add("reduction_dequantize", OpKind::kFused, stage, -1,
            swin::DequantizeArgs{.x = reduced,
                                 .out = TensorView(b.merged, wide, {m / 4, 2 * g.dim}),
@@ -63,12 +61,12 @@ void append_classifier(swin::Plan& plan, const swin::ModelConfig& c, const Stage
                        const Buffers& b) {
   const std::int64_t tokens = plan.batch() * last.height * last.width;
   const TensorView features(nullptr, DType::kF32, {plan.batch(), last.dim});
-  plan.add("final_norm_pool", OpKind::kFloat, -1, -1,
-           swin::FinalNormPoolArgs{
-               .residual = TensorView(b.residual, plan.backend().ops().float_dtype, {tokens, last.dim}),
-               .gamma = w.norm_gamma.view,
-               .beta = w.norm_beta.view,
-               .out = features});
+  plan.add(
+      "final_norm_pool", OpKind::kFloat, -1, -1,
+      swin::FinalNormPoolArgs{.residual = TensorView(b.residual, plan.backend().ops().float_dtype, {tokens, last.dim}),
+                              .gamma = w.norm_gamma.view,
+                              .beta = w.norm_beta.view,
+                              .out = features});
   if (c.num_classes == 0) return;
   plan.add("head", OpKind::kFloat, -1, -1,
            swin::HeadArgs{.features = features,
@@ -79,8 +77,12 @@ void append_classifier(swin::Plan& plan, const swin::ModelConfig& c, const Stage
 
 }  // namespace
 
-SwinInt8::SwinInt8(const swin::ModelConfig& config, const std::vector<TensorView>& weights, const swin::Backend& backend)
-    : config_(config), backend_(backend), stages_(stage_geometries(config)), weights_(load_weights(config, weights, backend)) {}
+SwinInt8::SwinInt8(const swin::ModelConfig& config, const std::vector<TensorView>& weights,
+                   const swin::Backend& backend)
+    : config_(config),
+      backend_(backend),
+      stages_(stage_geometries(config)),
+      weights_(load_weights(config, weights, backend)) {}
 
 std::unique_ptr<swin::Plan> SwinInt8::make_plan(std::int64_t batch, void* stream) const {
   auto plan = std::make_unique<swin::Plan>(backend_, batch, stream);

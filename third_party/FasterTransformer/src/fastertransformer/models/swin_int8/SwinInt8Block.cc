@@ -45,8 +45,7 @@ void append_attention(swin::Plan& plan, const swin::ModelConfig& config, const S
                                    .out = tokens,
                                    .geometry = windows,
                                    .quant = s.qkv_input.quant});
-  add("qkv_gemm", OpKind::kGemm,
-      swin::GemmS8Args{.x = tokens, .w = w.qkv.get(), .out = qkv, .factor = s.qkv_factor});
+  add("qkv_gemm", OpKind::kGemm, swin::GemmS8Args{.x = tokens, .w = w.qkv.get(), .out = qkv, .factor = s.qkv_factor});
   add("qkv_bias", OpKind::kFused,
       swin::QkvBiasArgs{.qkv = qkv,
                         .bias = w.qkv_bias.view,
@@ -107,10 +106,11 @@ void append_mlp(swin::Plan& plan, const swin::ModelConfig& config, const StageGe
   add("fc2_gemm", OpKind::kGemm,
       swin::GemmS8Args{.x = activated, .w = w.fc2.get(), .out = out, .factor = s32 ? 0.0f : s.fc2_factor});
   add("fc2_bias_residual", OpKind::kFused,
-      swin::BiasResidualArgs{.x = out,
-                             .bias = w.fc2_bias.view,
-                             .residual = residual,
-                             .dequant = s32 ? s.fc2_input.dequant_div_127 * s.fc2_weight_amax : s.fc2_aftergemm.dequant});
+      swin::BiasResidualArgs{
+          .x = out,
+          .bias = w.fc2_bias.view,
+          .residual = residual,
+          .dequant = s32 ? s.fc2_input.dequant_div_127 * s.fc2_weight_amax : s.fc2_aftergemm.dequant});
 }
 
 }  // namespace

@@ -9,16 +9,16 @@
 namespace fastertransformer::FT_GRAPH {
 
 struct Buffers {
-  void* residual;      // float [M, C]
-  void* merged;        // float [M/4, 2C]: the residual behind a downsample; the two change places at each stage
-  void* tokens;        // s8 [M, C]: what enters a GEMM
-  void* qkv;           // s8 [M, 3C]
-  void* qkv_split;     // s8 [3, BW, h, N, d]
-  void* scores;        // s8 [BW, h, N, pitch]
-  void* probabilities; // s8 [BW, h, N, pitch]
-  void* projected;     // s8 [M, C]; s8 or s32 behind FC2 and the reduction
-  void* hidden;        // s8 [M, F]
-  void* activated;     // s8 [M, F]
+  void* residual;       // float [M, C]
+  void* merged;         // float [M/4, 2C]: the residual behind a downsample; the two change places at each stage
+  void* tokens;         // s8 [M, C]: what enters a GEMM
+  void* qkv;            // s8 [M, 3C]
+  void* qkv_split;      // s8 [3, BW, h, N, d]
+  void* scores;         // s8 [BW, h, N, pitch]
+  void* probabilities;  // s8 [BW, h, N, pitch]
+  void* projected;      // s8 [M, C]; s8 or s32 behind FC2 and the reduction
+  void* hidden;         // s8 [M, F]
+  void* activated;      // s8 [M, F]
 
   Buffers(swin::Plan& plan, const swin::ModelConfig& config, const std::vector<StageGeometry>& stages) {
     std::int64_t tokens_c = 0, merged_c = 0, scores_n = 0, hidden_f = 0;

@@ -26,7 +26,8 @@ std::vector<StageGeometry> stage_geometries(const swin::ModelConfig& c) {
   SWIN_CHECK(ShapeError, where,
              c.img_h > 0 && c.img_w > 0 && c.img_h % c.patch_size == 0 && c.img_w % c.patch_size == 0, "an image of ",
              c.img_h, "x", c.img_w, " does not divide into patches of ", c.patch_size);
-  SWIN_CHECK(ValueError, where, c.int8_mode == 1 || c.int8_mode == 2, "int8_mode is ", c.int8_mode, "; 1 or 2 is needed");
+  SWIN_CHECK(ValueError, where, c.int8_mode == 1 || c.int8_mode == 2, "int8_mode is ", c.int8_mode,
+             "; 1 or 2 is needed");
   std::vector<StageGeometry> all;
   for (std::size_t i = 0; i < stages; ++i) {
     StageGeometry g{};
@@ -47,8 +48,8 @@ std::vector<StageGeometry> stage_geometries(const swin::ModelConfig& c) {
     SWIN_CHECK(ShapeError, where, g.heads > 0 && g.dim % g.heads == 0, "stage ", i, ": ", g.dim,
                " channels do not divide into ", g.heads, " heads");
     SWIN_CHECK(ShapeError, where,
-               g.height > 0 && g.width > 0 && g.height % g.window_h == 0 && g.width % g.window_w == 0, "stage ", i, ": ",
-               g.height, "x", g.width, " tokens do not divide into windows of ", g.window_h, "x", g.window_w,
+               g.height > 0 && g.width > 0 && g.height % g.window_h == 0 && g.width % g.window_w == 0, "stage ", i,
+               ": ", g.height, "x", g.width, " tokens do not divide into windows of ", g.window_h, "x", g.window_w,
                "; choose an image or window size that does (Swin pads nothing)");
     SWIN_CHECK(ShapeError, where, !g.has_downsample || (g.height % 2 == 0 && g.width % 2 == 0), "stage ", i, ": ",
                g.height, "x", g.width, " tokens cannot be merged 2x2");
@@ -68,8 +69,8 @@ class Cursor {
   const TensorView& next(const std::string& name, DType dtype, std::initializer_list<std::int64_t> dims) {
     const TensorView& t = list_[position_++];
     const TensorView wanted(t.data, dtype, dims);
-    SWIN_CHECK(DTypeError, name, t.dtype == dtype || t.numel() == 0, "found ", t.describe(), "; ",
-               swin::name_of(dtype), " is needed");
+    SWIN_CHECK(DTypeError, name, t.dtype == dtype || t.numel() == 0, "found ", t.describe(), "; ", swin::name_of(dtype),
+               " is needed");
     SWIN_CHECK(ShapeError, name, t.rank == wanted.rank && t.shape == wanted.shape, "found ", describe(t), "; ",
                describe(wanted), " is needed");
     return t;
@@ -104,9 +105,8 @@ void need_scale(const std::string& block, const char* quantizer, const ScaleQuad
   SWIN_CHECK(ValueError, block, std::isfinite(q.amax) && q.amax > 0, quantizer, " has amax ", q.amax,
              "; a positive number is needed: calibrate the checkpoint (pyharness/quantize.py) and convert it again");
   const float step = q.amax / 127.0f;
-  SWIN_CHECK(ValueError, block,
-             std::abs(q.dequant - step) <= 1e-4f * step && std::abs(q.quant * step - 1.0f) <= 1e-4f, quantizer,
-             " has amax ", q.amax, " but amax/127 = ", q.dequant, " and 127/amax = ", q.quant,
+  SWIN_CHECK(ValueError, block, std::abs(q.dequant - step) <= 1e-4f * step && std::abs(q.quant * step - 1.0f) <= 1e-4f,
+             quantizer, " has amax ", q.amax, " but amax/127 = ", q.dequant, " and 127/amax = ", q.quant,
              ": the scale list is damaged or not in FT's order");
 }
 
@@ -220,7 +220,8 @@ ModelWeights load_weights(const swin::ModelConfig& config, const std::vector<Ten
   ModelWeights w;
   for (std::size_t i = 0; i < stages.size(); ++i) w.stages.push_back(load_stage(cursor, i, config, stages[i], backend));
   const std::int64_t e = config.embed_dim, last = config.num_features();
-  w.patch_weight = cursor.parameter("patch_embed.proj.weight", {e, config.in_chans * config.patch_size * config.patch_size});
+  w.patch_weight =
+      cursor.parameter("patch_embed.proj.weight", {e, config.in_chans * config.patch_size * config.patch_size});
   w.patch_bias = cursor.parameter("patch_embed.proj.bias", {e});
   if (config.patch_norm) {
     w.patch_gamma = cursor.parameter("patch_embed.norm.weight", {e});

@@ -21,9 +21,9 @@ struct BlockWeights {
 
 struct StageWeights {
   std::vector<BlockWeights> blocks;
-  swin::Parameter merge_gamma, merge_beta;             // [4C]; none in the last stage
+  swin::Parameter merge_gamma, merge_beta;              // [4C]; none in the last stage
   std::unique_ptr<swin::PackedWeight> merge_reduction;  // [2C, 4C]; none in the last stage
-  swin::Parameter attn_mask;                           // [windows, N, N]; none where the stage does not shift
+  swin::Parameter attn_mask;                            // [windows, N, N]; none where the stage does not shift
 };
 
 struct ModelWeights {
