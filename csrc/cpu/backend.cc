@@ -2,32 +2,18 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <new>
 
 #include "kernels.h"
 #include "swin/cpu.h"
 #include "swin/error.h"
+#include "swin/half.h"
 #include "thread_pool.h"
 
 namespace swin {
 namespace {
-
-float float_of_half(std::uint16_t h) {
-  const int exponent = (h >> 10) & 31, mantissa = h & 1023;
-  float value;
-  if (exponent == 31) {
-    value = mantissa ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
-  } else if (exponent == 0) {
-    value = std::ldexp(static_cast<float>(mantissa), -24);
-  } else {
-    value = std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
-  }
-  return (h & 0x8000) ? -value : value;
-}
 
 class CpuBackend : public Backend {
  public:

@@ -10,6 +10,9 @@
 #include "engine_cache.h"
 #include "swin/cpu.h"
 #include "swin/cuda.h"
+#if defined(SWIN_HAVE_CUDA)
+#include "swin/cuda_gemm.h"
+#endif
 #include "swin/engine.h"
 #include "swin/error.h"
 #include "views.h"
@@ -210,6 +213,42 @@ std::vector<double> ceilings(std::int64_t threads) {
   });
 }
 
+std::string tune_gemm_json([[maybe_unused]] const std::vector<std::int64_t>& m,
+                           [[maybe_unused]] const std::vector<std::int64_t>& n,
+                           [[maybe_unused]] const std::vector<std::int64_t>& k,
+                           [[maybe_unused]] const std::vector<std::string>& outputs, std::int64_t device,
+                           [[maybe_unused]] bool again) {
+  return translate([&] {
+#if defined(SWIN_HAVE_CUDA)
+    SWIN_CHECK(ShapeError, "tune_gemm", m.size() == n.size() && m.size() == k.size() && m.size() == outputs.size(),
+               "m, n, k and outputs have ", m.size(), ", ", n.size(), ", ", k.size(), " and ", outputs.size(),
+               " entries; each shape needs one of each");
+    cuda_backend(static_cast<int>(device));  // says what is missing
+    const c10::DeviceGuard guard(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    std::vector<GemmShape> shapes;
+    for (std::size_t i = 0; i < m.size(); ++i) shapes.push_back({m[i], n[i], k[i], gemm_output_of(outputs[i])});
+    return tune_gemm(shapes, again);
+#else
+    cuda_backend(static_cast<int>(device));  // throws: this build has none
+    return std::string();
+#endif
+  });
+}
+
+// {"built": whether there is a CUDA backend, "devices": how many it can use, "providers": [...], "choices": [...]}.
+std::string cuda_info() {
+  return translate([&] {
+    std::string text = "{\"built\": " + std::string(cuda_built() ? "true" : "false") +
+                       ", \"devices\": " + std::to_string(cuda_device_count());
+#if defined(SWIN_HAVE_CUDA)
+    text += ", \"providers\": " + gemm_providers() + ", \"choices\": " + gemm_choices();
+#else
+    text += ", \"providers\": [], \"choices\": []";
+#endif
+    return text + "}";
+  });
+}
+
 std::vector<std::string> build_info() {
   return {"cpu", cpu_backend(variant()).variant(), SWIN_VERSION, SWIN_COMPILER, TORCH_VERSION};
 }
@@ -227,6 +266,8 @@ TORCH_LIBRARY(swin_int8, m) {
   m.def("select_variant(str name) -> str", select_variant);
   m.def("ceilings(int threads) -> float[]", ceilings);
   m.def("build_info() -> str[]", build_info);
+  m.def("cuda_info() -> str", cuda_info);
+  m.def("tune_gemm(int[] m, int[] n, int[] k, str[] outputs, int device, bool again) -> str", tune_gemm_json);
 }
 
 // The CUDA key in every build: without the CUDA backend, images on a GPU get the engine's own sentence.
