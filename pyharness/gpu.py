@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -81,6 +82,7 @@ def conditions_on(device: torch.device, host: object) -> dict[str, object]:
             "multiprocessors": properties.multi_processor_count,
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "gemm_providers": cuda_info().get("providers"),
         },
     }
 
@@ -107,6 +109,18 @@ class CudaTimer:
         return self._start.elapsed_time(self._end)
 
 
+LARGE_BATCH = 32
+"""From here on a call of a Swin moves far more than any GPU's caches hold: what ran before it leaves no trace there."""
+
+
+def timing_of(device: torch.device, batch: int, queued: bool = False) -> dict[str, Any]:
+    """Arguments for `measure.time_alternating` that time calls of `batch` images on `device`; none on a CPU."""
+    if device.type != "cuda":
+        return {}
+    untimed = None if queued or batch >= LARGE_BATCH else 1.0
+    return {"timer": CudaTimer(device, queued), "settle_ms": untimed}
+
+
 def _median_ms(timer: CudaTimer, call: Callable[[], object]) -> float:
     timer(call)
     return sorted(timer(call) for _ in range(CEILING_RUNS))[CEILING_RUNS // 2]
@@ -121,9 +135,7 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     """
     timer, rng = CudaTimer(device, queued=True), torch.Generator(device).manual_seed(0)
     source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device=device, generator=rng)
-    target = torch.empty_like(source)
-    copy_ms = _median_ms(timer, lambda: target.copy_(source))
-    del source, target
+    copy_ms = _median_ms(timer, functools.partial(torch.empty_like(source).copy_, source))
     shape, operations = (MATRIX_SIDE, MATRIX_SIDE), 2 * MATRIX_SIDE**3
     a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, device=device, generator=rng) for _ in range(2))
     s8_ms = _median_ms(timer, lambda: torch._int_mm(a, b.t()))
@@ -141,18 +153,23 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     }
 
 
-def providers_of(ops: Iterable[OpInfo], choices: str) -> dict[str, str]:
-    """What ran each GEMM shape of `ops`: {"4096x96x384 s8": "cublaslt algo7"}. `choices`: the engine's gemm_choices."""
+def cuda_info() -> dict[str, Any]:
+    """What the engine says of its CUDA backend (csrc/torch/binding.cc); empty where it is not loaded."""
+    ask = getattr(torch.ops.swin_int8, "cuda_info", None)
+    return json.loads(ask()) if ask is not None else {}
+
+
+def providers_of(ops: Iterable[OpInfo], choices: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What ran each GEMM shape of `ops`: {"4096x96x384 s8": "cublaslt algo7"}. `choices`: those of `cuda_info`."""
     shapes = {tuple(map(int, re.findall(r"\d+", op.shape)[:3])) for op in ops if op.kind == "gemm"}
     return {
         f"{c['m']}x{c['n']}x{c['k']} {c['output']}": f"{c['provider']} {c['candidate']}".strip()
-        for c in json.loads(choices)
+        for c in choices
         if (c["m"], c["n"], c["k"]) in shapes
     }
 
 
 def gemm_providers(ops: Iterable[OpInfo], info: dict[str, str]) -> dict[str, str]:
     """Who runs the GEMMs of `ops`, for a result row: each shape on a GPU, the instruction set on a CPU."""
-    choices = getattr(torch.ops.swin_int8, "gemm_choices", None) if info["backend"] == "cuda" else None
-    found = providers_of(ops, choices()) if choices is not None else {}
+    found = providers_of(ops, cuda_info().get("choices", [])) if info["backend"] == "cuda" else {}
     return found or {"s8": f"{info['backend']} {info['isa']}"}

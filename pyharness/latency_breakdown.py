@@ -70,10 +70,8 @@ def time_without(
     """
     calls = {WHOLE: functools.partial(engine, images)}
     calls |= {op: functools.partial(engine.forward_without, images, [op]) for op in ops}
-    if images.device.type == "cpu":
-        return measure.time_alternating(calls, runs, limit_s=limit_s)
-    timer = gpu.CudaTimer(images.device, queued=True)
-    return measure.time_alternating(calls, runs, warmup=1, settle_ms=0, timer=timer, limit_s=limit_s)
+    timing = gpu.timing_of(images.device, len(images), queued=True)
+    return measure.time_alternating(calls, runs, limit_s=limit_s, **timing)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def time_alternating(
     runs: int,
     *,
     warmup: int = 2,
-    settle_ms: float = 10.0,
+    settle_ms: float | None = 10.0,
     synchronize: Callable[[], None] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
     timer: Callable[[Callable[[], object]], float] | None = None,
@@ -113,10 +113,10 @@ def time_alternating(
     """Time `methods` for `runs` rounds, each method once per round, in their order.
 
     `warmup` untimed rounds go first. Before each timed call the method runs untimed, once and then on until `settle_ms`
-    milliseconds have passed. `synchronize` waits for the device (none on a CPU) before each time is taken. `clock`
-    gives nanoseconds. `timer` takes the place of both: milliseconds of the call it is given (gpu.CudaTimer).
-    After `limit_s` seconds, and at least LEAST_ROUNDS rounds, no other round begins. ValueError where there is nothing
-    to time.
+    milliseconds have passed; not at all where that is None. `synchronize` waits for the device (none on a CPU) before
+    each time is taken. `clock` gives nanoseconds. `timer` takes the place of both: milliseconds of the call it is given
+    (gpu.CudaTimer). After `limit_s` seconds, and at least LEAST_ROUNDS rounds, no other round begins. ValueError where
+    there is nothing to time.
     """
     if not methods or runs < 1:
         raise ValueError(f"nothing to time: {len(methods)} methods, {runs} runs; at least one of each is needed")
@@ -136,11 +136,14 @@ def time_alternating(
         if limit_s is not None and index >= LEAST_ROUNDS and clock() - started > limit_s * 1e9:
             break
         for name, call in methods.items():
-            settled = timed(call)
-            while settled < settle_ms:
-                settled += max(1e-6, timed(call))
+            if settle_ms is not None:
+                settled = timed(call)
+                while settled < settle_ms:
+                    settled += max(1e-6, timed(call))
             if index >= 0:
                 samples[name].append(timed(call))
+            elif settle_ms is None:
+                timed(call)
     return samples
 
 

@@ -112,10 +112,8 @@ def time_together(
 ) -> measure.Samples:
     """Rounds of `methods` in alternation, on the same images f32 [batch, C, H, W]."""
     calls = {name: functools.partial(method.model, method.prepare(images)) for name, method in methods.items()}
-    if settings.device.type == "cpu":
-        return measure.time_alternating(calls, runs, limit_s=settings.seconds)
-    timer = gpu.CudaTimer(settings.device)
-    return measure.time_alternating(calls, runs, settle_ms=0, timer=timer, limit_s=settings.seconds)
+    timing = gpu.timing_of(settings.device, len(images))
+    return measure.time_alternating(calls, runs, limit_s=settings.seconds, **timing)
 
 
 def time_methods(
@@ -127,16 +125,17 @@ def time_methods(
     """
     model, runs = pipeline.inputs.model, settings.runs_of(pipeline.inputs.model)
     images = measure.random_images(pipeline.config, settings.batch)
-    groups = {name: runs for name in [tuple(methods)]}
+    groups = [(list(methods), runs)]
     if settings.device.type == "cuda":
-        integer = tuple(name for name in methods if name.endswith("int8") or "_int8_" in name)
-        floating = tuple(name for name in methods if name not in integer)
-        groups = {integer: runs, ("ft_int8", *floating): min(runs, FLOAT_RUNS_CUDA)}
+        floating = [name for name in methods if name.startswith("fp")]
+        integer = [name for name in methods if name not in floating]
+        groups = [(integer, runs), (["ft_int8", *floating], min(runs, FLOAT_RUNS_CUDA))]
     found: dict[str, measure.Samples] = {}
-    for names, rounds in groups.items():
+    for names, rounds in groups:
         report(f"{model}: time {len(names)} methods in turn, {rounds} rounds, batch {settings.batch}")
         samples = time_together({name: methods[name] for name in names}, images, rounds, settings)
-        found = {**dict.fromkeys(names, samples), **found}
+        for name in names:
+            found.setdefault(name, samples)
     return found
 
 
@@ -211,7 +210,9 @@ def inputs_from(args: argparse.Namespace) -> list[Inputs]:
 
 def add_device_option(group: argparse._ActionsContainer) -> None:
     """`--device`, which the measuring programs share."""
-    group.add_argument("--device", choices=gpu.DEVICES, default="cpu", help="what runs the models (default: %(default)s)")
+    group.add_argument(
+        "--device", choices=gpu.DEVICES, default="cpu", help="what runs the models (default: %(default)s)"
+    )
 
 
 def add_file_options(parser: argparse.ArgumentParser, files: str) -> None:

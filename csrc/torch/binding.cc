@@ -213,23 +213,23 @@ std::vector<double> ceilings(std::int64_t threads) {
   });
 }
 
+// Tunes on the current CUDA device (swin/cuda_gemm.h).
 std::string tune_gemm_json([[maybe_unused]] const std::vector<std::int64_t>& m,
                            [[maybe_unused]] const std::vector<std::int64_t>& n,
                            [[maybe_unused]] const std::vector<std::int64_t>& k,
-                           [[maybe_unused]] const std::vector<std::string>& outputs, std::int64_t device,
+                           [[maybe_unused]] const std::vector<std::string>& outputs,
                            [[maybe_unused]] bool again) {
   return translate([&] {
 #if defined(SWIN_HAVE_CUDA)
     SWIN_CHECK(ShapeError, "tune_gemm", m.size() == n.size() && m.size() == k.size() && m.size() == outputs.size(),
                "m, n, k and outputs have ", m.size(), ", ", n.size(), ", ", k.size(), " and ", outputs.size(),
                " entries; each shape needs one of each");
-    cuda_backend(static_cast<int>(device));  // says what is missing
-    const c10::DeviceGuard guard(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    cuda_backend(cuda_device_count() > 0 ? c10::impl::VirtualGuardImpl(at::kCUDA).getDevice().index() : 0);
     std::vector<GemmShape> shapes;
     for (std::size_t i = 0; i < m.size(); ++i) shapes.push_back({m[i], n[i], k[i], gemm_output_of(outputs[i])});
     return tune_gemm(shapes, again);
 #else
-    cuda_backend(static_cast<int>(device));  // throws: this build has none
+    cuda_backend(0);  // throws: this build has none
     return std::string();
 #endif
   });
@@ -267,7 +267,7 @@ TORCH_LIBRARY(swin_int8, m) {
   m.def("ceilings(int threads) -> float[]", ceilings);
   m.def("build_info() -> str[]", build_info);
   m.def("cuda_info() -> str", cuda_info);
-  m.def("tune_gemm(int[] m, int[] n, int[] k, str[] outputs, int device, bool again) -> str", tune_gemm_json);
+  m.def("tune_gemm(int[] m, int[] n, int[] k, str[] outputs, bool again) -> str", tune_gemm_json);
 }
 
 // The CUDA key in every build: without the CUDA backend, images on a GPU get the engine's own sentence.

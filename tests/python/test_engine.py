@@ -9,6 +9,8 @@ import time
 
 import pytest
 import torch
+from op_targets import CPU_VARIANTS, CUDA_PARAMS, Target, target
+from op_walk import walk
 
 from pyharness import engine
 from pyharness.config import GRAPHS, MICRO_DIGITS, SwinConfig
@@ -81,13 +83,21 @@ def agreement_db(file: EngineFile, images: torch.Tensor, model: SwinInt8) -> flo
     return sqnr_db(model(images), golden_logits(file, images, model))
 
 
-@pytest.fixture(params=["avx512_vnni", "avx2", "portable"])
+@pytest.fixture(params=CPU_VARIANTS)
 def variant(request):
-    if request.param not in engine.cpu_variants():
-        pytest.skip(f"this machine or build has no {request.param}")
-    engine.select_cpu_variant(request.param)
-    yield request.param
-    engine.select_cpu_variant("")
+    with target(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["cpu", *CUDA_PARAMS])
+def place(request) -> Target:
+    """The CPU on its best instruction set, or the GPU with one type of residual stream."""
+    return Target(request.param)
+
+
+def model_on(place: Target, file: EngineFile) -> SwinInt8:
+    """The engine of `file` on that device, with that type of residual stream."""
+    return SwinInt8.from_engine_file(file, residual=str(place.real).removeprefix("torch.")).to(place.device)
 
 
 @pytest.fixture
@@ -114,6 +124,25 @@ def test_every_variant_equals_reference(variant, graph, seed):
     file = random_engine_file(MICRO_DIGITS, graph, seed=seed)
     images = images_for(MICRO_DIGITS, 4, seed)
     assert agreement_db(file, images, SwinInt8.from_engine_file(file)) > SQNR_BOUND_DB
+
+
+@pytest.mark.parametrize("int8_mode", [1, 2])
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_op_of_a_forward_pass(place, record_ties, name, graph, int8_mode, seed):
+    """Each operation on the inputs that the engine itself gave it; then the logits, from the engine's last residual."""
+    file = random_engine_file(CONFIGS[name], graph, int8_mode, seed=seed)
+    images = images_for(file.config, 2, seed)
+    model = model_on(place, file)
+    wanted = walk(file, images, model, place, record_ties)
+    assert sqnr_db(model(images.to(place.device)).cpu(), wanted) > SQNR_BOUND_DB
+
+
+def test_the_walk_is_stopped_by_a_wrong_scale(place, record_ties, seed):
+    file = random_engine_file(MICRO_DIGITS, "ft_int8", seed=seed)
+    wrong = replace_scale(file, "layers.1.blocks.0", "matmul_v", lambda a: 1.01 * a)
+    with pytest.raises(AssertionError, match="stage=1, block=0, op='qkv_bias'.*off by"):
+        walk(file, images_for(MICRO_DIGITS, 2, seed), model_on(place, wrong), place, record_ties)
 
 
 def replace_tensor(file: EngineFile, name: str, change) -> EngineFile:
@@ -355,9 +384,8 @@ def test_bad_images(micro, case):
     assert torch.isfinite(micro(torch.zeros(1, 1, 28, 28))).all()
 
 
+@pytest.mark.gpu
 def test_images_on_a_gpu_are_refused_with_a_sentence(micro):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
     with pytest.raises(NotImplementedError, match="the model is on cpu; move one of them"):
         micro(torch.zeros(1, 1, 28, 28, device="cuda"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = ("build_ft.sh", "test.sh", "reproduce.sh")
+SCRIPTS = ("build_ft.sh", "test.sh", "reproduce.sh", "gpu_check.sh")
 
 TOOLS = (
     "awk", "basename", "bash", "cat", "cut", "dirname", "env", "head", "mkdir", "nproc", "rm", "sha256sum", "tail",
