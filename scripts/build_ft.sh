@@ -4,25 +4,30 @@
 #   bash scripts/build_ft.sh [options]
 #
 # Makes .venv unless a virtual environment is active, installs the package and what it needs, applies the patch series
-# to a copy of the FT graph and builds both graphs. Nothing that is up to date is done again.
+# to a copy of the FT graph and builds both graphs. Nothing that is up to date is done again. Where an nvcc is found the CUDA
+# backend is built too; that needs no GPU.
 #
 #   --cpu-only         leave CUDA out even where an nvcc is found
-#   --cuda-arch LIST   GPU architectures to build for, e.g. "80;89;90"
+#   --cuda-arch LIST   GPU architectures to build for: "80;89;90", native (this machine's GPUs) or all (Turing to Blackwell);
+#                      default: native where there is a GPU, else 80 with PTX, which newer GPUs compile when they load it
+#   --offline          take the active Python as it is, with its PyTorch, cmake and ninja, and install nothing
 #   --clean            remove what was built before (not .venv) and build anew
 #   --jobs N           compile N files at a time (default: one per core, one per 2 GiB of memory)
 #   --sanitize         build with ASan and UBSan into build/sanitize, for the tests; the installed engine stays
 #   -h, --help         show this text
 #
-# Environment: PYTHON, the Python to make .venv with; CXX, the C++ compiler (default g++). pip's own variables hold, e.g.
-# PIP_INDEX_URL for a mirror.
+# Environment: PYTHON, the Python to make .venv with (with --offline: to use); CXX, the C++ compiler (default g++); CUDA_HOME,
+# the CUDA toolkit where nvcc is not on PATH; SWIN_CUTLASS_DIR, a CUTLASS checkout in the place of the package nvidia-cutlass.
+# pip's own variables hold, e.g. PIP_INDEX_URL for a mirror.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-cpu_only=0 clean=0 sanitize=0 jobs="" cuda_arch=""
+cpu_only=0 clean=0 sanitize=0 offline=0 jobs="" cuda_arch=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --cpu-only) cpu_only=1 ;;
+    --offline) offline=1 ;;
     --clean) clean=1 ;;
     --sanitize) sanitize=1 ;;
     --cuda-arch | --jobs)
@@ -40,6 +45,10 @@ while [ $# -gt 0 ]; do
 done
 case "$jobs" in *[!0-9]* | 0) usage_error "$0" "--jobs needs a positive number, found '$jobs'" ;; esac
 [ "$cpu_only" = 0 ] || [ -z "$cuda_arch" ] || usage_error "$0" "--cpu-only and --cuda-arch exclude each other"
+case "$cuda_arch" in
+  "" | all | native) ;;
+  *[!0-9\;]* | \;* | *\; | *\;\;*) usage_error "$0" "--cuda-arch needs all, native or numbers like \"80;90\", found '$cuda_arch'" ;;
+esac
 cd "$SWIN_ROOT"
 
 # --- tools -----------------------------------------------------------------------------------------------------------
@@ -97,42 +106,144 @@ install_dependencies() {
   printf '%s\n' "$wanted" >"$stamp"
 }
 
+# --offline: the active environment, else $PYTHON or the first Python on PATH, as it is.
+take_python() {
+  venv="${VIRTUAL_ENV:-}"
+  if [ -n "$venv" ]; then
+    python="$venv/bin/python"
+    [ -x "$python" ] ||
+      die "VIRTUAL_ENV names '$venv', which has no bin/python. Activate a working environment, or deactivate it."
+  else
+    python="$(find_python)"
+  fi
+  "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' ||
+    die "--offline: $python has no PyTorch. The engine is built against it. Activate an environment that has it, or leave --offline out."
+}
+
+# tool NAME: prints the program NAME of the Python in use, else the one on PATH.
+tool() {
+  local found
+  for found in "$(dirname "$python")/$1" "$(command -v "$1" || true)"; do
+    if [ -n "$found" ] && [ -x "$found" ]; then
+      printf '%s\n' "$found"
+      return
+    fi
+  done
+  die "$1 is neither beside $python nor on PATH. It builds the engine. Install it (pip install $1)$([ "$offline" = 0 ] || printf ', or leave --offline out')."
+}
+
+# --- CUDA ------------------------------------------------------------------------------------------------------------
+
+# The last release of CUTLASS's headers on PyPI. Needed to build alone, and without its own dependencies.
+CUTLASS_PACKAGE="nvidia-cutlass==4.2.0.0"
+
+# no_cuda WHY: CUDA was asked for and cannot be had: an error; otherwise a note, and the build goes on without it.
+no_cuda() {
+  [ -z "$cuda_arch" ] || die "--cuda-arch $cuda_arch was given, but $1"
+  say "note: no CUDA backend: $1"
+}
+
+find_nvcc() {
+  local found
+  for found in "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
+    if [ -n "$found" ] && [ -x "$found" ]; then
+      printf '%s\n' "$found"
+      return
+    fi
+  done
+}
+
+# Compute capabilities of this machine's GPUs, without the dot and with ; between them. Nothing where there is none.
+native_architectures() {
+  { nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true; } |
+    awk '/^[0-9]+\.[0-9]$/ { sub(/\./, ""); if (!seen[$0]++) { printf "%s%s", sep, $0; sep = ";" } }'
+}
+
+# Sets `nvcc` (empty: no CUDA backend) and `architectures`.
+choose_cuda() {
+  nvcc="" architectures=""
+  [ "$cpu_only" = 0 ] && [ "$sanitize" = 0 ] || return 0
+  local found torch_cuda nvcc_version native
+  # TODO: goes as soon as CMakeLists.txt includes cmake/cuda.cmake.
+  ! grep -q "the CUDA backend is not part of this version" CMakeLists.txt 2>/dev/null || return 0
+  found="$(find_nvcc)"
+  if [ -z "$found" ]; then
+    [ -z "$cuda_arch" ] || no_cuda "there is no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda. It compiles the CUDA backend. Install the CUDA toolkit, or leave the option out."
+    return 0
+  fi
+  torch_cuda="$("$python" "$SWIN_ROOT/cmake/find_cuda_packages.py" | awk -F= '$1 == "torch_cuda" { print $2 }')"
+  nvcc_version="$("$found" --version | awk '/release/ { sub(/.*release /, ""); sub(/,.*/, ""); print }')"
+  if [ -z "$torch_cuda" ]; then
+    no_cuda "the PyTorch of $python was built without CUDA. Install PyTorch with CUDA, or use --cpu-only."
+    return 0
+  elif [ "${torch_cuda%%.*}" != "${nvcc_version%%.*}" ]; then
+    no_cuda "nvcc is $nvcc_version ($found) and PyTorch has CUDA $torch_cuda; both must be of one major version. Set CUDA_HOME to a toolkit ${torch_cuda%%.*}.x, or use --cpu-only."
+    return 0
+  fi
+  architectures="$cuda_arch"
+  if [ -z "$architectures" ] || [ "$architectures" = native ]; then
+    native="$(native_architectures)"
+    if [ -z "$native" ] && [ "$cuda_arch" = native ]; then
+      die "--cuda-arch native was given, but nvidia-smi finds no GPU on this machine. Name the architecture, e.g. --cuda-arch 90."
+    fi
+    architectures="${native:-80}"
+  fi
+  nvcc="$found"
+  say "CUDA backend: nvcc $nvcc_version for sm_${architectures//;/, sm_}"
+}
+
+install_cutlass() {
+  [ -n "$nvcc" ] && [ -z "${SWIN_CUTLASS_DIR:-}" ] || return 0
+  ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cutlass_library") is None)' || return 0
+  if [ "$offline" = 0 ] && "$python" -m pip install --quiet --no-deps "$CUTLASS_PACKAGE" >/dev/null 2>&1; then
+    say "installed $CUTLASS_PACKAGE (headers, to build with)"
+  else
+    say "note: CUTLASS's headers are missing (pip install --no-deps $CUTLASS_PACKAGE, or SWIN_CUTLASS_DIR); the CUDA backend is built with cuBLASLt alone"
+  fi
+}
+
 # --- engine ----------------------------------------------------------------------------------------------------------
 
-note_about_cuda() {
-  local nvcc
-  nvcc="$(command -v nvcc || true)"
-  if [ -n "$cuda_arch" ]; then
-    [ -n "$nvcc" ] || die "--cuda-arch $cuda_arch was given but nvcc is not on PATH. It compiles the CUDA backend. Install the CUDA toolkit, or leave the option out."
-    say "note: the CUDA backend is not written yet; --cuda-arch $cuda_arch is passed on, the engine is built for the CPU (SWIN_CUDA=OFF)"
-  elif [ -n "$nvcc" ] && [ "$cpu_only" = 0 ]; then
-    say "note: found nvcc, but the CUDA backend is not written yet; the engine is built for the CPU (SWIN_CUDA=OFF)"
+# What says that the Python packages changed: the stamp of the install, or PyTorch's version where nothing is installed.
+installed_packages() {
+  if [ "$offline" = 1 ]; then
+    "$python" -c 'import importlib.metadata, sys; print(sys.executable, importlib.metadata.version("torch"))'
+  else
+    cat "$venv/.swin-int8-installed"
   fi
 }
 
 build_engine() {
-  local kind=release flags=() configured wanted todo
+  local kind=release flags=() configured wanted todo cmake ninja
   [ "$sanitize" = 0 ] || kind=sanitize
   build="build/$kind"
-  flags=("-DCMAKE_CXX_COMPILER=$cxx" "-DPython_EXECUTABLE=$python" -DSWIN_CUDA=OFF "-DCMAKE_MAKE_PROGRAM=$venv/bin/ninja")
+  cmake="$(tool cmake)"
+  ninja="$(tool ninja)"
+  flags=("-DCMAKE_CXX_COMPILER=$cxx" "-DPython_EXECUTABLE=$python" "-DCMAKE_MAKE_PROGRAM=$ninja")
   [ "$sanitize" = 0 ] || flags+=(-DSWIN_SANITIZE=ON)
-  [ -z "$cuda_arch" ] || flags+=("-DCMAKE_CUDA_ARCHITECTURES=$cuda_arch")
+  if [ -n "$nvcc" ]; then
+    flags+=(-DSWIN_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc" "-DSWIN_CUDA_ARCHITECTURES=$architectures"
+      "-DSWIN_CUTLASS_DIR=${SWIN_CUTLASS_DIR:-}")
+  else
+    flags+=(-DSWIN_CUDA=OFF)
+  fi
   [ "$clean" = 0 ] || rm -rf "$build"
   # Ninja configures again by itself when a CMakeLists.txt changes; only other options or another PyTorch need it from here.
   configured="$build/.configured"
-  wanted="$(printf '%s\n' "${flags[@]}" "$(cat "$venv/.swin-int8-installed")" | digest)"
+  # The third: CUTLASS, cuBLASLt and PyTorch's CUDA, where they are part of the build.
+  wanted="$(printf '%s\n' "${flags[@]}" "$(installed_packages)" "${nvcc:+$("$python" cmake/find_cuda_packages.py)}" | digest)"
   if [ ! -f "$build/build.ninja" ] || [ "$(cat "$configured" 2>/dev/null || true)" != "$wanted" ]; then
     run_step "configure the $kind build" "If the compiler or PyTorch changed, try again with --clean." \
-      "$venv/bin/cmake" -S . -B "$build" -G Ninja "${flags[@]}"
+      "$cmake" -S . -B "$build" -G Ninja "${flags[@]}"
   fi
   rm -f "$configured" # a build that is killed may leave half-written build files; the next run configures again
   todo="If the compiler was killed, there was too little memory: try --jobs 1. If it is stale, try --clean. See docs/troubleshooting.md."
   run_step "build the engine ($kind, ${jobs:-$(default_jobs)} jobs)" "$todo" \
-    "$venv/bin/cmake" --build "$build" --parallel "${jobs:-$(default_jobs)}"
+    "$cmake" --build "$build" --parallel "${jobs:-$(default_jobs)}"
   printf '%s\n' "$wanted" >"$configured"
   if [ "$sanitize" = 0 ]; then
     run_step "install the engine into pyharness/_lib" "$todo" \
-      "$venv/bin/cmake" --install "$build" --component engine --prefix "$SWIN_ROOT"
+      "$cmake" --install "$build" --component engine --prefix "$SWIN_ROOT"
   fi
 }
 
@@ -157,8 +268,13 @@ with open(sys.argv[1], "w") as file:
 }
 
 check_tools
-make_venv
-install_dependencies
-note_about_cuda
+if [ "$offline" = 1 ]; then
+  take_python
+else
+  make_venv
+  install_dependencies
+fi
+choose_cuda
+install_cutlass
 build_engine
 check_engine

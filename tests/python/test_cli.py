@@ -23,6 +23,7 @@ PROGRAMS = (
     "reproduce_table2",
     "results",
     "train_teacher",
+    "tune_gemm",
 )
 
 TINY = "swin_tiny_patch4_window7_224"
@@ -37,6 +38,7 @@ MISTAKES = {
     "reproduce_table2": (["--weights", "a=/no/such/file.pth"], "there is no file /no/such/file.pth"),
     "results": (["{tmp}"], "reproduce.sh"),
     "train_teacher": (["--epochs", "0"], "--epochs"),
+    "tune_gemm": (["--batch", "8", "0"], "--batch must be at least 1, found 0"),
 }
 
 

@@ -27,7 +27,8 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
     shutil.copytree(repository / "scripts", root / "scripts")
     (root / "requirements").mkdir()
-    for name in ("pyproject.toml", "requirements/constraints.txt"):
+    (root / "cmake").mkdir()
+    for name in ("pyproject.toml", "requirements/constraints.txt", "cmake/find_cuda_packages.py"):
         shutil.copy(repository / name, root / name)
     return root
 
@@ -93,8 +94,8 @@ def test_help_and_unknown_option(repository: Path, script: str) -> None:
 
 def test_help_names_every_option(repository: Path) -> None:
     text = (repository / "scripts" / "build_ft.sh").read_text()
-    options = set(re.findall(r"--(?:cpu-only|cuda-arch|clean|jobs|sanitize|help)\b", text.split("while [")[1]))
-    assert options == {"--cpu-only", "--cuda-arch", "--clean", "--jobs", "--sanitize", "--help"}
+    options = set(re.findall(r"--(?:cpu-only|cuda-arch|offline|clean|jobs|sanitize|help)\b", text.split("while [")[1]))
+    assert options == {"--cpu-only", "--cuda-arch", "--offline", "--clean", "--jobs", "--sanitize", "--help"}
     assert all(option in run_script(repository, "build_ft.sh", "--help").stdout for option in options)
 
 
@@ -105,6 +106,9 @@ def test_help_names_every_option(repository: Path) -> None:
         (["--jobs", "many"], "--jobs needs a positive number, found 'many'"),
         (["--jobs", "0"], "--jobs needs a positive number, found '0'"),
         (["--cpu-only", "--cuda-arch", "90"], "exclude each other"),
+        (["--cuda-arch", "80,90"], "--cuda-arch needs all, native or numbers"),
+        (["--cuda-arch", "90;"], "--cuda-arch needs all, native or numbers"),
+        (["--cuda-arch", "Tesla T4"], "--cuda-arch needs all, native or numbers"),
     ],
 )
 def test_wrong_values(repository: Path, words: list[str], expected: str) -> None:
@@ -179,6 +183,65 @@ def test_failed_download_names_its_log(checkout: Path, compilers: Path) -> None:
     assert "no such host: pypi.org" in (checkout / log).read_text()
     assert "no such host: pypi.org" in done.stderr and "Is the network there?" in line
     assert not (checkout / ".venv" / ".swin-int8-installed").exists(), "a failed install must be tried again"
+
+
+# --- CUDA, on a machine that is made of shell scripts -----------------------------------------------------------------
+
+OFFLINE_PYTHON = 'case "$*" in *find_cuda_packages*) echo "torch_cuda=$FAKE_TORCH_CUDA" ;; esac'
+NVCC = 'echo "Cuda compilation tools, release 13.0, V13.0.88"'
+
+
+@pytest.fixture
+def offline(checkout: Path, compilers: Path, tmp_path: Path):
+    """Runs build_ft.sh --offline with a Python that has every package, and a toolkit of CUDA 13.0 in CUDA_HOME."""
+    provide(compilers, "python3", OFFLINE_PYTHON)
+    toolkit = tmp_path / "cuda"
+    (toolkit / "bin").mkdir(parents=True)
+    provide(toolkit / "bin", "nvcc", NVCC)
+
+    def run(*words: str, torch_cuda: str = "13.2") -> subprocess.CompletedProcess[str]:
+        variables = {"CUDA_HOME": str(toolkit), "FAKE_TORCH_CUDA": torch_cuda}
+        return run_script(checkout, "build_ft.sh", "--offline", *words, path=compilers, **variables)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "expected"),
+    [
+        ("12.8", "PyTorch has CUDA 12.8; both must be of one major version. Set CUDA_HOME to a toolkit 12.x"),
+        ("", "was built without CUDA"),
+    ],
+)
+def test_cuda_that_cannot_be_built(offline, torch_cuda: str, expected: str) -> None:
+    """An error where CUDA was asked for; otherwise a note, and the build goes on to the next thing that is missing."""
+    assert expected in error_line(offline("--cuda-arch", "90", torch_cuda=torch_cuda), 1)
+    done = offline(torch_cuda=torch_cuda)
+    assert "note: no CUDA backend: " in done.stdout and expected in done.stdout
+    assert "cmake is neither beside" in error_line(done, 1)
+
+
+def test_cuda_architectures_of_this_machine(offline, compilers: Path) -> None:
+    assert "CUDA backend: nvcc 13.0 for sm_80\n" in offline().stdout
+    assert "nvidia-smi finds no GPU" in error_line(offline("--cuda-arch", "native"), 1)
+    provide(compilers, "nvidia-smi", "printf '9.0\\n8.9\\n9.0\\n[N/A]\\n'")
+    for words in ([], ["--cuda-arch", "native"]):
+        assert "CUDA backend: nvcc 13.0 for sm_90, sm_89\n" in offline(*words).stdout
+    assert "for sm_75, sm_120\n" in offline("--cuda-arch", "75;120").stdout
+    assert "CUDA backend" not in offline("--cpu-only").stdout
+    assert "CUDA backend" not in offline("--sanitize").stdout
+
+
+def test_offline_needs_pytorch(offline, compilers: Path) -> None:
+    (compilers / "python3").unlink()
+    provide(compilers, "python3", 'case "$*" in *torch*) exit 1 ;; esac')
+    assert "python3 has no PyTorch" in error_line(offline(), 1)
+
+
+def test_missing_cutlass_is_said(offline, compilers: Path) -> None:
+    (compilers / "python3").unlink()
+    provide(compilers, "python3", f'case "$*" in *cutlass_library*) exit 1 ;; esac\n{OFFLINE_PYTHON}')
+    assert "note: CUTLASS's headers are missing" in offline().stdout
 
 
 def test_second_run_is_quick(repository: Path) -> None:

@@ -1,0 +1,197 @@
+// The CUDA backend: devices, memory, parameters, recordings. Host code; needs the CUDA runtime's headers and no nvcc.
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "kernels_table.h"
+#include "packed_weight.h"
+#include "swin/cuda.h"
+#include "swin/error.h"
+#include "swin/half.h"
+
+namespace swin {
+namespace {
+
+// Throws swin::Error where a runtime call failed; std::bad_alloc where memory is what is missing.
+void check(const char* where, const char* call, cudaError_t status) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // not sticky: the next call must not report this one again
+  if (status == cudaErrorMemoryAllocation) throw std::bad_alloc();
+  throw Error(detail::concat(where, ": ", call, " failed: ", cudaGetErrorString(status)));
+}
+#define SWIN_CUDA(where, call) check(where, #call, call)
+
+class GraphRecording : public Recording {
+ public:
+  explicit GraphRecording(cudaGraph_t graph) {
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check("record", "cudaGraphInstantiate", status);
+  }
+  ~GraphRecording() override { cudaGraphExecDestroy(executable_); }
+  void replay(const ExecContext& context) const override {
+    SWIN_CUDA("replay", cudaGraphLaunch(executable_, static_cast<cudaStream_t>(context.stream)));
+  }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+class CudaBackend : public Backend {
+ public:
+  CudaBackend(int device, DType float_dtype)
+      : ops_(float_dtype == DType::kBF16 ? cuda::bfloat16_table() : cuda::float16_table()) {
+    cudaDeviceProp properties{};
+    SWIN_CUDA("cuda backend", cudaGetDeviceProperties(&properties, device));
+    variant_ = detail::concat("sm_", properties.major, properties.minor, " ", name_of(float_dtype));
+    int before = 0;
+    SWIN_CUDA("cuda backend", cudaGetDevice(&before));
+    SWIN_CUDA("cuda backend", cudaSetDevice(device));
+    try {
+      cuda::require_kernels(device, properties.major * 10 + properties.minor);
+    } catch (...) {
+      cudaSetDevice(before);
+      throw;
+    }
+    SWIN_CUDA("cuda backend", cudaSetDevice(before));
+  }
+
+  std::string name() const override { return "cuda"; }
+  std::string variant() const override { return variant_; }
+  const OpTable& ops() const override { return ops_; }
+
+  DeviceBuffer allocate(std::size_t bytes) const override {
+    void* memory = nullptr;
+    SWIN_CUDA("allocate", cudaMalloc(&memory, bytes > 0 ? bytes : 1));
+    DeviceBuffer owner(memory, [](void* p) { cudaFree(p); });
+    SWIN_CUDA("allocate", cudaMemset(memory, 0, bytes));
+    SWIN_CUDA("allocate", cudaDeviceSynchronize());  // cudaMemset's stream is not the one that will use the memory
+    return owner;
+  }
+  void fill(void* data, int byte, std::size_t bytes) const override {
+    SWIN_CUDA("fill", cudaDeviceSynchronize());
+    SWIN_CUDA("fill", cudaMemset(data, byte, bytes));
+    SWIN_CUDA("fill", cudaDeviceSynchronize());
+  }
+  void copy_to_host(void* host, const void* data, std::size_t bytes) const override {
+    SWIN_CUDA("copy_to_host", cudaDeviceSynchronize());
+    SWIN_CUDA("copy_to_host", cudaMemcpy(host, data, bytes, cudaMemcpyDeviceToHost));
+  }
+
+  std::unique_ptr<Recording> record(const ExecContext& context, const std::function<void()>& work) const override {
+    const cudaStream_t stream = static_cast<cudaStream_t>(context.stream);
+    if (stream == nullptr) return nullptr;  // the legacy default stream cannot be captured
+    cudaStreamCaptureStatus status{};
+    SWIN_CUDA("record", cudaStreamIsCapturing(stream, &status));
+    if (status != cudaStreamCaptureStatusNone) return nullptr;
+    // Thread-local: what other threads do to the device meanwhile is none of this recording's business.
+    SWIN_CUDA("record", cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    cudaGraph_t graph = nullptr;
+    try {
+      work();
+    } catch (...) {
+      cudaStreamEndCapture(stream, &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    SWIN_CUDA("record", cudaStreamEndCapture(stream, &graph));
+    return std::make_unique<GraphRecording>(graph);
+  }
+
+  double time_ms(const ExecContext& context, const std::function<void()>& work) const override {
+    const cudaStream_t stream = static_cast<cudaStream_t>(context.stream);
+    const Event start, stop;
+    SWIN_CUDA("time_ms", cudaEventRecord(start.handle, stream));
+    work();
+    SWIN_CUDA("time_ms", cudaEventRecord(stop.handle, stream));
+    SWIN_CUDA("time_ms", cudaEventSynchronize(stop.handle));
+    float ms = 0;
+    SWIN_CUDA("time_ms", cudaEventElapsedTime(&ms, start.handle, stop.handle));
+    return ms;
+  }
+
+  Parameter upload_parameter(const TensorView& host) const override {
+    SWIN_CHECK(DTypeError, "upload_parameter", host.dtype == DType::kF16 || host.dtype == DType::kF32, "found ",
+               host.describe(), "; float16 or float32 is needed");
+    std::vector<std::uint16_t> values(host.numel());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const bool half = host.dtype == DType::kF16;
+      if (half && ops_.float_dtype == DType::kF16) {
+        values[i] = host.as<const std::uint16_t>()[i];
+        continue;
+      }
+      const float x = half ? float_of_half(host.as<const std::uint16_t>()[i]) : host.as<const float>()[i];
+      values[i] = ops_.float_dtype == DType::kF16 ? half_of_float(x) : bfloat16_of_float(x);
+    }
+    Parameter p{allocate(values.size() * sizeof(std::uint16_t)), host};
+    p.view.data = p.owner.get();
+    p.view.dtype = ops_.float_dtype;
+    SWIN_CUDA("upload_parameter",
+              cudaMemcpy(p.view.data, values.data(), values.size() * sizeof(std::uint16_t), cudaMemcpyHostToDevice));
+    return p;
+  }
+
+  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host) const override {
+    SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
+               "; int8 [N, K] is needed");
+    DeviceBuffer memory = allocate(host.nbytes());
+    SWIN_CUDA("pack_weight", cudaMemcpy(memory.get(), host.data, host.nbytes(), cudaMemcpyHostToDevice));
+    return std::make_unique<cuda::CudaPackedWeight>(host.dim(0), host.dim(1), std::move(memory));
+  }
+
+  // Whole 16-byte vectors, and for tensor cores a K of PV that is a multiple of 16.
+  std::int64_t score_pitch(std::int64_t window_area) const override { return (window_area + 15) / 16 * 16; }
+
+ private:
+  struct Event {
+    cudaEvent_t handle = nullptr;
+    Event() { SWIN_CUDA("time_ms", cudaEventCreate(&handle)); }
+    ~Event() { cudaEventDestroy(handle); }
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+  };
+
+  const OpTable ops_;
+  std::string variant_;
+};
+
+}  // namespace
+
+bool cuda_built() { return true; }
+
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+const Backend& cuda_backend(int device, DType float_dtype) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  SWIN_CHECK(UnsupportedError, "cuda backend", status == cudaSuccess, "there is no usable GPU: ",
+             cudaGetErrorString(status), "; move model and images to the CPU");
+  SWIN_CHECK(UnsupportedError, "cuda backend", device >= 0 && device < count, "there is no cuda:", device, "; this process sees ",
+             count, " device(s)");
+  SWIN_CHECK(DTypeError, "cuda backend", float_dtype == DType::kF16 || float_dtype == DType::kBF16,
+             "the residual stream is float16 or bfloat16, not ", name_of(float_dtype));
+  static std::mutex mutex;
+  static auto* backends = new std::map<std::pair<int, DType>, std::unique_ptr<CudaBackend>>;  // never destroyed: the
+  // driver may go first at the end of the process
+  std::lock_guard lock(mutex);
+  std::unique_ptr<CudaBackend>& backend = (*backends)[{device, float_dtype}];
+  if (!backend) backend = std::make_unique<CudaBackend>(device, float_dtype);
+  return *backend;
+}
+
+}  // namespace swin

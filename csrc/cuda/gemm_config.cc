@@ -1,0 +1,343 @@
+#include "gemm_config.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "swin/error.h"
+
+namespace swin {
+
+const char* name_of(GemmOutput output) {
+  switch (output) {
+    case GemmOutput::kS8: return "s8";
+    case GemmOutput::kS8Relu: return "s8_relu";
+    default: return "s32";
+  }
+}
+
+GemmOutput gemm_output_of(const std::string& name) {
+  for (GemmOutput output : {GemmOutput::kS8, GemmOutput::kS8Relu, GemmOutput::kS32}) {
+    if (name == name_of(output)) return output;
+  }
+  throw ValueError(detail::concat("gemm: there is no output '", name, "'; s8, s8_relu or s32 is needed"));
+}
+
+namespace cuda {
+namespace {
+
+constexpr int kFormat = 1;
+
+// --- A reader for what JSON this file needs: all of it but \u escapes beyond ASCII. ----------------------------------
+
+struct Json {
+  enum Kind { kNull, kBool, kNumber, kString, kArray, kObject } kind = kNull;
+  bool truth = false;
+  double number = 0;
+  std::string text;
+  std::vector<Json> items;
+  std::vector<std::pair<std::string, Json>> fields;
+
+  const Json& at(const char* name) const {
+    for (const auto& [key, value] : fields) {
+      if (key == name) return value;
+    }
+    throw ValueError(detail::concat("the field \"", name, "\" is missing"));
+  }
+  const std::string& string() const {
+    if (kind != kString) throw ValueError("a string is needed");
+    return text;
+  }
+  double finite() const {
+    if (kind != kNumber) throw ValueError("a number is needed");
+    return number;
+  }
+  std::int64_t integer() const {
+    const double value = finite();
+    if (value != std::floor(value) || std::fabs(value) > 9e15) throw ValueError("a whole number is needed");
+    return static_cast<std::int64_t>(value);
+  }
+  const std::vector<Json>& array() const {
+    if (kind != kArray) throw ValueError("an array is needed");
+    return items;
+  }
+};
+
+class JsonReader {
+ public:
+  explicit JsonReader(const std::string& text) : text_(text) {}
+
+  Json document() {
+    Json value = read(0);
+    skip_space();
+    if (next_ != text_.size()) fail("nothing may follow the document");
+    return value;
+  }
+
+ private:
+  [[noreturn]] void fail(const char* what) const { throw ValueError(detail::concat("character ", next_, ": ", what)); }
+  void skip_space() {
+    while (next_ < text_.size() && std::strchr(" \t\r\n", text_[next_]) != nullptr) ++next_;
+  }
+  bool take(char c) {
+    skip_space();
+    if (next_ >= text_.size() || text_[next_] != c) return false;
+    ++next_;
+    return true;
+  }
+  bool take_word(const char* word) {
+    const std::size_t length = std::strlen(word);
+    if (text_.compare(next_, length, word) != 0) return false;
+    next_ += length;
+    return true;
+  }
+
+  std::string read_string() {
+    if (!take('"')) fail("a string is needed");
+    std::string out;
+    while (next_ < text_.size() && text_[next_] != '"') {
+      char c = text_[next_++];
+      if (c == '\\') {
+        if (next_ >= text_.size()) fail("the string does not end");
+        c = text_[next_++];
+        if (c == 'n') c = '\n';
+        if (c == 't') c = '\t';
+        if (c == 'r') c = '\r';
+        if (c == 'b') c = '\b';
+        if (c == 'f') c = '\f';
+        if (c == 'u') {
+          if (next_ + 4 > text_.size()) fail("the string does not end");
+          const std::string digits = text_.substr(next_, 4);
+          char* end = nullptr;
+          const long code = std::strtol(digits.c_str(), &end, 16);
+          if (*end != '\0' || code > 127) fail("only \\u escapes of ASCII are read");
+          c = static_cast<char>(code);
+          next_ += 4;
+        }
+      }
+      out += c;
+    }
+    if (next_ >= text_.size()) fail("the string does not end");
+    ++next_;
+    return out;
+  }
+
+  Json read(int depth) {
+    if (depth > 32) fail("nested too deeply");
+    skip_space();
+    Json value;
+    if (next_ >= text_.size()) fail("the document does not end");
+    const char c = text_[next_];
+    if (c == '{') {
+      ++next_;
+      value.kind = Json::kObject;
+      if (take('}')) return value;
+      do {
+        skip_space();
+        std::string key = read_string();
+        if (!take(':')) fail("':' is needed");
+        value.fields.emplace_back(std::move(key), read(depth + 1));
+      } while (take(','));
+      if (!take('}')) fail("',' or '}' is needed");
+    } else if (c == '[') {
+      ++next_;
+      value.kind = Json::kArray;
+      if (take(']')) return value;
+      do {
+        value.items.push_back(read(depth + 1));
+      } while (take(','));
+      if (!take(']')) fail("',' or ']' is needed");
+    } else if (c == '"') {
+      value.kind = Json::kString;
+      value.text = read_string();
+    } else if (take_word("true")) {
+      value.kind = Json::kBool;
+      value.truth = true;
+    } else if (take_word("false")) {
+      value.kind = Json::kBool;
+    } else if (!take_word("null")) {
+      const char* start = text_.c_str() + next_;
+      char* end = nullptr;
+      value.number = std::strtod(start, &end);
+      if (end == start || !std::isfinite(value.number)) fail("a value is needed");
+      value.kind = Json::kNumber;
+      next_ += static_cast<std::size_t>(end - start);
+    }
+    return value;
+  }
+
+  const std::string& text_;
+  std::size_t next_ = 0;
+};
+
+std::vector<std::pair<std::string, int>> read_counts(const Json& object) {
+  std::vector<std::pair<std::string, int>> counts;
+  for (const auto& [name, value] : object.fields) counts.emplace_back(name, static_cast<int>(value.integer()));
+  return counts;
+}
+
+GemmEntry read_entry(const Json& json) {
+  GemmEntry entry;
+  entry.device = json.at("device").string();
+  entry.sm = static_cast<int>(json.at("sm").integer());
+  entry.versions = json.at("versions").string();
+  entry.shape = {json.at("m").integer(), json.at("n").integer(), json.at("k").integer(),
+                 gemm_output_of(json.at("output").string())};
+  for (const Json& best : json.at("best").array()) {
+    entry.best.push_back({best.at("provider").string(),
+                          {best.at("candidate").string(), best.at("state").string()},
+                          best.at("us").finite()});
+  }
+  entry.offered = read_counts(json.at("offered"));
+  entry.proven = read_counts(json.at("proven"));
+  for (const Json& refusal : json.at("refused").array()) {
+    entry.refused.push_back(
+        {refusal.at("provider").string(), refusal.at("candidate").string(), refusal.at("why").string()});
+  }
+  return entry;
+}
+
+std::string json_counts(const std::vector<std::pair<std::string, int>>& counts) {
+  std::string text = "{";
+  for (const auto& [name, count] : counts) {
+    text += (text.size() > 1 ? ", " : "") + json_string(name) + ": " + std::to_string(count);
+  }
+  return text + "}";
+}
+
+// Makes the folders `path` lies in. errno where it cannot.
+int make_folders(const std::string& path) {
+  for (std::size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+    if (::mkdir(path.substr(0, slash).c_str(), 0777) != 0 && errno != EEXIST) return errno;
+  }
+  return 0;
+}
+
+bool write_all(int file, const std::string& text) {
+  for (std::size_t done = 0; done < text.size();) {
+    const ssize_t wrote = ::write(file, text.data() + done, text.size() - done);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote <= 0) return false;
+    done += static_cast<std::size_t>(wrote);
+  }
+  return ::fsync(file) == 0;
+}
+
+}  // namespace
+
+std::string json_string(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      char escaped[8];
+      std::snprintf(escaped, sizeof escaped, "\\u%04x", c);
+      out += escaped;
+    } else {
+      out += c;
+    }
+  }
+  return out + "\"";
+}
+
+std::string json_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6g", value);
+  return text;
+}
+
+std::string json_fields(const GemmEntry& entry) {
+  std::string best, refused;
+  for (const GemmTiming& t : entry.best) {
+    best += (best.empty() ? "" : ", ") + detail::concat("{\"provider\": ", json_string(t.provider), ", \"candidate\": ",
+                                                       json_string(t.candidate.name), ", \"state\": ",
+                                                       json_string(t.candidate.state), ", \"us\": ", json_number(t.us), "}");
+  }
+  for (const GemmRefusal& r : entry.refused) {
+    refused += (refused.empty() ? "" : ", ") +
+               detail::concat("{\"provider\": ", json_string(r.provider), ", \"candidate\": ", json_string(r.candidate),
+                              ", \"why\": ", json_string(r.why), "}");
+  }
+  return detail::concat("\"device\": ", json_string(entry.device), ", \"sm\": ", entry.sm, ", \"versions\": ",
+                        json_string(entry.versions), ", \"m\": ", entry.shape.m, ", \"n\": ", entry.shape.n, ", \"k\": ",
+                        entry.shape.k, ", \"output\": ", json_string(name_of(entry.shape.output)), ", \"best\": [", best,
+                        "], \"offered\": ", json_counts(entry.offered), ", \"proven\": ", json_counts(entry.proven),
+                        ", \"refused\": [", refused, "]");
+}
+
+std::string gemm_config_path() {
+  const auto of = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value != nullptr ? value : "");
+  };
+  if (const std::string path = of("SWIN_GEMM_CONFIG"); !path.empty()) return path;
+  if (const std::string cache = of("XDG_CACHE_HOME"); !cache.empty()) return cache + "/swin_int8/gemm.json";
+  if (const std::string home = of("HOME"); !home.empty()) return home + "/.cache/swin_int8/gemm.json";
+  return "";
+}
+
+std::vector<GemmEntry> read_gemm_config(const std::string& path) {
+  std::ifstream file(path);
+  if (path.empty() || !file) return {};
+  std::ostringstream content;
+  content << file.rdbuf();
+  const std::string text = content.str();
+  try {
+    const Json document = JsonReader(text).document();
+    const std::int64_t format = document.at("format").integer();
+    if (format != kFormat) throw ValueError(detail::concat("format ", format, "; this build reads format ", kFormat));
+    std::vector<GemmEntry> entries;
+    for (const Json& entry : document.at("entries").array()) entries.push_back(read_entry(entry));
+    return entries;
+  } catch (const ValueError& error) {
+    throw ValueError(detail::concat("gemm config: ", path, " is not one that this build reads (", error.what(),
+                                    "). Remove it, and it is measured again; or name another with SWIN_GEMM_CONFIG"));
+  }
+}
+
+std::string add_to_gemm_config(const std::string& path, const std::vector<GemmEntry>& entries) {
+  if (path.empty()) return "no place for it: none of SWIN_GEMM_CONFIG, XDG_CACHE_HOME and HOME is set";
+  if (const int error = make_folders(path); error != 0) {
+    return detail::concat("the folder of ", path, " cannot be made: ", std::strerror(error));
+  }
+  std::vector<GemmEntry> all = read_gemm_config(path);
+  for (const GemmEntry& entry : entries) {
+    bool placed = false;
+    for (GemmEntry& old : all) {
+      if (!placed && old.same_key(entry)) {
+        old = entry;
+        placed = true;
+      }
+    }
+    if (!placed) all.push_back(entry);
+  }
+  std::string text = detail::concat("{\"format\": ", kFormat, ", \"entries\": [");
+  for (std::size_t i = 0; i < all.size(); ++i) text += (i ? ",\n{" : "\n{") + json_fields(all[i]) + "}";
+  text += "\n]}\n";
+
+  std::string temporary = path + ".XXXXXX";
+  const int file = ::mkstemp(temporary.data());
+  if (file < 0) return detail::concat(path, " cannot be written: ", std::strerror(errno));
+  const mode_t mask = ::umask(0);
+  ::umask(mask);
+  const bool written = write_all(file, text) && ::fchmod(file, 0666 & ~mask) == 0;
+  int error = written ? 0 : errno;
+  if (::close(file) != 0 && error == 0) error = errno;
+  if (error == 0 && ::rename(temporary.c_str(), path.c_str()) != 0) error = errno;
+  if (error == 0) return "";
+  ::unlink(temporary.c_str());
+  return detail::concat(path, " cannot be written: ", std::strerror(error));
+}
+
+}  // namespace cuda
+}  // namespace swin

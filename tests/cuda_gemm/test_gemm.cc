@@ -1,0 +1,481 @@
+// The plain GEMM on the host shim against a loop, and the tuner with everything behind it but a GPU: providers whose
+// kernels are wrong in one way each must be refused, for the right reason, and the fastest right one must be chosen.
+// Plain checks, no framework; every failure is printed and the program's status says whether there was one.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cuda_runtime_api.h"
+#include "gemm_reference.h"
+#include "gemm_tuner.h"
+#include "swin/error.h"
+
+namespace {
+
+using swin::GemmOutput;
+using swin::GemmShape;
+using swin::cuda::GemmCall;
+using swin::cuda::GemmCandidate;
+using swin::cuda::GemmKernel;
+using swin::cuda::GemmPattern;
+
+int g_failures = 0;
+
+#define EXPECT(condition)                                                            \
+  do {                                                                               \
+    if (!(condition)) {                                                              \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);            \
+      ++g_failures;                                                                  \
+    }                                                                                \
+  } while (0)
+
+bool has(const std::string& text, const std::string& part) {
+  if (text.find(part) != std::string::npos) return true;
+  std::printf("'%s' is not in: %s\n", part.c_str(), text.c_str());
+  return false;
+}
+
+template <class Error>
+std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+// --- Providers that go wrong ------------------------------------------------------------------------------------------
+
+enum class Defect { kNone, kTruncates, kTiesAway, kTiesUp, kLastRow, kBehind, kNoRelu, kFails, kWraps };
+
+struct Fake {
+  std::string name;
+  Defect defect;
+  double us;
+};
+
+// A right result, computed by loops, then spoilt.
+class FakeKernel : public GemmKernel {
+ public:
+  FakeKernel(const GemmShape& shape, Fake fake) : shape_(shape), fake_(std::move(fake)) {}
+  void run(const GemmCall& call, void*) const override {
+    if (fake_.defect == Defect::kFails) throw swin::Error("a status that says no");
+    fake::clock_us += fake_.us;
+    const std::int64_t rows = fake_.defect == Defect::kLastRow ? shape_.m - 1 : shape_.m;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t j = 0; j < shape_.n; ++j) {
+        std::int32_t acc = 0;
+        for (std::int64_t k = 0; k < shape_.k; ++k) acc += call.x[i * shape_.k + k] * call.w[j * shape_.k + k];
+        if (shape_.output == GemmOutput::kS32) {
+          static_cast<std::int32_t*>(call.out)[i * shape_.n + j] = acc;
+        } else {
+          static_cast<std::int8_t*>(call.out)[i * shape_.n + j] = requantized(static_cast<float>(acc) * call.factor);
+        }
+      }
+    }
+    if (fake_.defect == Defect::kBehind) {
+      static_cast<std::int8_t*>(call.out)[shape_.m * shape_.n * (shape_.output == GemmOutput::kS32 ? 4 : 1)] = 1;
+    }
+  }
+
+ private:
+  std::int8_t requantized(float y) const {
+    float floor = swin::cuda::floor_of(shape_.output);
+    if (fake_.defect == Defect::kNoRelu) floor = -128;
+    float rounded = std::nearbyint(y);
+    if (fake_.defect == Defect::kTruncates) rounded = std::trunc(y);
+    if (fake_.defect == Defect::kTiesAway) rounded = std::round(y);
+    if (fake_.defect == Defect::kTiesUp) rounded = std::floor(y + 0.5f);
+    if (fake_.defect == Defect::kWraps) return static_cast<std::int8_t>(static_cast<int>(std::max(rounded, floor)));
+    return static_cast<std::int8_t>(std::clamp(rounded, floor, 127.0f));
+  }
+
+  const GemmShape shape_;
+  const Fake fake_;
+};
+
+class FakeProvider : public swin::cuda::GemmProvider {
+ public:
+  explicit FakeProvider(const char* name) : name_(name) {}
+  const char* name() const override { return name_; }
+  std::string version() const override { return installed; }
+  std::vector<GemmCandidate> candidates(const GemmShape&, int, std::string* why) const override {
+    if (!starts) throw swin::Error("it does not start");
+    std::vector<GemmCandidate> found;
+    for (const Fake& fake : fakes) found.push_back({fake.name, "state of " + fake.name});
+    if (found.empty()) *why = "it has none";
+    return found;
+  }
+  std::unique_ptr<GemmKernel> prepare(const GemmShape& shape, const GemmCandidate& candidate) const override {
+    ++prepared;
+    for (const Fake& fake : fakes) {
+      if (fake.name == candidate.name && candidate.state == "state of " + fake.name) {
+        return std::make_unique<FakeKernel>(shape, fake);
+      }
+    }
+    throw swin::UnsupportedError("there is no " + candidate.name);
+  }
+
+  std::vector<Fake> fakes;
+  std::string installed = "1.0";
+  bool starts = true;
+  mutable int prepared = 0;
+
+ private:
+  const char* name_;
+};
+
+FakeProvider& cublaslt() {
+  static FakeProvider provider(swin::cuda::kCublasLt);
+  return provider;
+}
+FakeProvider& cutlass() {
+  static FakeProvider provider(swin::cuda::kCutlass);
+  return provider;
+}
+
+}  // namespace
+
+namespace swin::cuda {
+const GemmProvider& cublaslt_provider() { return cublaslt(); }
+const GemmProvider& cutlass_provider() { return cutlass(); }
+}  // namespace swin::cuda
+
+namespace {
+
+std::string g_folder;
+
+// A tuner of its own over the process's providers and the bench of gemm_lab.cc, and an empty config file.
+class Setup {
+ public:
+  explicit Setup(const char* name, const char* wanted = nullptr) : path(g_folder + "/" + name + "/deep/gemm.json") {
+    setenv("SWIN_GEMM_CONFIG", path.c_str(), 1);
+    want(wanted);
+    fake::capturing = fake::out_of_memory = false;
+    fake::device = 0;
+    cublaslt().installed = cutlass().installed = "1.0";
+    cublaslt().fakes = {{"quick", Defect::kNone, 20}, {"quicker", Defect::kNone, 10}};
+    cutlass().fakes = {{"tile", Defect::kNone, 15}};
+    again();
+  }
+  ~Setup() { EXPECT(fake::allocations == 0); }
+
+  // As another process would start.
+  void again() { tuner = std::make_unique<swin::cuda::GemmTuner>(swin::cuda::gemm_provider_list(), swin::cuda::gemm_lab()); }
+  static void want(const char* provider) {
+    if (provider != nullptr) {
+      setenv("SWIN_GEMM", provider, 1);
+    } else {
+      unsetenv("SWIN_GEMM");
+    }
+  }
+
+  const std::string path;
+  std::unique_ptr<swin::cuda::GemmTuner> tuner;
+};
+
+// 17 x 48 x 32: a tile that is not full in any direction.
+const GemmShape kShape{17, 48, 32, GemmOutput::kS8};
+
+std::string read(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+void the_plain_kernel_is_exact() {
+  std::int64_t values = 0;
+  for (const GemmShape& size : std::vector<GemmShape>{{1, 1, 1}, {3, 5, 7}, {64, 64, 64}, {65, 63, 66}, {49, 96, 96},
+                                                      {7, 130, 257}, {128, 31, 12}, {2, 3, 1025}, {130, 16, 48}}) {
+    for (const GemmPattern pattern : {GemmPattern::kFull, GemmPattern::kSmall, GemmPattern::kExtremes}) {
+      for (const int misaligned : {0, 1}) {
+        std::vector<std::int8_t> x(size.m * size.k + misaligned), w(size.n * size.k + misaligned);
+        swin::cuda::fill_random(x.data(), x.size(), 1, pattern, nullptr);
+        swin::cuda::fill_random(w.data(), w.size(), 2, pattern, nullptr);
+        for (const GemmOutput output : {GemmOutput::kS8, GemmOutput::kS8Relu, GemmOutput::kS32}) {
+          GemmShape shape = size;
+          shape.output = output;
+          const float factor = pattern == GemmPattern::kSmall ? 0.25f : 0.003f;
+          const std::int64_t bytes = shape.m * shape.n * (output == GemmOutput::kS32 ? 4 : 1);
+          std::vector<std::int8_t> out(bytes + 64, 77), expected(bytes + 64, 77);
+          swin::cuda::plain_gemm(shape, {x.data() + misaligned, w.data() + misaligned, out.data(), factor}, nullptr);
+          FakeKernel(shape, {"", Defect::kNone, 0})
+              .run({x.data() + misaligned, w.data() + misaligned, expected.data(), factor}, nullptr);
+          EXPECT(out == expected);
+          values += shape.m * shape.n;
+        }
+      }
+    }
+  }
+  std::printf("plain kernel: %lld values equal\n", static_cast<long long>(values));
+}
+
+void random_bytes_cover_their_range() {
+  for (const GemmPattern pattern : {GemmPattern::kFull, GemmPattern::kSmall, GemmPattern::kExtremes}) {
+    std::vector<std::int8_t> bytes(50000);
+    swin::cuda::fill_random(bytes.data(), bytes.size(), 3, pattern, nullptr);
+    std::vector<int> counts(256);
+    for (const std::int8_t byte : bytes) ++counts[byte + 128];
+    const int lowest = pattern == GemmPattern::kSmall ? -8 : -128, highest = pattern == GemmPattern::kSmall ? 8 : 127;
+    const int kinds = pattern == GemmPattern::kFull ? 256 : pattern == GemmPattern::kSmall ? 17 : 2;
+    EXPECT(kinds == std::count_if(counts.begin(), counts.end(), [](int n) { return n > 0; }));
+    EXPECT(counts[lowest + 128] > 0 && counts[highest + 128] > 0);
+    for (const int count : counts) EXPECT(count == 0 || std::abs(count - 50000 / kinds) < 50000 / kinds / 2);
+    std::vector<std::int8_t> others(50000);
+    swin::cuda::fill_random(others.data(), others.size(), 4, pattern, nullptr);
+    EXPECT(others != bytes);
+  }
+}
+
+void differences_are_counted() {
+  std::vector<std::uint8_t> a(100001, 5), b = a;
+  swin::cuda::ByteDifferences found{};
+  swin::cuda::count_differences(a.data(), b.data(), a.size(), &found, nullptr);
+  EXPECT(found.count == 0);
+  b[99] = b[100000] = 6;
+  swin::cuda::count_differences(a.data(), b.data(), a.size(), &found, nullptr);
+  EXPECT(found.count == 2 && (found.somewhere == 99 || found.somewhere == 100000));
+}
+
+void the_fastest_proven_candidate_runs() {
+  Setup setup("fastest");
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("provider": "cublaslt", "candidate": "quicker", "us": 10)"));
+  // Kept: another process measures nothing.
+  const double before = fake::clock_us;
+  setup.again();
+  const GemmKernel& kernel = setup.tuner->kernel(kShape, nullptr);
+  EXPECT(fake::clock_us == before && &kernel == &setup.tuner->kernel(kShape, nullptr));
+  EXPECT(has(setup.tuner->choices(), R"("candidate": "quicker")"));
+  // The plain kernel is right too, but not timed where a library can.
+  EXPECT(has(read(setup.path), R"("proven": {"cublaslt": 2, "cutlass": 1, "swin_plain": 1})"));
+  EXPECT(read(setup.path).find(R"("provider": "swin_plain")") == std::string::npos);
+}
+
+void wrong_candidates_are_refused() {
+  const struct {
+    Defect defect;
+    GemmOutput output;
+    const char* why;
+  } cases[] = {
+      {Defect::kTruncates, GemmOutput::kS8, "differ on"},
+      {Defect::kTiesAway, GemmOutput::kS8, "differ on rounding ties"},
+      {Defect::kTiesUp, GemmOutput::kS8, "differ on rounding ties"},
+      {Defect::kTiesAway, GemmOutput::kS8Relu, "differ on rounding ties"},
+      {Defect::kLastRow, GemmOutput::kS8, "one at row 16, column "},
+      {Defect::kLastRow, GemmOutput::kS32, "one at row 16, column "},
+      {Defect::kBehind, GemmOutput::kS8, "wrote behind the end of the output"},
+      {Defect::kBehind, GemmOutput::kS32, "wrote behind the end of the output"},
+      {Defect::kNoRelu, GemmOutput::kS8Relu, "found -"},
+      {Defect::kWraps, GemmOutput::kS8, "differ on"},
+      {Defect::kFails, GemmOutput::kS8, "a status that says no"},
+  };
+  int number = 0;
+  for (const auto& c : cases) {
+    Setup setup(("wrong" + std::to_string(number++)).c_str());
+    cublaslt().fakes = {{"fast and wrong", c.defect, 1}};
+    cutlass().fakes = {{"slow and right", Defect::kNone, 100}};
+    GemmShape shape = kShape;
+    shape.output = c.output;
+    const std::string answer = setup.tuner->tune({shape}, false);
+    EXPECT(has(answer, R"("chosen": "cutlass", "candidate": "slow and right")"));
+    EXPECT(has(answer, R"({"provider": "cublaslt", "candidate": "fast and wrong", "why": )"));
+    EXPECT(has(answer, c.why));
+    // Asked for by name, the wrong one is an error and not a fallback.
+    Setup::want("cublaslt");
+    const std::string error = error_of<swin::UnsupportedError>([&] { setup.tuner->kernel(shape, nullptr); });
+    EXPECT(has(error, "nothing runs M=17 N=48 K=32 to ") && has(error, "SWIN_GEMM=cublaslt") && has(error, c.why));
+  }
+}
+
+void the_plain_kernel_is_the_last_resort() {
+  Setup setup("last");
+  cublaslt().fakes = {};
+  cutlass().fakes = {{"wrong", Defect::kTruncates, 1}};
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("provider": "swin_plain")"));
+  EXPECT(has(read(setup.path), R"({"provider": "cublaslt", "candidate": "", "why": "it has none"})"));
+}
+
+void a_provider_can_be_forced() {
+  Setup setup("forced", "cutlass");
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("candidate": "tile")"));
+  Setup::want("swin_plain");
+  fake::capturing = true;  // needs no measurement
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("candidate": "dp4a_64x64x64", "us": null)"));
+  fake::capturing = false;
+  Setup::want("tensorrt");
+  const std::string error = error_of<swin::UnsupportedError>([&] { setup.tuner->kernel(kShape, nullptr); });
+  EXPECT(has(error, "SWIN_GEMM=tensorrt names no provider; this build knows: auto, cublaslt, cutlass, swin_plain"));
+}
+
+void nothing_is_measured_inside_a_capture() {
+  Setup setup("capture");
+  fake::capturing = true;
+  const std::string error = error_of<swin::Error>([&] { setup.tuner->kernel(kShape, nullptr); });
+  EXPECT(has(error, "inside a CUDA graph capture nothing can be measured. Run one forward pass"));
+  fake::capturing = false;
+  setup.tuner->kernel(kShape, nullptr);
+  fake::capturing = true;
+  setup.tuner->kernel(kShape, nullptr);  // known to the process
+  setup.again();
+  setup.tuner->kernel(kShape, nullptr);  // known to the file
+}
+
+void what_changed_is_measured_again() {
+  Setup setup("changed");
+  setup.tuner->kernel(kShape, nullptr);
+  const double before = fake::clock_us;
+  cublaslt().installed = "2.0";
+  cublaslt().fakes = {{"newer", Defect::kNone, 5}};
+  setup.again();
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(fake::clock_us > before && has(setup.tuner->choices(), R"("candidate": "newer")"));
+  EXPECT(has(read(setup.path), "cublaslt 1.0, ") && has(read(setup.path), "cublaslt 2.0, "));  // both are kept
+  fake::device = 1;
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("device": "Fake GPU \"A\"", "sm": 90)"));
+  EXPECT(has(setup.tuner->choices(), R"("device": "Fake GPU B", "sm": 91)"));
+  // A candidate that the library does not know any more, though its version is the same.
+  fake::device = 0;
+  cublaslt().fakes = {{"renamed", Defect::kNone, 4}};
+  cutlass().fakes = {};
+  setup.again();
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("candidate": "renamed")"));
+}
+
+void tuning_again_replaces() {
+  Setup setup("again");
+  const std::string first = setup.tuner->tune({kShape, {2, 16, 16, GemmOutput::kS32}}, false);
+  EXPECT(has(first, R"("saved": "")") && has(first, R"("output": "s32")") && has(first, R"({"tuned": true, )"));
+  const GemmKernel& old = setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->tune({kShape}, false), R"({"tuned": false, )"));
+  cutlass().fakes = {{"tile", Defect::kNone, 2}};
+  EXPECT(has(setup.tuner->tune({kShape}, true), R"("chosen": "cutlass")"));
+  EXPECT(&setup.tuner->kernel(kShape, nullptr) != &old);
+  const std::string text = read(setup.path);
+  EXPECT(std::count(text.begin(), text.end(), '\n') == 4);  // two entries, one a line
+  EXPECT(has(error_of<swin::ShapeError>([&] { setup.tuner->tune({{0, 1, 1}}, false); }), "every size must be positive"));
+}
+
+void the_file_may_be_anywhere_or_broken() {
+  {
+    Setup setup("broken");
+    setup.tuner->tune({kShape}, false);
+    const std::string good = read(setup.path);
+    for (std::size_t length = 0; length < good.size() - 2; length += 1 + length / 9) {  // cut off anywhere
+      std::ofstream(setup.path) << good.substr(0, length);
+      setup.again();
+      const std::string error = error_of<swin::ValueError>([&] { setup.tuner->kernel(kShape, nullptr); });
+      EXPECT(has(error, "is not one that this build reads") && has(error, setup.path) && has(error, "Remove it"));
+    }
+    std::ofstream(setup.path) << R"({"format": 9, "entries": []})";
+    EXPECT(has(error_of<swin::ValueError>([&] { setup.tuner->kernel({1, 16, 16}, nullptr); setup.again();
+                                                setup.tuner->kernel(kShape, nullptr); }), "format 9"));
+  }
+  {
+    Setup setup("unwritable");
+    setenv("SWIN_GEMM_CONFIG", "/proc/none/gemm.json", 1);
+    EXPECT(has(setup.tuner->tune({kShape}, false), R"("saved": "the folder of /proc/none/gemm.json cannot be made)"));
+    EXPECT(has(setup.tuner->tune({kShape}, false), R"({"tuned": false, )"));  // kept in memory all the same
+  }
+  unsetenv("SWIN_GEMM_CONFIG");
+  setenv("XDG_CACHE_HOME", "/x", 1);
+  EXPECT(swin::cuda::gemm_config_path() == "/x/swin_int8/gemm.json");
+  unsetenv("XDG_CACHE_HOME");
+  setenv("HOME", "/h", 1);
+  EXPECT(swin::cuda::gemm_config_path() == "/h/.cache/swin_int8/gemm.json");
+}
+
+void two_processes_keep_each_others_results() {
+  Setup setup("shared");
+  auto other = std::make_unique<swin::cuda::GemmTuner>(swin::cuda::gemm_provider_list(), swin::cuda::gemm_lab());
+  other->kernel({1, 16, 16}, nullptr);
+  setup.tuner->kernel({2, 16, 16}, nullptr);
+  other->kernel({3, 16, 16}, nullptr);
+  EXPECT(swin::cuda::read_gemm_config(setup.path).size() == 3);
+  struct stat status;
+  EXPECT(stat(setup.path.c_str(), &status) == 0 && (status.st_mode & 0400) != 0);
+}
+
+void many_threads_measure_once() {
+  Setup setup("threads");
+  std::vector<std::thread> threads;
+  std::vector<const GemmKernel*> kernels(8);
+  const int before = cutlass().prepared;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] { kernels[i] = &setup.tuner->kernel(kShape, nullptr); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const GemmKernel* kernel : kernels) EXPECT(kernel == kernels[0]);
+  EXPECT(cutlass().prepared == before + 1);
+}
+
+void too_little_memory_says_so() {
+  Setup setup("memory");
+  fake::out_of_memory = true;
+  EXPECT(has(error_of<swin::Error>([&] { setup.tuner->kernel(kShape, nullptr); }), "use a smaller batch"));
+}
+
+void no_gpu_is_said() {
+  Setup setup("none");
+  fake::no_gpu = true;
+  EXPECT(has(error_of<swin::Error>([&] { setup.tuner->tune({kShape}, false); }), "This machine has no GPU"));
+  fake::no_gpu = false;
+}
+
+void a_library_that_does_not_start_leaves_the_others() {
+  Setup setup("start");
+  cublaslt().starts = false;
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("provider": "cutlass")"));
+  EXPECT(has(read(setup.path), R"({"provider": "cublaslt", "candidate": "", "why": "it does not start"})"));
+  cublaslt().starts = true;
+}
+
+void providers_are_listed() {
+  EXPECT(has(swin::gemm_providers(), R"({"provider": "cutlass", "version": "1.0", "built": true, "why": ""})"));
+  EXPECT(swin::gemm_output_of("s8_relu") == GemmOutput::kS8Relu);
+  EXPECT(has(error_of<swin::ValueError>([] { swin::gemm_output_of("fp8"); }), "there is no output 'fp8'"));
+}
+
+}  // namespace
+
+int main() {
+  char folder[] = "/tmp/swin_gemm_XXXXXX";
+  g_folder = mkdtemp(folder);
+  the_plain_kernel_is_exact();
+  random_bytes_cover_their_range();
+  differences_are_counted();
+  the_fastest_proven_candidate_runs();
+  wrong_candidates_are_refused();
+  the_plain_kernel_is_the_last_resort();
+  a_provider_can_be_forced();
+  nothing_is_measured_inside_a_capture();
+  what_changed_is_measured_again();
+  tuning_again_replaces();
+  two_processes_keep_each_others_results();
+  many_threads_measure_once();
+  too_little_memory_says_so();
+  no_gpu_is_said();
+  a_library_that_does_not_start_leaves_the_others();
+  providers_are_listed();
+  the_file_may_be_anywhere_or_broken();
+  std::system(("rm -r " + g_folder).c_str());
+  std::printf(g_failures ? "%d failed\n" : "all passed\n", g_failures);
+  return g_failures ? 1 : 0;
+}

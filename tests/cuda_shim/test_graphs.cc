@@ -1,0 +1,284 @@
+// Whole models on the host: both graphs (FT baseline and GELU-less) run on the CUDA kernels through the shim, with
+// random weights, beside the CPU backend. What single kernels cannot show is here: that geometry, score pitch, buffers,
+// alignment and in-place updates fit together. Outputs are poisoned before each operation and guard bytes checked after
+// it.
+//
+// The residual stream is float16 or bfloat16 on one side and float32 on the other, so logits agree to that rounding and
+// to the int8 ties it turns over: 35 dB and more for float16, 31 for bfloat16. Masks moved by one window, a small
+// mistake for these shallow models, cost at least 10 dB, and each case checks that they cost 6.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device.cuh"
+#include "kernels.h"
+#include "packed_weight.h"
+#include "swin/cpu.h"
+#include "swin/ft_format.h"
+#include "swin/graph.h"
+
+namespace {
+
+using swin::DType;
+using swin::TensorView;
+
+// The CUDA backend's tables and layouts over host memory.
+template <class T>
+class ShimBackend : public swin::Backend {
+ public:
+  std::string name() const override { return "cuda"; }
+  std::string variant() const override { return "host shim"; }
+  const swin::OpTable& ops() const override { return table_; }
+  swin::DeviceBuffer allocate(std::size_t bytes) const override { return swin::cpu_backend().allocate(bytes); }
+  void fill(void* data, int byte, std::size_t bytes) const override { std::memset(data, byte, bytes); }
+  void copy_to_host(void* host, const void* data, std::size_t bytes) const override { std::memcpy(host, data, bytes); }
+  swin::Parameter upload_parameter(const TensorView& host) const override {
+    swin::Parameter p{allocate(host.numel() * sizeof(T)), host};
+    p.view.data = p.owner.get();
+    p.view.dtype = table_.float_dtype;
+    for (std::int64_t i = 0; i < host.numel(); ++i) {
+      const float x = host.dtype == DType::kF16 ? __half2float(host.as<const __half>()[i]) : host.as<const float>()[i];
+      p.view.template as<T>()[i] = swin::cuda::from_float<T>(x);
+    }
+    return p;
+  }
+  std::unique_ptr<swin::PackedWeight> pack_weight(const TensorView& host) const override {
+    swin::DeviceBuffer memory = allocate(host.nbytes());
+    std::memcpy(memory.get(), host.data, host.nbytes());
+    return std::make_unique<swin::cuda::CudaPackedWeight>(host.dim(0), host.dim(1), std::move(memory));
+  }
+  std::int64_t score_pitch(std::int64_t area) const override { return (area + 15) / 16 * 16; }
+
+ private:
+  const swin::OpTable table_ = swin::cuda::make_table<T>();
+};
+
+// Numbers that follow from a seed.
+struct Random {
+  std::uint64_t state;
+  double uniform() {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    std::uint64_t z = state ^ (state >> 33);
+    z *= 0xff51afd7ed558ccdull;
+    return ((z ^ (z >> 33)) >> 11) * 0x1p-53;
+  }
+  double normal() { return std::sqrt(-2 * std::log(uniform() + 1e-300)) * std::cos(6.283185307179586 * uniform()); }
+};
+
+// A random FT weight list (docs/weight_format.md) whose activations stay in range.
+class WeightList {
+ public:
+  WeightList(const swin::ModelConfig& c, bool with_fc1_bias, std::uint64_t seed) : random_{seed} {
+    for (std::size_t i = 0; i < c.depths.size(); ++i) {
+      const std::int64_t dim = c.embed_dim << i, hidden = static_cast<std::int64_t>(dim * c.mlp_ratio);
+      const std::int64_t h = (c.img_h / c.patch_size) >> i, w = (c.img_w / c.patch_size) >> i;
+      const std::int64_t wh = std::min(h, c.window_size[i]), ww = std::min(w, c.window_size[i]), area = wh * ww;
+      const bool downsamples = i + 1 < c.depths.size();
+      const bool shifts = c.depths[i] > 1 && (h > c.window_size[i] || w > c.window_size[i]);
+      for (std::int64_t block = 0; block < c.depths[i]; ++block) {
+        weight(3 * dim, dim);
+        c.qkv_bias ? halves({3 * dim}, 0.3) : empty();
+        weight(dim, dim);
+        halves({dim}, 0.1);
+        weight(hidden, dim);
+        with_fc1_bias ? halves({hidden}, 0.3) : empty();
+        weight(dim, hidden);
+        halves({dim}, 0.1);
+        norm(dim);
+        norm(dim);
+        for (int copy = 0; copy < 2; ++copy) scales(dim, dim / c.num_heads[i], hidden);
+        halves({c.num_heads[i], area, area}, 2);
+        empty();
+      }
+      if (downsamples) {
+        norm(4 * dim);
+        weight(2 * dim, 4 * dim);
+      } else {
+        for (int j = 0; j < 3; ++j) empty();
+      }
+      if (shifts) {
+        masks((h / wh) * (w / ww), area);
+      } else {
+        empty();
+      }
+      empty();
+    }
+    halves({c.embed_dim, c.in_chans * c.patch_size * c.patch_size},
+           1 / std::sqrt(c.in_chans * c.patch_size * c.patch_size));
+    halves({c.embed_dim}, 0.1);
+    if (c.patch_norm) {
+      norm(c.embed_dim);
+    } else {
+      empty();
+      empty();
+    }
+    norm(c.num_features());
+    halves({c.num_classes, c.num_features()}, 1 / std::sqrt(c.num_features()));
+    halves({c.num_classes}, 0.1);
+  }
+
+  std::vector<TensorView> views;
+
+ private:
+  void* memory(std::size_t bytes) {
+    owners_.push_back(std::make_unique<std::uint64_t[]>(bytes / 8 + 1));
+    return owners_.back().get();
+  }
+  void add(DType dtype, std::initializer_list<std::int64_t> dims) {
+    views.emplace_back(nullptr, dtype, dims);
+    views.back().data = memory(views.back().numel() * swin::size_of(dtype));
+  }
+  void halves(std::initializer_list<std::int64_t> dims, double deviation, double mean = 0) {
+    add(DType::kF16, dims);
+    for (std::int64_t i = 0; i < views.back().numel(); ++i) {
+      views.back().as<__half>()[i] = __float2half_rn(static_cast<float>(mean + deviation * random_.normal()));
+    }
+  }
+  void norm(std::int64_t c) {
+    halves({c}, 0.1, 1);
+    halves({c}, 0.1);
+  }
+  // Deviation 127/4 of the int8 range: 1/sqrt(k) with an amax of 4/sqrt(k).
+  void weight(std::int64_t n, std::int64_t k) {
+    add(DType::kS8, {n, k});
+    for (std::int64_t i = 0; i < n * k; ++i) {
+      views.back().as<std::int8_t>()[i] =
+          static_cast<std::int8_t>(std::lrint(std::clamp(random_.normal() * 127 / 4, -127.0, 127.0)));
+    }
+  }
+  void empty() { views.emplace_back(nullptr, DType::kF16, std::initializer_list<std::int64_t>{0}); }
+  void masks(std::int64_t windows, std::int64_t area) {
+    add(DType::kF16, {windows, area, area});
+    for (std::int64_t i = 0; i < views.back().numel(); ++i) {
+      const bool diagonal = i / area % area == i % area;
+      views.back().as<__half>()[i] = __float2half_rn(!diagonal && random_.uniform() < 0.7 ? -100.0f : 0.0f);
+    }
+  }
+  // The 96 numbers of docs/weight_format.md: quadruples from 0, weight amaxes from 72, GEMM factors from 77.
+  void scales(std::int64_t dim, std::int64_t d, std::int64_t hidden) {
+    add(DType::kF32, {swin::kScaleListLength});
+    float* list = views.back().as<float>();
+    const double kAmax[] = {4, 4, 4, 4, 4, 4, 4, 1, 4 * std::sqrt(d), 4, 4, 4, 3, 0, 0, 4, 4};
+    for (int i = 0; i < 17; ++i) {
+      if (kAmax[i] == 0) continue;
+      const double quad[] = {kAmax[i], kAmax[i] / 127, kAmax[i] / 127 / 127, 127 / kAmax[i]};
+      for (int j = 0; j < 4; ++j) list[4 * i + j] = static_cast<float>(quad[j]);
+    }
+    const double w[] = {4 / std::sqrt(dim), 4 / std::sqrt(dim), 4 / std::sqrt(dim), 4 / std::sqrt(hidden),
+                        4 / std::sqrt(4 * dim)};
+    for (int i = 0; i < 5; ++i) list[72 + i] = static_cast<float>(w[i]);
+    const double factors[] = {kAmax[0] * w[0] / kAmax[1],     kAmax[2] * w[1] / kAmax[3],
+                              kAmax[9] * w[2] / kAmax[10],    kAmax[11] * w[3] / kAmax[12],
+                              kAmax[4] * kAmax[5] / kAmax[8], kAmax[7] * kAmax[6] / kAmax[2],
+                              kAmax[15] * w[4] / kAmax[16]};
+    for (int i = 0; i < 7; ++i) list[77 + i] = static_cast<float>(factors[i] / 127);
+  }
+
+  Random random_;
+  std::vector<std::unique_ptr<std::uint64_t[]>> owners_;
+};
+
+struct Outputs {
+  std::vector<float> features, logits;
+};
+
+Outputs forward(const std::string& graph_name, const swin::ModelConfig& config, const WeightList& weights,
+                const swin::Backend& backend, const std::vector<float>& images, std::int64_t batch) {
+  const std::unique_ptr<swin::Graph> graph = swin::make_graph(graph_name, config, weights.views, backend);
+  const std::unique_ptr<swin::Plan> plan = graph->make_plan(batch);
+  Outputs out{std::vector<float>(batch * config.num_features()), std::vector<float>(batch * config.num_classes)};
+  plan->bind(images.data(), out.features.data(), out.logits.data());
+  plan->run({}, {}, true, nullptr);
+  return out;
+}
+
+// Signal to quantization noise, in dB; NaN counts as nothing right.
+double sqnr(const std::vector<float>& wanted, const std::vector<float>& got) {
+  double signal = 0, noise = 0;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    signal += static_cast<double>(wanted[i]) * wanted[i];
+    noise += (static_cast<double>(wanted[i]) - got[i]) * (static_cast<double>(wanted[i]) - got[i]);
+  }
+  return std::isfinite(noise) ? 10 * std::log10(signal / (noise + 1e-30)) : -std::numeric_limits<double>::infinity();
+}
+
+struct Case {
+  const char* name;
+  swin::ModelConfig config;
+  std::int64_t batch;
+};
+
+swin::ModelConfig model(int mode, std::int64_t h, std::int64_t w, std::int64_t patch, std::int64_t dim,
+                        std::vector<std::int64_t> depths, std::vector<std::int64_t> heads,
+                        std::vector<std::int64_t> windows) {
+  swin::ModelConfig c;
+  c.int8_mode = mode;
+  c.img_h = h;
+  c.img_w = w;
+  c.patch_size = patch;
+  c.in_chans = 3;
+  c.embed_dim = dim;
+  c.num_classes = 10;
+  c.depths = std::move(depths);
+  c.num_heads = std::move(heads);
+  c.window_size = std::move(windows);
+  return c;
+}
+
+int g_failures = 0;
+
+template <class T>
+void test(const Case& c, const char* type, double bound) {
+  const ShimBackend<T> backend;
+  Random random{12345};
+  std::vector<float> images(c.batch * c.config.in_chans * c.config.img_h * c.config.img_w);
+  for (float& x : images) x = static_cast<float>(random.normal());
+  for (const char* graph : {"ft_int8", "geluless_int8"}) {
+    const WeightList weights(c.config, std::strcmp(graph, "ft_int8") == 0, 99);
+    const Outputs wanted = forward(graph, c.config, weights, swin::cpu_backend(), images, c.batch);
+    const Outputs got = forward(graph, c.config, weights, backend, images, c.batch);
+    const double features = sqnr(wanted.features, got.features), logits = sqnr(wanted.logits, got.logits);
+    // The same weights but for a mask shifted by one window must be told apart.
+    bool masked = false;
+    WeightList damaged(c.config, std::strcmp(graph, "ft_int8") == 0, 99);
+    for (TensorView& t : damaged.views) {
+      if (t.rank == 3 && t.dtype == DType::kF16 && t.dim(0) > 1 && t.dim(0) != c.config.num_heads[0] &&
+          t.dim(0) != c.config.num_heads[1]) {
+        const std::size_t one = t.nbytes() / t.dim(0);
+        std::vector<char> first(one);
+        std::memcpy(first.data(), t.data, one);
+        std::memmove(t.data, static_cast<char*>(t.data) + one, t.nbytes() - one);
+        std::memcpy(static_cast<char*>(t.data) + t.nbytes() - one, first.data(), one);
+        masked = true;
+      }
+    }
+    const double broken = sqnr(wanted.logits, forward(graph, c.config, damaged, backend, images, c.batch).logits);
+    const bool ok = features > bound && logits > bound && masked && broken < logits - 6;
+    g_failures += !ok;
+    std::printf("%-6s %-14s %-8s %-28s features %5.1f dB, logits %5.1f dB (bound %.0f", ok ? "ok" : "FAILED", graph,
+                type, c.name, features, logits, bound);
+    std::printf(", masks moved %.1f)\n", broken);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<Case> cases = {
+      {"window 7, heads of 32", model(1, 56, 56, 4, 32, {2, 2}, {1, 2}, {7, 7}), 2},
+      {"window 4, not square", model(1, 16, 32, 2, 24, {2, 2}, {3, 3}, {4, 4}), 3},
+      {"window 8, int8_mode 2", model(2, 64, 64, 4, 32, {2, 1}, {2, 2}, {8, 8}), 1},
+      {"window 3, odd channels", model(2, 24, 24, 2, 10, {2, 2}, {2, 2}, {3, 3}), 2},
+      {"window 12", model(1, 48, 48, 2, 16, {2, 1}, {1, 1}, {12, 12}), 1},
+  };
+  for (const Case& c : cases) {
+    test<__half>(c, "half", 31);
+    test<__nv_bfloat16>(c, "bfloat16", 27);
+  }
+  std::printf(g_failures ? "%d failed\n" : "all passed\n", g_failures);
+  return g_failures ? 1 : 0;
+}

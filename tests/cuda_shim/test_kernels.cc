@@ -1,0 +1,1087 @@
+// Every CUDA kernel, run on the host, against the CPU backend and against its formula in float64.
+//
+// Integer results are equal. An int8 result behind floating-point work may be off by one only where the exact value
+// lies within 1e-3 of a rounding tie; how often that happened is printed. Values rounded to float16 or bfloat16 lie
+// within half a step of the exact value. Outputs are poisoned before, guard bytes on both sides checked after each run,
+// and each case runs with the fibers in several orders, which must not change a bit.
+//
+//   test_cuda_kernels [NAME]     only the tests whose name contains NAME
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "device.cuh"
+#include "kernels.h"
+#include "swin/cpu.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)0)
+#endif
+
+namespace {
+
+using swin::DType;
+using swin::TensorView;
+using swin::WindowGeometry;
+
+int g_failures = 0, g_case_failures = 0;
+std::string g_case;
+std::int64_t g_off_by_one = 0, g_compared = 0;
+
+void fail(const std::string& message) {
+  ++g_failures;
+  if (++g_case_failures <= 3) std::printf("%s: %s\n", g_case.c_str(), message.c_str());
+}
+#define EXPECT(condition)                                                                      \
+  do {                                                                                         \
+    if (!(condition)) fail(std::string("line ") + std::to_string(__LINE__) + ": " #condition); \
+  } while (0)
+
+// ------------------------------------------------------------------------------------------------------------- inputs
+
+// Numbers that follow from a name alone.
+class Random {
+ public:
+  explicit Random(const std::string& name) {
+    for (char c : name) state_ = (state_ ^ static_cast<unsigned char>(c)) * 1099511628211ull;
+  }
+  std::uint64_t next() {
+    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+  }
+  double uniform() { return (next() >> 11) * 0x1p-53; }
+  double normal() { return std::sqrt(-2 * std::log(uniform() + 1e-300)) * std::cos(6.283185307179586 * uniform()); }
+  int integer(std::int64_t low, std::int64_t high) {
+    return static_cast<int>(low + static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(high - low + 1)));
+  }
+
+ private:
+  std::uint64_t state_ = 1469598103934665603ull;
+};
+
+template <class X>
+struct TypeOf;
+template <>
+struct TypeOf<float> {
+  static constexpr DType value = DType::kF32;
+};
+template <>
+struct TypeOf<std::int8_t> {
+  static constexpr DType value = DType::kS8;
+};
+template <>
+struct TypeOf<std::int32_t> {
+  static constexpr DType value = DType::kS32;
+};
+template <>
+struct TypeOf<__half> {
+  static constexpr DType value = DType::kF16;
+};
+template <>
+struct TypeOf<__nv_bfloat16> {
+  static constexpr DType value = DType::kBF16;
+};
+
+// A tensor between guards; `shift` elements past a 64-byte boundary.
+template <class X>
+class Tensor {
+ public:
+  Tensor(std::initializer_list<std::int64_t> dims, int shift = 0) : view(nullptr, TypeOf<X>::value, dims) {
+    bytes_ = view.numel() * sizeof(X);
+    const std::size_t before = kGuard + shift * sizeof(X);
+    memory_ = static_cast<unsigned char*>(::operator new(before + bytes_ + kGuard, std::align_val_t{64}));
+    size_ = before + bytes_ + kGuard;
+    start_ = before;
+    std::memset(memory_, kGuardByte, size_);
+    view.data = memory_ + before;
+    poison();
+    ASAN_POISON_MEMORY_REGION(memory_, before);
+    ASAN_POISON_MEMORY_REGION(memory_ + before + bytes_, kGuard);
+  }
+  Tensor(const Tensor&) = delete;
+  ~Tensor() {
+    ASAN_UNPOISON_MEMORY_REGION(memory_, size_);
+    ::operator delete(memory_, std::align_val_t{64});
+  }
+  X* data() const { return view.template as<X>(); }
+  X& operator[](std::int64_t i) { return data()[i]; }
+  const X& operator[](std::int64_t i) const { return data()[i]; }
+  std::int64_t size() const { return view.numel(); }
+  std::vector<unsigned char> content() const {
+    const auto* p = static_cast<const unsigned char*>(view.data);
+    return {p, p + bytes_};
+  }
+  void restore(const std::vector<unsigned char>& content) { std::memcpy(view.data, content.data(), bytes_); }
+  void poison() { std::memset(view.data, 0x7D, bytes_); }
+  void check_guards() {
+    ASAN_UNPOISON_MEMORY_REGION(memory_, size_);
+    for (std::size_t i = 0; i < size_; ++i) {
+      if ((i < start_ || i >= start_ + bytes_) && memory_[i] != kGuardByte) {
+        fail("wrote at byte " + std::to_string(static_cast<std::int64_t>(i) - static_cast<std::int64_t>(start_)) +
+             " of " + view.describe());
+        break;
+      }
+    }
+    ASAN_POISON_MEMORY_REGION(memory_, start_);
+    ASAN_POISON_MEMORY_REGION(memory_ + start_ + bytes_, kGuard);
+  }
+
+  TensorView view;
+
+ private:
+  static constexpr std::size_t kGuard = 64;
+  static constexpr unsigned char kGuardByte = 0xA5;
+  unsigned char* memory_;
+  std::size_t size_, start_, bytes_;
+};
+
+// A float tensor as the CUDA backend has it, and the same values in float32 for the CPU's.
+template <class T>
+struct Twin {
+  Tensor<T> device;
+  Tensor<float> host;
+  Twin(std::initializer_list<std::int64_t> dims, int shift = 0) : device(dims, shift), host(dims) {}
+  void set(std::int64_t i, double x) {
+    device[i] = swin::cuda::from_float<T>(static_cast<float>(x));
+    host[i] = swin::cuda::to_float(device[i]);
+  }
+  void normal(Random& random, double scale = 1, double mean = 0) {
+    for (std::int64_t i = 0; i < host.size(); ++i) set(i, mean + scale * random.normal());
+  }
+  double operator[](std::int64_t i) const { return host[i]; }
+};
+
+void fill_s8(Tensor<std::int8_t>& t, Random& random) {
+  for (std::int64_t i = 0; i < t.size(); ++i) t[i] = static_cast<std::int8_t>(random.integer(-128, 127));
+}
+void fill_s32(Tensor<std::int32_t>& t, Random& random) {
+  for (std::int64_t i = 0; i < t.size(); ++i) t[i] = random.integer(-(1 << 30), 1 << 30);
+}
+
+// ----------------------------------------------------------------------------------------------------------
+// comparisons
+
+double quantized(double exact) {
+  if (std::isnan(exact)) return 0;
+  return std::clamp(std::nearbyint(exact), -128.0, 127.0);
+}
+// Within 1e-3 of a tie between two int8.
+bool near_tie(double exact) { return std::fabs(exact - std::floor(exact) - 0.5) < 1e-3 && std::fabs(exact) < 129; }
+
+// `exact` is the value before rounding, in float64. NaN must give 0; the CPU's exponential maps it to a number first,
+// so there it is not asked.
+void compare_s8(const Tensor<std::int8_t>& got, const Tensor<std::int8_t>* cpu, const std::vector<double>& exact) {
+  for (std::int64_t i = 0; i < got.size(); ++i) {
+    const double wanted = quantized(exact[i]);
+    ++g_compared;
+    const bool tie = near_tie(exact[i]);
+    if (got[i] != wanted) {
+      ++g_off_by_one;
+      if (std::fabs(got[i] - wanted) > 1 || !tie) {
+        fail("element " + std::to_string(i) + " is " + std::to_string(got[i]) + ", exactly " +
+             std::to_string(exact[i]));
+      }
+    }
+    if (cpu != nullptr && !std::isnan(exact[i]) && got[i] != (*cpu)[i] && (std::abs(got[i] - (*cpu)[i]) > 1 || !tie)) {
+      fail("element " + std::to_string(i) + " is " + std::to_string(got[i]) + ", the CPU's " +
+           std::to_string((*cpu)[i]) + ", exactly " + std::to_string(exact[i]));
+    }
+  }
+}
+
+void compare_equal(const Tensor<std::int8_t>& got, const Tensor<std::int8_t>& cpu) {
+  for (std::int64_t i = 0; i < got.size(); ++i) {
+    ++g_compared;
+    if (got[i] != cpu[i]) {
+      fail("element " + std::to_string(i) + " is " + std::to_string(got[i]) + ", the CPU's " + std::to_string(cpu[i]));
+    }
+  }
+}
+
+template <class T>
+constexpr int kMantissa = 0;
+template <>
+constexpr int kMantissa<__half> = 10;
+template <>
+constexpr int kMantissa<__nv_bfloat16> = 7;
+
+// Half a step of T at x, subnormals included.
+template <class T>
+double half_step(double x) {
+  if (!std::isfinite(x)) return 0;
+  int exponent = x == 0 ? -200 : std::ilogb(x);
+  if (kMantissa<T> == 10) exponent = std::max(exponent, -14);
+  return std::ldexp(0.5, exponent - kMantissa<T>);
+}
+
+// got is exact rounded to T; `slack`: what float32 arithmetic may have added before the rounding.
+template <class T>
+void compare_rounded(const Tensor<T>& got, const std::vector<double>& exact, const Tensor<float>* cpu, double slack) {
+  for (std::int64_t i = 0; i < got.size(); ++i) {
+    ++g_compared;
+    const double x = swin::cuda::to_float(got[i]), limit = half_step<T>(exact[i]) * 1.000001 + slack;
+    if (std::isnan(exact[i]) ? !std::isnan(x) : !(std::fabs(x - exact[i]) <= limit)) {
+      fail("element " + std::to_string(i) + " is " + std::to_string(x) + ", exactly " + std::to_string(exact[i]));
+    }
+    if (cpu != nullptr && !std::isnan(exact[i]) && !(std::fabs(x - (*cpu)[i]) <= limit + slack)) {
+      fail("element " + std::to_string(i) + " is " + std::to_string(x) + ", the CPU's " + std::to_string((*cpu)[i]));
+    }
+  }
+}
+
+void compare_f32(const Tensor<float>& got, const std::vector<double>& exact, const Tensor<float>& cpu,
+                 double tolerance) {
+  for (std::int64_t i = 0; i < got.size(); ++i) {
+    ++g_compared;
+    const double limit = tolerance * std::max(1.0, std::fabs(exact[i]));
+    if (std::isnan(exact[i]) ? !std::isnan(got[i])
+                             : !(std::fabs(got[i] - exact[i]) <= limit && std::fabs(got[i] - cpu[i]) <= 2 * limit)) {
+      fail("element " + std::to_string(i) + " is " + std::to_string(got[i]) + ", exactly " + std::to_string(exact[i]) +
+           ", the CPU's " + std::to_string(cpu[i]));
+    }
+  }
+}
+
+// Runs `body` with the fibers in each order, from the same contents, and checks guards and that no bit differs.
+// `outputs` are poisoned, `updated` tensors restored, before each run.
+template <class Body>
+void run_in_orders(bool all_orders, Body&& body, const std::function<void(bool)>& reset,
+                   const std::function<std::vector<unsigned char>()>& snapshot) {
+  using shim::Order;
+  std::vector<unsigned char> first;
+  for (Order order : {Order::kForward, Order::kReverse, Order::kShuffled}) {
+    shim::set_order(order);
+    reset(true);
+    body();
+    reset(false);
+    if (first.empty()) {
+      first = snapshot();
+    } else if (first != snapshot()) {
+      fail("the order in which threads run changes the result: a barrier is missing");
+    }
+    if (!all_orders) break;
+  }
+  shim::set_order(Order::kForward);
+}
+
+// The usual case: one output, or an output and a tensor updated in place.
+template <class Out, class Body>
+void run(Tensor<Out>& out, Body&& body, bool all_orders = true) {
+  run_in_orders(
+      all_orders, body, [&](bool before) { before ? out.poison() : out.check_guards(); },
+      [&] { return out.content(); });
+}
+template <class T, class Body>
+void run_in_place(Tensor<T>& updated, Body&& body) {
+  const std::vector<unsigned char> start = updated.content();
+  run_in_orders(
+      true, body, [&](bool before) { before ? updated.restore(start) : updated.check_guards(); },
+      [&] { return updated.content(); });
+}
+
+const swin::OpTable& cpu() { return swin::cpu_backend().ops(); }
+
+// Checks the arguments as the engine does, then runs them.
+template <class T, class Args>
+void call(const Args& args) {
+  static const swin::OpTable table = swin::cuda::make_table<T>();
+  swin::run_op(table, "cuda", args, {});
+}
+template <class Args>
+void call_cpu(const Args& args) {
+  swin::run_op(cpu(), "cpu", args, {});
+}
+
+// ------------------------------------------------------------------------------------------------------ float64
+// formulas
+
+// LayerNorm of `x`, which is overwritten.
+void layer_norm(std::vector<double>& x, const std::function<double(std::int64_t)>& gamma,
+                const std::function<double(std::int64_t)>& beta) {
+  double mean = 0, variance = 0;
+  for (double v : x) mean += v / static_cast<double>(x.size());
+  for (double v : x) variance += (v - mean) * (v - mean) / static_cast<double>(x.size());
+  const double rstd = 1 / std::sqrt(variance + swin::kLayerNormEps);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = (x[i] - mean) * rstd * gamma(i) + beta(i);
+}
+
+std::int64_t image_row(const WindowGeometry& g, std::int64_t row) {
+  const std::int64_t area = g.window_area(), per_row = g.width / g.window_w, window = row / area, token = row % area;
+  const std::int64_t b = window / g.windows_per_image(), w = window % g.windows_per_image();
+  const std::int64_t y = (w / per_row * g.window_h + token / g.window_w + g.shift_h) % g.height;
+  const std::int64_t x = (w % per_row * g.window_w + token % g.window_w + g.shift_w) % g.width;
+  return (b * g.height + y) * g.width + x;
+}
+
+float float_of(double x) { return static_cast<float>(x); }
+
+// --------------------------------------------------------------------------------------------------------------- cases
+
+struct NormCase {
+  WindowGeometry g;
+  std::int64_t c;
+  int shift;  // elements of misalignment
+};
+const std::vector<NormCase> kNormCases = {
+    {{2, 14, 14, 7, 7, 3, 3}, 96, 0},   {{1, 8, 12, 4, 6, 2, 3}, 33, 0},    {{3, 7, 7, 7, 7, 0, 0}, 32, 0},
+    {{1, 5, 3, 1, 1, 0, 0}, 1, 0},      {{1, 16, 16, 8, 8, 4, 4}, 8, 0},    {{1, 12, 24, 12, 12, 6, 6}, 64, 0},
+    {{1, 16, 16, 16, 16, 0, 0}, 24, 0}, {{1, 24, 24, 24, 24, 0, 0}, 16, 0}, {{1, 4, 4, 2, 2, 1, 1}, 128, 0},
+    {{1, 3, 5, 3, 5, 0, 0}, 192, 0},    {{1, 4, 2, 2, 2, 1, 0}, 256, 0},    {{1, 3, 3, 3, 3, 0, 0}, 384, 0},
+    {{1, 2, 4, 2, 2, 0, 1}, 512, 0},    {{1, 3, 3, 3, 3, 0, 0}, 768, 0},    {{1, 2, 2, 2, 2, 0, 0}, 1024, 0},
+    {{1, 1, 5, 1, 5, 0, 0}, 1536, 0},   {{1, 1, 3, 1, 1, 0, 2}, 1544, 0},   {{1, 2, 2, 2, 2, 0, 0}, 97, 0},
+    {{2, 4, 4, 2, 2, 1, 1}, 96, 1},     {{1, 7, 7, 7, 7, 0, 0}, 40, 4}};
+
+std::string name_of_case(const char* op, const char* type, std::initializer_list<std::int64_t> numbers) {
+  std::string name = std::string(op) + "<" + type + ">(";
+  for (std::int64_t n : numbers) name += (name.back() == '(' ? "" : ", ") + std::to_string(n);
+  return name + ")";
+}
+
+template <class T>
+const char* type_name() {
+  return std::is_same_v<T, __half> ? "half" : "bfloat16";
+}
+
+void begin(const std::string& name) {
+  g_case = name;
+  g_case_failures = 0;
+}
+
+template <class T>
+void test_norm_shift_partition() {
+  for (const NormCase& k : kNormCases) {
+    const WindowGeometry& g = k.g;
+    const std::int64_t m = g.tokens(), c = k.c;
+    begin(name_of_case("norm_shift_partition", type_name<T>(),
+                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.shift}));
+    Random random(g_case);
+    Twin<T> residual({m, c}, k.shift), gamma({c}), beta({c});
+    residual.normal(random, 3, 1);
+    gamma.normal(random, 1, 1);
+    beta.normal(random);
+    if (m >= 4) {
+      for (std::int64_t i = 0; i < c; ++i) residual.set(c + i, 512);  // a constant row is beta
+      residual.set(2 * c + c / 2, std::nan(""));
+      residual.set(3 * c + c - 1, std::numeric_limits<double>::infinity());
+    }
+    const float quant = float_of(127 / 2.5);
+    Tensor<std::int8_t> out({m, c}), cpu_out({m, c});
+    run(out, [&] {
+      call<T>(
+          swin::NormShiftPartitionArgs{residual.device.view, gamma.device.view, beta.device.view, out.view, g, quant});
+    });
+    call_cpu(swin::NormShiftPartitionArgs{residual.host.view, gamma.host.view, beta.host.view, cpu_out.view, g, quant});
+    std::vector<double> exact;
+    for (std::int64_t r = 0; r < m; ++r) {
+      std::vector<double> x(c);
+      for (std::int64_t i = 0; i < c; ++i) x[i] = residual[image_row(g, r) * c + i];
+      layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+      for (double v : x) exact.push_back(v * quant);
+    }
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
+template <class T>
+void test_proj_bias_residual_norm() {
+  for (const NormCase& k : kNormCases) {
+    const WindowGeometry& g = k.g;
+    const std::int64_t m = g.tokens(), c = k.c;
+    begin(name_of_case("proj_bias_residual_norm", type_name<T>(),
+                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.shift}));
+    Random random(g_case);
+    Tensor<std::int8_t> proj({m, c}, k.shift), out({m, c}), cpu_out({m, c});
+    Twin<T> bias({c}), residual({m, c}), gamma({c}), beta({c});
+    fill_s8(proj, random);
+    bias.normal(random);
+    residual.normal(random, 2);
+    gamma.normal(random, 0.3, 1);
+    beta.normal(random);
+    if (m >= 4) residual.set(2 * c + c / 2, std::nan(""));
+    const float dequant = float_of(1.7 / 127), quant = float_of(127 / 2.2);
+    std::vector<double> sums(m * c);
+    for (std::int64_t r = 0; r < m; ++r) {
+      for (std::int64_t i = 0; i < c; ++i) {
+        const std::int64_t at = image_row(g, r) * c + i;
+        sums[at] = residual[at] + (proj[r * c + i] * static_cast<double>(dequant) + bias[i]);
+      }
+    }
+    const std::vector<unsigned char> start = residual.device.content();
+    run_in_orders(
+        true,
+        [&] {
+          call<T>(swin::ProjBiasResidualNormArgs{proj.view, bias.device.view, residual.device.view, gamma.device.view,
+                                                 beta.device.view, out.view, g, dequant, quant});
+        },
+        [&](bool before) {
+          if (before) {
+            residual.device.restore(start);
+            out.poison();
+          } else {
+            residual.device.check_guards();
+            out.check_guards();
+          }
+        },
+        [&] {
+          std::vector<unsigned char> both = residual.device.content(), second = out.content();
+          both.insert(both.end(), second.begin(), second.end());
+          return both;
+        });
+    call_cpu(swin::ProjBiasResidualNormArgs{proj.view, bias.host.view, residual.host.view, gamma.host.view,
+                                            beta.host.view, cpu_out.view, g, dequant, quant});
+    compare_rounded(residual.device, sums, &residual.host, 2e-6);
+    // The LayerNorm is of the residual as it is stored, rounded; the CPU's is of float32, so it is asked again.
+    std::vector<double> exact;
+    Twin<T> stored({m, c});
+    for (std::int64_t i = 0; i < m * c; ++i) stored.set(i, swin::cuda::to_float(residual.device[i]));
+    for (std::int64_t r = 0; r < m; ++r) {
+      std::vector<double> x(c);
+      for (std::int64_t i = 0; i < c; ++i) x[i] = stored[r * c + i];
+      layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+      for (double v : x) exact.push_back(v * quant);
+    }
+    const WindowGeometry as_is{1, 1, m, 1, 1, 0, 0};
+    call_cpu(
+        swin::NormShiftPartitionArgs{stored.host.view, gamma.host.view, beta.host.view, cpu_out.view, as_is, quant});
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
+template <class T>
+void test_patch_merge_norm() {
+  struct Case {
+    std::int64_t batch, height, width, c;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{{2, 14, 14, 32, 0},
+                                         {1, 4, 6, 9, 0},
+                                         {3, 2, 2, 1, 0},
+                                         {1, 4, 4, 96, 0},
+                                         {1, 2, 6, 192, 0},
+                                         {1, 2, 4, 384, 0},
+                                         {1, 2, 4, 768, 0},
+                                         {1, 4, 2, 776, 0},
+                                         {2, 4, 2, 8, 1}}) {
+    begin(name_of_case("patch_merge_norm", type_name<T>(), {k.batch, k.height, k.width, k.c, k.shift}));
+    Random random(g_case);
+    const std::int64_t m = k.batch * k.height * k.width, c = k.c;
+    Twin<T> residual({m, c}, k.shift), gamma({4 * c}), beta({4 * c});
+    residual.normal(random, 1, 0.5);
+    gamma.normal(random, 0.2, 1);
+    beta.normal(random);
+    if (m > 4) residual.set(0, std::nan(""));
+    const float quant = float_of(127 / 2.8);
+    Tensor<std::int8_t> out({m / 4, 4 * c}), cpu_out({m / 4, 4 * c});
+    run(out, [&] {
+      call<T>(swin::PatchMergeNormArgs{residual.device.view, gamma.device.view, beta.device.view, out.view, k.batch,
+                                       k.height, k.width, quant});
+    });
+    call_cpu(swin::PatchMergeNormArgs{residual.host.view, gamma.host.view, beta.host.view, cpu_out.view, k.batch,
+                                      k.height, k.width, quant});
+    std::vector<double> exact;
+    for (std::int64_t b = 0; b < k.batch; ++b) {
+      for (std::int64_t y = 0; y < k.height / 2; ++y) {
+        for (std::int64_t x = 0; x < k.width / 2; ++x) {
+          std::vector<double> row;
+          for (int which = 0; which < 4; ++which) {
+            const std::int64_t token = (b * k.height + 2 * y + which % 2) * k.width + 2 * x + which / 2;
+            for (std::int64_t i = 0; i < c; ++i) row.push_back(residual[token * c + i]);
+          }
+          layer_norm(row, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+          for (double v : row) exact.push_back(v * quant);
+        }
+      }
+    }
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
+template <class T>
+void test_patch_embed_norm() {
+  struct Case {
+    std::int64_t m, c;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{{50, 96, 0},
+                                         {7, 37, 0},
+                                         {3, 1, 0},
+                                         {9, 128, 0},
+                                         {5, 192, 0},
+                                         {3, 520, 0},
+                                         {2, 1536, 0},
+                                         {2, 1544, 0},
+                                         {5, 96, 1}}) {
+    for (bool affine : {true, false}) {
+      begin(name_of_case("patch_embed_norm", type_name<T>(), {k.m, k.c, k.shift, affine}));
+      Random random(g_case);
+      Twin<T> x({k.m, k.c}, k.shift), bias({k.c}), gamma({k.c}), beta({k.c});
+      x.normal(random, 2);
+      bias.normal(random);
+      gamma.normal(random, 0.3, 1);
+      beta.normal(random);
+      std::vector<double> exact;
+      for (std::int64_t r = 0; r < k.m; ++r) {
+        std::vector<double> row(k.c);
+        for (std::int64_t i = 0; i < k.c; ++i) row[i] = x[r * k.c + i] + bias[i];
+        if (affine) layer_norm(row, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+        exact.insert(exact.end(), row.begin(), row.end());
+      }
+      const TensorView none;
+      run_in_place(x.device, [&] {
+        call<T>(swin::PatchEmbedNormArgs{x.device.view, bias.device.view, affine ? gamma.device.view : none,
+                                         affine ? beta.device.view : none});
+      });
+      call_cpu(swin::PatchEmbedNormArgs{x.host.view, bias.host.view, affine ? gamma.host.view : none,
+                                        affine ? beta.host.view : none});
+      compare_rounded(x.device, exact, &x.host, 1e-5);
+    }
+  }
+}
+
+template <class T>
+void test_bias_gelu() {
+  struct Case {
+    std::int64_t m, f;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{
+           {5, 384, 0}, {3, 77, 0}, {1, 1, 0}, {130, 16, 0}, {3, 384, 1}, {11000, 48, 1}, {11003, 768, 0}}) {
+    begin(name_of_case("bias_gelu", type_name<T>(), {k.m, k.f, k.shift}));
+    Random random(g_case);
+    Tensor<std::int8_t> x({k.m, k.f}, k.shift), out({k.m, k.f}), cpu_out({k.m, k.f});
+    Twin<T> bias({k.f});
+    fill_s8(x, random);
+    bias.normal(random, 2);
+    if (k.f > 5) bias.set(5, std::nan(""));
+    const float dequant = float_of(8.0 / 127), quant = float_of(127 / 6.5);
+    run(out, [&] { call<T>(swin::BiasGeluArgs{x.view, bias.device.view, out.view, dequant, quant}); }, k.m < 1000);
+    call_cpu(swin::BiasGeluArgs{x.view, bias.host.view, cpu_out.view, dequant, quant});
+    if (k.m > 1000) {
+      std::int64_t off = 0;
+      for (std::int64_t i = 0; i < out.size(); ++i) {
+        if (std::abs(out[i] - cpu_out[i]) > 1) fail("element " + std::to_string(i) + " differs by more than 1");
+        off += out[i] != cpu_out[i];
+      }
+      EXPECT(off <= out.size() / 1000);
+      continue;
+    }
+    std::vector<double> exact;
+    for (std::int64_t i = 0; i < k.m * k.f; ++i) {
+      const double v = x[i] * static_cast<double>(dequant) + bias[i % k.f];
+      exact.push_back(v / 2 * (1 + std::erf(v / std::sqrt(2.0))) * quant);
+    }
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
+// A fine scale (127 steps per 0.02) shows the formula's own error: less than 4e-7 * max(1, |x|).
+template <class T>
+void test_gelu_range() {
+  begin(name_of_case("gelu over its whole range", type_name<T>(), {}));
+  double worst = 0;
+  for (int step = -48; step <= 48; ++step) {
+    Tensor<std::int8_t> x({1, 256}), out({1, 256});
+    Twin<T> bias({256});
+    const float dequant = float_of(0.06 / 128);
+    std::vector<double> value(256);
+    double largest = 0;
+    for (int i = 0; i < 256; ++i) {
+      x[i] = static_cast<std::int8_t>(i - 128);
+      bias.set(i, step / 8.0);
+      const double v = x[i] * static_cast<double>(dequant) + bias[i];
+      value[i] = v / 2 * (1 + std::erf(v / std::sqrt(2.0)));
+      largest = std::max(largest, std::fabs(value[i]));
+    }
+    const float quant = float_of(120 / largest);
+    call<T>(swin::BiasGeluArgs{x.view, bias.device.view, out.view, dequant, quant});
+    for (int i = 0; i < 256; ++i) {
+      const double off = std::fabs(out[i] - value[i] * quant) - 0.5;
+      worst = std::max(worst, off / quant / std::max(1.0, std::fabs(value[i])));
+    }
+  }
+  EXPECT(worst < 4e-7);
+}
+
+template <class T, class X>
+void test_bias_residual_and_dequantize(const char* type) {
+  struct Case {
+    std::int64_t m, c;
+    int shift;
+  };
+  for (const Case& k :
+       std::vector<Case>{{7, 96, 0}, {3, 13, 0}, {1, 1, 0}, {50, 8, 0}, {9, 96, 1}, {2, 20, 0}, {11001, 384, 0}}) {
+    begin(name_of_case(type, type_name<T>(), {k.m, k.c, k.shift}));
+    if (k.m > 1000 && sizeof(X) == 4) continue;
+    Random random(g_case);
+    Tensor<X> x({k.m, k.c}, k.shift);
+    if constexpr (sizeof(X) == 1) {
+      fill_s8(x, random);
+    } else {
+      fill_s32(x, random);
+    }
+    Twin<T> bias({k.c}), residual({k.m, k.c});
+    bias.normal(random);
+    residual.normal(random);
+    if (k.c > 3) residual.set(3, std::numeric_limits<double>::infinity());
+    const float dequant = float_of(3.0 / (sizeof(X) == 1 ? 128 : 1 << 30));
+    std::vector<double> exact, plain;
+    for (std::int64_t i = 0; i < k.m * k.c; ++i) {
+      plain.push_back(static_cast<double>(x[i]) * dequant);
+      exact.push_back(residual[i] + plain.back() + bias[i % k.c]);
+    }
+    if (k.c > 3) exact[3] = 0;
+    run_in_place(residual.device,
+                 [&] { call<T>(swin::BiasResidualArgs{x.view, bias.device.view, residual.device.view, dequant}); });
+    call_cpu(swin::BiasResidualArgs{x.view, bias.host.view, residual.host.view, dequant});
+    if (k.c > 3) {
+      EXPECT(std::isinf(swin::cuda::to_float(residual.device[3])));
+      residual.set(3, 0);
+    }
+    compare_rounded(residual.device, exact, &residual.host, 1e-6);
+    Tensor<T> out({k.m, k.c});
+    Tensor<float> cpu_out({k.m, k.c});
+    run(out, [&] { call<T>(swin::DequantizeArgs{x.view, out.view, dequant}); });
+    call_cpu(swin::DequantizeArgs{x.view, cpu_out.view, dequant});
+    compare_rounded(out, plain, &cpu_out, 5e-7);
+  }
+}
+
+struct AttentionCase {
+  std::int64_t bw, heads, n, d, pitch;
+  int shift;
+};
+const std::vector<AttentionCase> kAttentionCases = {
+    {4, 3, 49, 32, 64, 0},  {1, 1, 64, 16, 64, 0},   {3, 2, 5, 7, 32, 0},     {2, 4, 144, 24, 144, 0},
+    {1, 1, 1, 1, 16, 0},    {1, 2, 256, 32, 256, 0}, {1, 1, 576, 32, 576, 0}, {2, 1, 20, 64, 32, 0},
+    {1, 3, 17, 40, 48, 0},  {2, 2, 50, 32, 50, 0},   {1, 2, 33, 32, 40, 0},   {1, 1, 35, 256, 48, 0},
+    {1, 1, 30, 260, 32, 0}, {3, 1, 49, 32, 64, 1},   {1, 2, 12, 8, 96, 0},    {1, 1, 81, 33, 81, 0}};
+
+template <class T>
+void test_qkv_bias() {
+  for (const AttentionCase& k : kAttentionCases) {
+    const std::int64_t m = k.bw * k.n, c = k.heads * k.d;
+    begin(name_of_case("qkv_bias", type_name<T>(), {k.bw, k.heads, k.n, k.d, k.shift}));
+    Random random(g_case);
+    Tensor<std::int8_t> qkv({m, 3 * c}, k.shift), out({3, k.bw, k.heads, k.n, k.d}),
+        cpu_out({3, k.bw, k.heads, k.n, k.d});
+    Twin<T> bias({3 * c});
+    fill_s8(qkv, random);
+    bias.normal(random);
+    const float dequant = float_of(3.1 / 127),
+                quant[3] = {float_of(127 / 3.0), float_of(127 / 2.6), float_of(127 / 4.2)};
+    run(out, [&] {
+      call<T>(swin::QkvBiasArgs{qkv.view, bias.device.view, out.view, dequant, quant[0], quant[1], quant[2]});
+    });
+    call_cpu(swin::QkvBiasArgs{qkv.view, bias.host.view, cpu_out.view, dequant, quant[0], quant[1], quant[2]});
+    std::vector<double> exact;
+    for (int t = 0; t < 3; ++t) {
+      for (std::int64_t w = 0; w < k.bw; ++w) {
+        for (std::int64_t h = 0; h < k.heads; ++h) {
+          for (std::int64_t i = 0; i < k.n; ++i) {
+            for (std::int64_t e = 0; e < k.d; ++e) {
+              const std::int64_t column = t * c + h * k.d + e;
+              exact.push_back((qkv[(w * k.n + i) * 3 * c + column] * static_cast<double>(dequant) + bias[column]) *
+                              quant[t]);
+            }
+          }
+        }
+      }
+    }
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
+template <class T>
+void test_qk_and_pv() {
+  for (const AttentionCase& k : kAttentionCases) {
+    for (int saturate = 0; saturate < 3; ++saturate) {  // random; all -128; -128 against 127
+      begin(name_of_case("qk_gemm, pv_gemm", type_name<T>(), {k.bw, k.heads, k.n, k.d, k.pitch, k.shift, saturate}));
+      Random random(g_case);
+      Tensor<std::int8_t> q({k.bw, k.heads, k.n, k.d}, k.shift), key({k.bw, k.heads, k.n, k.d}),
+          v({k.bw, k.heads, k.n, k.d}, k.shift);
+      Tensor<std::int8_t> scores({k.bw, k.heads, k.n, k.pitch}), cpu_scores({k.bw, k.heads, k.n, k.pitch});
+      Tensor<std::int8_t> p({k.bw, k.heads, k.n, k.pitch}), out({k.bw * k.n, k.heads * k.d}),
+          cpu_out({k.bw * k.n, k.heads * k.d});
+      fill_s8(q, random);
+      fill_s8(key, random);
+      fill_s8(v, random);
+      fill_s8(p, random);  // any sign, and padding that must not count
+      if (saturate) {
+        std::memset(q.data(), -128, q.size());
+        std::memset(key.data(), saturate == 1 ? -128 : 127, key.size());
+        std::memset(p.data(), saturate == 1 ? -128 : 127, p.size());
+        std::memset(v.data(), -128, v.size());
+      }
+      const bool all_orders = k.bw * k.heads * k.n < 300 && saturate == 0;
+      // For saturated inputs a factor that brings the sum back into range shows that it is exact.
+      const float qk = saturate ? float_of(1.0 / (k.d * 200.0)) : float_of(1.5 / (74 * std::sqrt(k.d)));
+      const float pv = saturate ? float_of(1.0 / (k.n * 200.0)) : float_of(1.2 / (74 * std::sqrt(k.n)));
+      run(scores, [&] { call<T>(swin::QkGemmArgs{q.view, key.view, scores.view, qk}); }, all_orders);
+      call_cpu(swin::QkGemmArgs{q.view, key.view, cpu_scores.view, qk});
+      compare_equal(scores, cpu_scores);
+      run(out, [&] { call<T>(swin::PvGemmArgs{p.view, v.view, out.view, pv}); }, all_orders);
+      call_cpu(swin::PvGemmArgs{p.view, v.view, cpu_out.view, pv});
+      compare_equal(out, cpu_out);
+    }
+  }
+}
+
+template <class T>
+void test_softmax() {
+  struct Case {
+    std::int64_t images, windows, heads, n, pitch;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{{3, 4, 2, 49, 64, 0},
+                                         {2, 1, 3, 49, 64, 0},
+                                         {1, 2, 1, 64, 64, 0},
+                                         {2, 2, 2, 5, 32, 0},
+                                         {3, 4, 2, 9, 16, 0},
+                                         {1, 1, 2, 144, 144, 0},
+                                         {1, 2, 1, 100, 112, 0},
+                                         {1, 1, 1, 256, 256, 0},
+                                         {1, 1, 1, 300, 304, 0},
+                                         {1, 1, 1, 576, 576, 0},
+                                         {2, 2, 1, 50, 50, 0},
+                                         {1, 1, 1, 12, 784, 0},
+                                         {1, 1, 1, 30, 704, 0},
+                                         {1, 2, 1, 49, 64, 1},
+                                         {2, 1, 1, 1, 16, 0},
+                                         {8200, 1, 1, 3, 16, 0},
+                                         {1, 1, 1, 184, 192, 0}}) {
+    for (bool masked : {false, true}) {
+      begin(name_of_case("softmax", type_name<T>(), {k.images, k.windows, k.heads, k.n, k.pitch, k.shift, masked}));
+      Random random(g_case);
+      const std::int64_t bw = k.images * k.windows, n = k.n;
+      Tensor<std::int8_t> scores({bw, k.heads, n, k.pitch}, k.shift), out({bw, k.heads, n, k.pitch}),
+          cpu_out({bw, k.heads, n, k.pitch});
+      Twin<T> bias({k.heads, n, n}), mask({k.windows, n, n});
+      fill_s8(scores, random);
+      bias.normal(random);
+      for (std::int64_t i = 0; i < k.windows * n * n; ++i)
+        mask.set(i, i % (n + 1) != 0 && random.uniform() < 0.3 ? -100 : 0);
+      if (n > 20) bias.set(7 * n + 3, std::nan(""));  // row 7 of head 0 comes out as zeros
+      const float dequant = float_of(20.0 / 127), scale = 0.3f, quant = float_of(127 / 0.9);
+      const TensorView none;
+      run(
+          out,
+          [&] {
+            call<T>(swin::SoftmaxArgs{scores.view, bias.device.view, masked ? mask.device.view : none, out.view,
+                                      dequant, scale, quant});
+          },
+          bw < 100);
+      call_cpu(swin::SoftmaxArgs{scores.view, bias.host.view, masked ? mask.host.view : none, cpu_out.view, dequant,
+                                 scale, quant});
+      std::vector<double> exact;
+      for (std::int64_t w = 0; w < bw; ++w) {
+        for (std::int64_t h = 0; h < k.heads; ++h) {
+          for (std::int64_t i = 0; i < n; ++i) {
+            std::vector<double> x(n);
+            double top = -1e300, sum = 0;
+            for (std::int64_t j = 0; j < n; ++j) {
+              x[j] = scores[((w * k.heads + h) * n + i) * k.pitch + j] * static_cast<double>(dequant) * scale +
+                     bias[(h * n + i) * n + j] + (masked ? mask[(w % k.windows * n + i) * n + j] : 0.0);
+              top = std::max(top, x[j]);
+            }
+            for (double& v : x) sum += v = std::exp(v - top);
+            for (std::int64_t j = 0; j < k.pitch; ++j) exact.push_back(j < n ? x[j] / sum * quant : 0.0);
+          }
+        }
+      }
+      compare_s8(out, &cpu_out, exact);
+    }
+  }
+}
+
+template <class T>
+void test_patch_embed() {
+  struct Case {
+    std::int64_t batch, chans, height, width, p, c;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{{2, 3, 16, 8, 4, 96, 0},
+                                         {1, 1, 6, 10, 2, 37, 0},
+                                         {3, 2, 3, 3, 1, 5, 0},
+                                         {1, 3, 32, 48, 4, 33, 0},
+                                         {2, 3, 64, 52, 4, 40, 0},
+                                         {1, 5, 14, 21, 7, 16, 0},
+                                         {1, 3, 16, 16, 4, 32, 1}}) {
+    begin(name_of_case("patch_embed", type_name<T>(), {k.batch, k.chans, k.height, k.width, k.p, k.c, k.shift}));
+    Random random(g_case);
+    Tensor<float> image({k.batch, k.chans, k.height, k.width}, k.shift);
+    for (std::int64_t i = 0; i < image.size(); ++i) image[i] = static_cast<float>(random.normal());
+    const std::int64_t kk = k.chans * k.p * k.p, rows = k.batch * (k.height / k.p) * (k.width / k.p);
+    Twin<T> weight({k.c, kk});
+    weight.normal(random, 0.2);
+    Tensor<T> out({rows, k.c});
+    Tensor<float> cpu_out({rows, k.c});
+    run(out, [&] { call<T>(swin::PatchEmbedArgs{image.view, weight.device.view, out.view, k.p}); });
+    call_cpu(swin::PatchEmbedArgs{image.view, weight.host.view, cpu_out.view, k.p});
+    std::vector<double> exact;
+    const std::int64_t wp = k.width / k.p, per_image = k.height / k.p * wp;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t i = 0; i < k.c; ++i) {
+        double sum = 0;
+        for (std::int64_t j = 0; j < kk; ++j) {
+          const std::int64_t channel = j / (k.p * k.p), dy = j / k.p % k.p, dx = j % k.p;
+          const std::int64_t y = r % per_image / wp * k.p + dy, x = r % wp * k.p + dx;
+          sum += static_cast<double>(image[((r / per_image * k.chans + channel) * k.height + y) * k.width + x]) *
+                 weight[i * kk + j];
+        }
+        exact.push_back(sum);
+      }
+    }
+    compare_rounded(out, exact, &cpu_out, 1e-5);
+  }
+}
+
+template <class T>
+void test_final_norm_pool_and_head() {
+  struct Case {
+    std::int64_t batch, tokens, c, classes;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{{2, 49, 768, 100, 0},
+                                         {3, 1, 9, 1, 0},
+                                         {1, 7, 65, 10, 0},
+                                         {1, 20, 1536, 9, 0},
+                                         {5, 300, 40, 7, 0},
+                                         {1, 300, 33, 5, 0},
+                                         {1, 3, 1544, 3, 0},
+                                         {2, 12, 64, 13, 1},
+                                         {1, 144, 1024, 4, 0}}) {
+    begin(name_of_case("final_norm_pool, head", type_name<T>(), {k.batch, k.tokens, k.c, k.classes, k.shift}));
+    Random random(g_case);
+    Twin<T> residual({k.batch * k.tokens, k.c}, k.shift), gamma({k.c}), beta({k.c}), weight({k.classes, k.c}, k.shift),
+        bias({k.classes});
+    residual.normal(random, 2, 0.5);
+    gamma.normal(random, 0.5, 1);
+    beta.normal(random);
+    weight.normal(random, 1 / std::sqrt(k.c));
+    bias.normal(random);
+    if (k.batch > 2) residual.set(k.tokens * k.c, std::nan(""));  // image 1 only
+    Tensor<float> features({k.batch, k.c}), cpu_features({k.batch, k.c}), logits({k.batch, k.classes}),
+        cpu_logits({k.batch, k.classes});
+    run(features, [&] {
+      call<T>(swin::FinalNormPoolArgs{residual.device.view, gamma.device.view, beta.device.view, features.view});
+    });
+    call_cpu(swin::FinalNormPoolArgs{residual.host.view, gamma.host.view, beta.host.view, cpu_features.view});
+    std::vector<double> exact(k.batch * k.c, 0.0), exact_logits;
+    for (std::int64_t r = 0; r < k.batch * k.tokens; ++r) {
+      std::vector<double> x(k.c);
+      for (std::int64_t i = 0; i < k.c; ++i) x[i] = residual[r * k.c + i];
+      layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+      for (std::int64_t i = 0; i < k.c; ++i) exact[r / k.tokens * k.c + i] += x[i] / static_cast<double>(k.tokens);
+    }
+    compare_f32(features, exact, cpu_features, 1e-5);
+    run(logits, [&] { call<T>(swin::HeadArgs{features.view, weight.device.view, bias.device.view, logits.view}); });
+    call_cpu(swin::HeadArgs{features.view, weight.host.view, bias.host.view, cpu_logits.view});
+    for (std::int64_t b = 0; b < k.batch; ++b) {
+      for (std::int64_t i = 0; i < k.classes; ++i) {
+        double sum = bias[i];
+        for (std::int64_t j = 0; j < k.c; ++j) sum += static_cast<double>(features[b * k.c + j]) * weight[i * k.c + j];
+        exact_logits.push_back(sum);
+      }
+    }
+    compare_f32(logits, exact_logits, cpu_logits, 1e-5);
+  }
+}
+
+// ------------------------------------------------------------------------------------------- the parts, and the shim
+// itself
+
+void test_division() {
+  begin("FastDiv");
+  Random random(g_case);
+  std::vector<std::uint32_t> divisors = {1,   2,   3,    5,     7,     12,    49,         56,         96,        255,
+                                         256, 257, 3136, 65535, 65536, 65537, 0x3fffffff, 0x40000000, 0x7fffffff};
+  for (int i = 0; i < 200; ++i)
+    divisors.push_back(1 + static_cast<std::uint32_t>(random.next() % (1u << random.integer(1, 30))));
+  for (std::uint32_t d : divisors) {
+    const swin::cuda::FastDiv by(d);
+    std::vector<std::uint32_t> numbers = {0, 1, d - 1, d, d + 1, 0x7fffffff, 0x7ffffffe};
+    for (std::uint32_t k : {2u, 3u, 1000u}) {
+      if (static_cast<std::uint64_t>(d) * k < 0x7fffffff) numbers.insert(numbers.end(), {d * k - 1, d * k, d * k + 1});
+    }
+    for (int i = 0; i < 200; ++i) numbers.push_back(static_cast<std::uint32_t>(random.next()) >> random.integer(1, 20));
+    for (std::uint32_t n : numbers) {
+      if (n > 0x7fffffff) continue;
+      std::uint32_t rest = n;
+      const std::uint32_t quotient = by.split(rest);
+      if (quotient != n / d || rest != n % d)
+        fail(std::to_string(n) + " / " + std::to_string(d) + " = " + std::to_string(quotient));
+    }
+  }
+}
+
+void test_rounding() {
+  begin("rounding");
+  const float nan = std::nanf(""), inf = std::numeric_limits<float>::infinity();
+  const float in[12] = {0.5f, 1.5f, -0.5f, -1.5f, 126.5f, 127.5f, -128.5f, -129.0f, nan, inf, -inf, 3e9f};
+  const int wanted[12] = {0, 2, 0, -2, 126, 127, -128, -128, 0, 127, -128, 127};
+  for (int i = 0; i < 12; i += 4) {
+    const std::uint32_t word = swin::cuda::quantize_x4(in + i);
+    for (int j = 0; j < 4; ++j) EXPECT(static_cast<std::int8_t>(word >> (8 * j)) == wanted[i + j]);
+  }
+  for (int q = -128; q < 128; ++q) {
+    float x[4];
+    swin::cuda::float_of_s8x4(static_cast<std::uint32_t>(q & 255) * 0x01010101u, x);
+    for (float v : x) EXPECT(v == static_cast<float>(q));
+  }
+  for (int value : {0, 1, -1, 12345, -54321, swin::cuda::kMagicRange, -swin::cuda::kMagicRange}) {
+    EXPECT(swin::cuda::float_of_magic(swin::cuda::kMagicBits + value) == static_cast<float>(value));
+  }
+}
+
+// Every float16 and bfloat16 survives the way to float32 and back, and what lies between two is rounded to even.
+template <class T>
+void test_conversions() {
+  begin(name_of_case("conversions", type_name<T>(), {}));
+  for (std::uint32_t bits = 0; bits < 65536; ++bits) {
+    T x;
+    const std::uint16_t pattern = static_cast<std::uint16_t>(bits);
+    std::memcpy(&x, &pattern, 2);
+    const float value = swin::cuda::to_float(x);
+    const T back = swin::cuda::from_float<T>(value);
+    if (value == value) {
+      EXPECT(std::memcmp(&x, &back, 2) == 0);
+    } else {
+      EXPECT(std::isnan(swin::cuda::to_float(back)));
+    }
+    const std::uint16_t above_pattern = static_cast<std::uint16_t>(bits + 1);
+    T above;
+    std::memcpy(&above, &above_pattern, 2);
+    const float next = swin::cuda::to_float(above);
+    if (!std::isfinite(value) || !std::isfinite(next) || bits == 0x7fff || bits == 0xffff) continue;
+    const float middle = static_cast<float>((static_cast<double>(value) + next) / 2);
+    const T rounded = swin::cuda::from_float<T>(middle);
+    const T& even = bits % 2 == 0 ? x : above;
+    EXPECT(std::memcmp(&rounded, &even, 2) == 0);
+  }
+}
+
+void expect_text(const std::string& text, const char* wanted) {
+  if (text.find(wanted) == std::string::npos) fail("wanted '" + std::string(wanted) + "' in: " + text);
+}
+
+void test_errors_are_named() {
+  begin("errors");
+  Tensor<std::int8_t> x({2, 8});
+  Tensor<__half> out({2, 8});
+  const swin::DequantizeArgs args{x.view, out.view, 1.0f};
+  shim::fail_next_launch(cudaErrorNoKernelImageForDevice);
+  try {
+    call<__half>(args);
+    fail("no error");
+  } catch (const swin::Error& e) {
+    expect_text(e.what(), "dequantize (");
+    expect_text(e.what(), "no kernel image");
+    expect_text(e.what(), "--cuda-arch native");
+  }
+  call<__half>(args);  // and the next one runs
+  out.check_guards();
+}
+
+// What the shim must not let pass.
+void test_shim_notices() {
+  begin("the shim notices");
+  const auto expect_stuck = [](auto&& body) {
+    try {
+      shim::launch(dim3(1), dim3(64), 0, nullptr, body);
+      fail("no error");
+    } catch (const std::logic_error&) {
+    }
+  };
+  expect_stuck([] {
+    if (threadIdx.x != 3) __shfl_xor_sync(0xffffffffu, 1.0f, 1);  // lane 3 does not come
+  });
+  expect_stuck([] {
+    if (threadIdx.x < 32) {
+      __syncthreads();
+    } else if (threadIdx.x == 40) {
+      __shfl_xor_sync(0xffffffffu, 1.0f, 1);
+    } else {
+      __syncwarp();
+    }
+  });
+  // A missing barrier: the result depends on the order.
+  static int shared[64];
+  int first = 0, second = 0;
+  for (auto [order, sum] : {std::pair{shim::Order::kForward, &first}, {shim::Order::kReverse, &second}}) {
+    std::memset(shared, 0, sizeof shared);
+    shim::set_order(order);
+    shim::launch(dim3(1), dim3(64), 0, nullptr, [&, sum = sum] {
+      shared[threadIdx.x] = 1;
+      *sum += shared[(threadIdx.x + 1) % 64];
+    });
+  }
+  shim::set_order(shim::Order::kForward);
+  EXPECT(first != second);
+}
+
+struct Test {
+  std::string name;
+  void (*run)();
+};
+
+template <class T>
+void add_tests(std::vector<Test>& tests) {
+  const std::string type = std::string(" ") + type_name<T>();
+  tests.insert(tests.end(),
+               {{"conversions" + type, test_conversions<T>},
+                {"norm_shift_partition" + type, test_norm_shift_partition<T>},
+                {"proj_bias_residual_norm" + type, test_proj_bias_residual_norm<T>},
+                {"patch_merge_norm" + type, test_patch_merge_norm<T>},
+                {"patch_embed_norm" + type, test_patch_embed_norm<T>},
+                {"bias_gelu" + type, test_bias_gelu<T>},
+                {"gelu range" + type, test_gelu_range<T>},
+                {"bias_residual, dequantize s8" + type,
+                 [] { test_bias_residual_and_dequantize<T, std::int8_t>("bias_residual, dequantize s8"); }},
+                {"bias_residual, dequantize s32" + type,
+                 [] { test_bias_residual_and_dequantize<T, std::int32_t>("bias_residual, dequantize s32"); }},
+                {"qkv_bias" + type, test_qkv_bias<T>},
+                {"qk_gemm, pv_gemm" + type, test_qk_and_pv<T>},
+                {"softmax" + type, test_softmax<T>},
+                {"patch_embed" + type, test_patch_embed<T>},
+                {"final_norm_pool, head" + type, test_final_norm_pool_and_head<T>}});
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<Test> tests = {{"division", test_division},
+                             {"rounding", test_rounding},
+                             {"errors", test_errors_are_named},
+                             {"shim", test_shim_notices}};
+  add_tests<__half>(tests);
+  add_tests<__nv_bfloat16>(tests);
+  int ran = 0;
+  for (const Test& test : tests) {
+    if (argc > 1 && test.name.find(argv[1]) == std::string::npos) continue;
+    const int before = g_failures;
+    const auto start = std::chrono::steady_clock::now();
+    test.run();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::printf("%-6s %6.2f s  %s\n", g_failures == before ? "ok" : "FAILED", seconds, test.name.c_str());
+    ++ran;
+  }
+  const shim::Counters c = shim::counters();
+  std::printf(
+      "%d tests, %lld values compared, %lld int8 off by one at a tie; %lld launches, %lld threads, %lld switches\n",
+      ran, static_cast<long long>(g_compared), static_cast<long long>(g_off_by_one), static_cast<long long>(c.launches),
+      static_cast<long long>(c.threads), static_cast<long long>(c.switches));
+  std::printf(g_failures ? "%d failed\n" : "all passed\n", g_failures);
+  if (ran == 0) std::printf("no test is called that\n");
+  return g_failures || ran == 0 ? 1 : 0;
+}
