@@ -72,7 +72,7 @@ def need_cuda_engine() -> None:
     from pyharness.engine import load
 
     load()
-    if not hasattr(torch.ops.swin_int8, "tune_gemm"):
+    if not json.loads(torch.ops.swin_int8.cuda_info())["built"]:
         raise EngineError(
             "the engine was built without the CUDA backend, which is what tuning is for. Build it on a machine with "
             "nvcc: `bash scripts/build_ft.sh`"

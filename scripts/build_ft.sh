@@ -164,8 +164,6 @@ choose_cuda() {
   nvcc="" architectures=""
   [ "$cpu_only" = 0 ] && [ "$sanitize" = 0 ] || return 0
   local found torch_cuda nvcc_version native
-  # TODO: goes as soon as CMakeLists.txt includes cmake/cuda.cmake.
-  ! grep -q "the CUDA backend is not part of this version" CMakeLists.txt 2>/dev/null || return 0
   found="$(find_nvcc)"
   if [ -z "$found" ]; then
     [ -z "$cuda_arch" ] || no_cuda "there is no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda. It compiles the CUDA backend. Install the CUDA toolkit, or leave the option out."
