@@ -156,9 +156,9 @@ static inline float max_lane(Vf v) {
   return m;
 }
 
-// e^x for x <= 0, within 2 ulp; 0 below -87. Cephes' degree-5 polynomial on [-ln2/2, ln2/2], scaled by 2^n.
+// e^x for x <= 0, within 2 ulp; 0 below -87, NaN for NaN. Cephes' degree-5 polynomial on [-ln2/2, ln2/2], scaled by 2^n.
 static inline Vf exp_nonpositive(Vf x) {
-  const Vf clamped = max_of(x, splat(-87.0f));
+  const Vf clamped = (x < splat(-87.0f)) ? splat(-87.0f) : x;  // NaN stays NaN
   const Vf n = round_even(clamped * splat(1.44269504f));
   const Vf r = (clamped - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
   Vf p = splat(1.9875691500e-4f);

@@ -190,6 +190,14 @@ def test_attention_ops(on: Target, rng, record_ties, bw, heads, n, d):
     assert_same_to_ties(out.check(), reference.pv_gemm(p[..., :n], v, factor), record_ties)
 
 
+def test_softmax_of_a_nan_bias_gives_zeros(on: Target, rng):
+    scores, bias = s8(rng, 1, 1, 20, 32), normal(rng, 1, 20, 20).to(on.real)
+    bias[0, 3, 19] = math.nan
+    out = GuardedOutput((1, 1, 20, 32), torch.int8)
+    on.ops.softmax(scores, bias, None, 0.1, 0.5, 127.0, out.tensor)
+    assert (out.check()[0, 0, 3] == 0).all() and (out.tensor[0, 0, :3] != 0).any(dim=1).all()
+
+
 def test_softmax_mask_repeats_for_every_image(on: Target, rng, record_ties):
     batch, windows, heads, n = 3, 4, 2, 9
     scores, bias = s8(rng, batch * windows, heads, n, 16), normal(rng, heads, n, n).to(on.real)

@@ -30,7 +30,7 @@ class Graph {
   virtual ~Graph() = default;
   virtual const ModelConfig& config() const = 0;
   virtual const Backend& backend() const = 0;
-  virtual std::unique_ptr<Plan> make_plan(std::int64_t batch, void* stream) const = 0;
+  virtual std::unique_ptr<Plan> make_plan(std::int64_t batch, void* stream = nullptr) const = 0;
 };
 
 // `weights`: the FT weight list (docs/weight_format.md) in host memory; an empty slot is a view of no elements.
