@@ -187,7 +187,9 @@ choose_cuda() {
     architectures="${native:-80}"
   fi
   nvcc="$found"
-  say "CUDA backend: nvcc $nvcc_version for sm_${architectures//;/, sm_}"
+  local named="sm_${architectures//;/, sm_}"
+  [ "$architectures" != all ] || named="all architectures"
+  say "CUDA backend: nvcc $nvcc_version for $named"
 }
 
 install_cutlass() {
