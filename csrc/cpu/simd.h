@@ -156,7 +156,7 @@ static inline float max_lane(Vf v) {
   return m;
 }
 
-// e^x for x <= 0, within 2 ulp; 0 below -87, NaN for NaN. Cephes' degree-5 polynomial on [-ln2/2, ln2/2], scaled by 2^n.
+// e^x for x <= 0; 0 below -87, NaN for NaN. Cephes' degree-5 polynomial on [-ln2/2, ln2/2], scaled by 2^n.
 static inline Vf exp_nonpositive(Vf x) {
   const Vf clamped = (x < splat(-87.0f)) ? splat(-87.0f) : x;  // NaN stays NaN
   const Vf n = round_even(clamped * splat(1.44269504f));
