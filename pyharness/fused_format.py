@@ -12,9 +12,6 @@ AMAX_FIELDS = ("qkv_input", "matmul_q", "matmul_k", "matmul_v", "proj_input", "f
 STAGE_AMAX_FIELDS = ("reduction_input",)
 """What `downsample.amax` holds."""
 
-LINEAR_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-"""The linear layers of a block; each has a `.weight` and a `.weight_scale`."""
-
 BLOCK_WEIGHTS: tuple[WeightField, ...] = (
     WeightField("attn.qkv.weight", "s8", ("3C", "C")),
     WeightField("attn.qkv.weight_scale", "f32", ("3C",)),

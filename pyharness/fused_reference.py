@@ -11,15 +11,35 @@ channels, F hidden channels of the MLP. Formulas: docs/fused.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyharness.reference import gelu, gemm_s32, layer_norm, near_tie
+from pyharness.config import FUSED_GRAPH, StageGeometry, SwinConfig
+from pyharness.engine_file import EngineFile
+from pyharness.errors import FormatError
+from pyharness.fused_format import AMAX_FIELDS
+from pyharness.reference import (
+    Node,
+    final_norm_pool,
+    gelu,
+    gemm_s32,
+    head,
+    layer_norm,
+    near_tie,
+    patch_embed,
+    patch_embed_norm,
+    patch_merge_norm,
+    window_order,
+)
 
 TOLERANCE = 1e-3
 """In int8 steps: how far from a tie a value may lie and still be rounded either way."""
+
+
+# --- Operations -------------------------------------------------------------------------------------------------------
 
 
 class Linear(NamedTuple):
@@ -165,3 +185,177 @@ def mlp_residual_norm(
     stream = residual.double() + accumulate(hidden, fc2).reshape(residual.shape)
     slack = (tied.double() @ fc2.weight.double().abs().T * fc2.scale.double()).reshape(residual.shape)
     return Stream(stream, None if norm is None else normalize(stream, norm, order), slack)
+
+
+# --- The whole model --------------------------------------------------------------------------------------------------
+
+
+class FusedReferenceSwin:
+    """The golden model of an engine file of the fused graph, with GELU or without.
+
+    `reference(images)` gives float32 logits [B, num_classes], or the features [B, num_features] where num_classes is 0.
+    FormatError for a file of another graph.
+    """
+
+    def __init__(self, engine_file: EngineFile) -> None:
+        if engine_file.graph != FUSED_GRAPH:
+            raise FormatError(f"an engine file of {engine_file.graph}; FusedReferenceSwin needs one of {FUSED_GRAPH}")
+        self.config: SwinConfig = engine_file.config
+        self.gelu = engine_file.gelu
+        self._weights = engine_file.by_name()
+
+    def __call__(
+        self,
+        images: Tensor,
+        trace: dict[Node, object] | None = None,
+        follow: Mapping[Node, Sequence[Tensor]] | None = None,
+    ) -> Tensor:
+        """Run on `images` float32 [B, in_chans, H, W].
+
+        Where `trace` is a dict, every operation's result is put into it under its `Node`: a `Quantized`, a `Stream` or
+        a float64 tensor. `follow` holds what another implementation's operations wrote: wherever one of its values is
+        right (see `difference`) it is taken over, so that every operation is computed from that implementation's own
+        inputs, and neither a tie nor the rounding of its residual stream spreads. The trace keeps our own results.
+        Raises FormatError on images of another shape.
+        """
+        config, w = self.config, self._weights
+        wanted = (config.in_chans, *config.img_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
+            raise FormatError(f"images must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}], found {list(images.shape)}")
+        record = _Recorder({} if trace is None else trace, follow or {})
+        x = record("patch_embed", patch_embed(images, w["patch_embed.proj.weight"], config.patch_size))
+        parameters = (w[f"patch_embed.{name}"] for name in ("proj.bias", "norm.weight", "norm.bias"))
+        x = record("patch_embed_norm", patch_embed_norm(x, *parameters))
+        for stage in config.stages():
+            x = self._stage(x, stage, record)
+        x = record("final_norm_pool", final_norm_pool(x, w["norm.weight"], w["norm.bias"]))
+        if config.num_classes:
+            x = record("head", head(x, w["head.weight"], w["head.bias"]))
+        return x.float()
+
+    def _stage(self, x: Tensor, stage: StageGeometry, record: _Recorder) -> Tensor:
+        y = record.at(stage.index, 0)("norm1_shift_partition", normalize(x, *self._norm1(stage, 0)))
+        for block in range(stage.depth):
+            x, y = self._block(x, y, stage, block, record.at(stage.index, block))
+        return self._merge(x, stage, record.at(stage.index)) if stage.has_downsample else x
+
+    def _block(
+        self, x: Tensor, y: Tensor, stage: StageGeometry, block: int, record: _Recorder
+    ) -> tuple[Tensor, Tensor | None]:
+        """Residual stream [B, H, W, C] and s8 [M, C] of norm1, in window order, to those of the next block."""
+        prefix, amax = f"layers.{stage.index}.blocks.{block}.", self._amax(stage.index, block)
+        shift = stage.block_shift(block)
+        bias = self._weights[prefix + "attn.relative_position_bias"]
+        mask = self._weights[f"layers.{stage.index}.attn_mask"] if any(shift) else None
+        scale = self.config.qk_scale or stage.head_dim**-0.5
+        factor = _float32(amax["matmul_q"] / 127 * (amax["matmul_k"] / 127) * scale)
+        output_factor = _float32(amax["matmul_v"] / amax["proj_input"])
+        y = record("qkv", linear_s8(y, self._qkv(prefix, amax)))
+        y = record("attention", window_attention(y, stage.heads, factor, bias, mask, output_factor))
+        norm2 = self._norm(prefix + "norm2", amax["fc1_input"])
+        layer = self._linear(prefix + "attn.proj", amax["proj_input"])
+        y = linear_residual_norm(y, layer, x, window_order(stage, shift), norm2)
+        x, y = record.stream("proj_norm", y, lambda residual: normalize(residual, norm2))
+        following = self._norm1(stage, block + 1) if block + 1 < stage.depth else None
+        fc1 = self._linear(prefix + "mlp.fc1", amax["fc1_input"], 1.0 if self.gelu else amax["fc2_input"] / 127)
+        fc2 = self._linear(prefix + "mlp.fc2", amax["fc2_input"])
+        inverse = _float32(127 / amax["fc2_input"]) if self.gelu else None
+        y = mlp_residual_norm(y, fc1, fc2, x, inverse, *(following or (None, None)))
+        return record.stream("mlp_norm", y, lambda residual: normalize(residual, *following))
+
+    def _merge(self, x: Tensor, stage: StageGeometry, record: _Recorder) -> Tensor:
+        prefix = f"layers.{stage.index}.downsample."
+        amax = float(self._weights[prefix + "amax"])
+        norm = self._norm(prefix + "norm", amax)
+        y = Quantized(*patch_merge_norm(x, norm.weight, norm.bias, norm.inverse_scale))
+        y = record("patch_merge_norm", y)
+        batch, height, width, channels = x.shape
+        y = linear_float(y, self._linear(prefix + "reduction", amax))
+        return record("reduction", y.reshape(batch, height // 2, width // 2, 2 * channels))
+
+    def _amax(self, stage: int, block: int) -> dict[str, float]:
+        return dict(zip(AMAX_FIELDS, self._weights[f"layers.{stage}.blocks.{block}.amax"].tolist()))
+
+    def _norm(self, name: str, amax: float) -> Norm:
+        return Norm(self._weights[name + ".weight"], self._weights[name + ".bias"], _float32(127 / amax))
+
+    def _norm1(self, stage: StageGeometry, block: int) -> tuple[Norm, Tensor]:
+        """norm1 of a block, and the window order that it writes in."""
+        amax = self._amax(stage.index, block)["qkv_input"]
+        norm = self._norm(f"layers.{stage.index}.blocks.{block}.norm1", amax)
+        return norm, window_order(stage, stage.block_shift(block))
+
+    def _linear(self, name: str, input_amax: float, step: float = 1.0) -> Linear:
+        """A linear layer whose result is counted in `step`s."""
+        w = self._weights
+        scale = input_amax / 127 * w[name + ".weight_scale"].double() / step
+        return Linear(w[name + ".weight"], scale.float(), w.get(name + ".bias", torch.zeros(0)))
+
+    def _qkv(self, prefix: str, amax: dict[str, float]) -> Linear:
+        """The QKV layer, whose three parts give Q, K and V each in steps of its own."""
+        linear = self._linear(prefix + "attn.qkv", amax["qkv_input"])
+        scale = amax["qkv_input"] / 127 * self._weights[prefix + "attn.qkv.weight_scale"].double()
+        steps = torch.tensor([amax[f"matmul_{part}"] / 127 for part in "qkv"], dtype=torch.float64)
+        steps = steps.repeat_interleave(len(scale) // 3)
+        bias = (linear.bias.double() / steps).float() if linear.bias.numel() else linear.bias
+        return linear._replace(scale=(scale / steps).float(), bias=bias)
+
+
+def _float32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
+def difference(value: Quantized | Tensor, found: Tensor, slack: Tensor | float = 0.0) -> Tensor:
+    """Where `found`, another implementation's result, is wrong: bool of its shape.
+
+    int8 must be the rounding of the exact value, or one that a tie within it allows. What is floating point must be
+    within `slack`, 1e-5 and 1e-5 of the value, and the rounding to `found`'s type where that is not float32.
+    """
+    if isinstance(value, Quantized):
+        return ~rounds_to(found, value)
+    own_type = 0.0 if found.dtype == torch.float32 else 0.51 * torch.finfo(found.dtype).eps
+    found = found.reshape(value.shape).double()
+    return ~((found - value).abs() <= slack + 1e-5 + (1e-5 + own_type) * value.abs())
+
+
+class _Recorder:
+    """Puts results into a trace under the node's name and hands on what to compute with: `follow`'s, where right."""
+
+    def __init__(
+        self,
+        trace: dict[Node, object],
+        follow: Mapping[Node, Sequence[Tensor]],
+        stage: int | None = None,
+        block: int | None = None,
+    ) -> None:
+        self._trace, self._follow, self._stage, self._block = trace, follow, stage, block
+
+    def at(self, stage: int, block: int | None = None) -> _Recorder:
+        return _Recorder(self._trace, self._follow, stage, block)
+
+    def __call__(self, op: str, value: Quantized | Tensor) -> Tensor:
+        """An int8 tensor or a floating-point one."""
+        node = Node(self._stage, self._block, op)
+        self._trace[node] = value
+        return _followed(value, self._follow[node][0]) if node in self._follow else _own(value)
+
+    def stream(self, op: str, value: Stream, normalized: Callable[[Tensor], Quantized]) -> tuple[Tensor, Tensor | None]:
+        """The residual stream, and what `normalized` makes of it where the operation writes that too."""
+        node, residual, quantized = Node(self._stage, self._block, op), value.residual, value.quantized
+        follow = self._follow.get(node)
+        if follow:
+            residual = _followed(residual, follow[0], value.slack)
+            quantized = quantized and normalized(residual)
+        self._trace[node] = value._replace(quantized=quantized)
+        if quantized is None:
+            return residual, None
+        return residual, _followed(quantized, follow[1]) if follow else quantized.q
+
+
+def _own(value: Quantized | Tensor) -> Tensor:
+    return value.q if isinstance(value, Quantized) else value
+
+
+def _followed(value: Quantized | Tensor, found: Tensor, slack: Tensor | float = 0.0) -> Tensor:
+    own = _own(value)
+    return torch.where(difference(value, found, slack), own, found.reshape(own.shape).to(own.dtype))
