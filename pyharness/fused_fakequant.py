@@ -21,7 +21,7 @@ class RowRelative(nn.Module):
 
 @torch.no_grad()
 def fused_model(checkpoint: CalibratedCheckpoint) -> FakeQuantSwin:
-    """The fake-quantized model of `checkpoint` as the fused graph computes it. Errors as `CalibratedCheckpoint.to_model`.
+    """The fake-quantized model of `checkpoint` in the fused graph's arithmetic. Errors as its `to_model`.
 
     Weights are rounded to steps of their output channel; nothing is quantized after a GEMM or ahead of the softmax.
     """
