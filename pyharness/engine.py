@@ -192,6 +192,24 @@ def engine_info() -> dict[str, str]:
     return dict(zip(("backend", "isa", "version", "compiler", "torch_version"), torch.ops.swin_int8.build_info()))
 
 
+@functools.cache
+def runs_graph(graph: str, device: str = "cpu") -> bool:
+    """Whether the loaded engine has `graph` and every operation of it on `device`: the micro model is tried there."""
+    from pyharness.config import MICRO_DIGITS
+    from pyharness.random_engine import random_engine_file
+
+    model = SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, graph)).to(device)
+    try:
+        model(torch.zeros(1, MICRO_DIGITS.in_chans, *MICRO_DIGITS.img_size, device=device))
+    except NotImplementedError:
+        return False
+    except ValueError as error:
+        if "there is no graph" in str(error):
+            return False
+        raise
+    return True
+
+
 def cpu_variants() -> list[str]:
     """Instruction sets the engine can use on this machine, best first."""
     load()

@@ -349,7 +349,7 @@ class _Recorder:
         self._trace[node] = value._replace(quantized=quantized)
         if quantized is None:
             return residual, None
-        return residual, _followed(quantized, follow[1]) if follow else quantized.q
+        return residual, _followed(quantized, follow[1]) if follow and len(follow) > 1 else quantized.q
 
 
 def _own(value: Quantized | Tensor) -> Tensor:
