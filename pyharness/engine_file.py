@@ -49,8 +49,8 @@ def weight_specs(config: SwinConfig, graph: str) -> list[TensorSpec]:
         empty = _empty_slots(config, stage, graph)
         for block in range(stage.depth):
             prefix = f"layers.{stage.index}.blocks.{block}."
-            specs += _resolve(ft_format.BLOCK_WEIGHTS, prefix, symbols, empty)
-        specs += _resolve(ft_format.STAGE_WEIGHTS, f"layers.{stage.index}.", symbols, empty)
+            specs += _resolve(ft_format.block_weights(config.version), prefix, symbols, empty)
+        specs += _resolve(ft_format.stage_weights(config.version), f"layers.{stage.index}.", symbols, empty)
     symbols = {
         "E": config.embed_dim,
         "P": config.in_chans * config.patch_size**2,
@@ -120,6 +120,7 @@ class EngineFile:
             raise FormatError(f"graph {self.graph!r} is unknown; choose one of {', '.join(GRAPHS)}")
         if self.int8_mode not in (1, 2):
             raise FormatError(f"int8_mode {self.int8_mode!r} is unknown; choose 1 or 2")
+        require_int8_mode(self.config, self.int8_mode)
         specs = weight_specs(self.config, self.graph)
         if len(self.tensors) != len(specs):
             raise FormatError(
@@ -136,11 +137,17 @@ class EngineFile:
     @property
     def names(self) -> list[str]:
         """Checkpoint names of `tensors`, in order."""
-        return ft_format.weight_names(self.config.depths, bool(self.config.num_classes))
+        return ft_format.weight_names(self.config.depths, bool(self.config.num_classes), self.config.version)
 
     def by_name(self) -> dict[str, torch.Tensor]:
         """`tensors` by their name."""
         return dict(zip(self.names, self.tensors))
+
+
+def require_int8_mode(config: SwinConfig, int8_mode: int) -> None:
+    """FormatError where FT's graph of `config` has no such int8_mode."""
+    if config.version == 2 and int8_mode != 1:
+        raise FormatError(f"{config.name}: Swin-V2 has int8_mode 1 only, found {int8_mode}; leave --int8-mode out")
 
 
 def scale_list(amax: Mapping[str, float], graph: str) -> torch.Tensor:
@@ -264,7 +271,7 @@ def _from_header(path: str, tensors: dict[str, torch.Tensor], header: dict[str, 
     except ValueError as error:
         raise FormatError(f"{path}: the header is not readable: {error}") from None
     config, graph = SwinConfig.from_json(header["config"]), header["graph"]
-    names = ft_format.weight_names(config.depths, bool(config.num_classes))
+    names = ft_format.weight_names(config.depths, bool(config.num_classes), config.version)
     keys = [f"{position:04d}.{name}" for position, name in enumerate(names)]
     lacking, extra = sorted(set(keys) - tensors.keys()), sorted(tensors.keys() - set(keys))
     if lacking or extra:
