@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyharness.atomic import atomic_path
-from pyharness.results import FUSED_OPS
+from pyharness.results import FUSED_OPS, FUSED_OPS_V2
 
 METHOD_STYLES = {
     "fp32": ("fp32 (timm)", "#555555", "o"),
@@ -31,6 +31,7 @@ OP_STYLES = dict(
         ),
     )
 )  # fmt: skip
+OP_STYLES |= {v2: OP_STYLES[v1] for v1, v2 in zip(FUSED_OPS, FUSED_OPS_V2)}
 """Colour and hatch by fused op."""
 
 
@@ -144,7 +145,7 @@ def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(10.0, 1.5 * len(graphs) + 2.4), layout="constrained")
     for place, graph in enumerate(graphs):
         left = 0.0
-        for op in FUSED_OPS:
+        for op in (op for op in OP_STYLES if any(row["op"] == op for row in rows)):
             drop = sum(max(0.0, row["drop_ms"] or 0.0) for row in rows if row["graph"] == graph and row["op"] == op)
             colour, hatch = OP_STYLES[op]
             axis.barh(

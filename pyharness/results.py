@@ -45,6 +45,18 @@ FUSED_OPS = (
 )
 """The fused operations of the FT graph, in the order they run in; the GELU-less graph lacks fc1_bias_gelu."""
 
+FUSED_OPS_V2 = (
+    "shift_partition",
+    "qkv_bias_normalize",
+    "softmax",
+    "proj_bias_norm1_residual",
+    "fc1_bias_gelu",
+    "fc2_bias_norm2_residual",
+    "patch_merge",
+    "reduction_norm",
+)
+"""Swin-V2's, each in the place of the one above."""
+
 META_FIELDS = ("date", "commit", "dirty", "device", "driver", "cuda", "torch", "engine", "threads", "command")
 
 BLOCK_NAMES = {"table2": "Table 2", "table1": "Table 1", "diff_baseline": "The patch series"}

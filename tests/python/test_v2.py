@@ -25,7 +25,7 @@ from pyharness.convert import describe, to_checkpoint, to_engine_file
 from pyharness.distill import DistillOptions, distill
 from pyharness.engine import SwinInt8
 from pyharness.engine_file import load_engine_file, save_engine_file
-from pyharness.errors import CheckpointError, FormatError, ModelError
+from pyharness.errors import CheckpointError, FormatError
 from pyharness.evaluate import open_predictor
 from pyharness.fakequant import FakeQuantSwin
 from pyharness.position_bias import continuous_bias_table, log_spaced_offsets
@@ -98,11 +98,6 @@ def test_a_description_without_version_is_of_swin_v1():
 def test_bad_geometry_is_named(change, message):
     with pytest.raises(FormatError, match=message):
         dataclasses.replace(MICRO, **change)
-
-
-def test_swin_v2_cr_is_refused_by_name():
-    with pytest.raises(ModelError, match="SwinTransformerV2Cr; only Swin-V1 and -V2"):
-        models.create_model("swinv2_cr_tiny_224")
 
 
 def test_microsofts_layout_loads(seed, tmp_path):
