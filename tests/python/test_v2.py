@@ -261,6 +261,16 @@ def test_int8_mode_2_is_refused():
         random_engine_file(MICRO, "ft_int8", 2)
 
 
+def test_the_fused_graph_is_refused(seed):
+    file = random_engine_file(MICRO, "ft_int8", seed=seed)
+    with pytest.raises(FormatError, match="fused_int8 runs Swin-V1 only; Swin-V2 has ft_int8 and geluless_int8"):
+        random_engine_file(MICRO, "fused_int8")
+    with pytest.raises(FormatError, match="fused_int8 runs Swin-V1 only"):
+        to_engine_file(to_checkpoint(file), "fused_int8")
+    with pytest.raises(NotImplementedError, match="this graph runs Swin-V1 only; Swin-V2 has"):
+        SwinInt8(file.tensors, MICRO, "fused_int8")(torch.zeros(1, 1, 28, 28))
+
+
 # --- Lists and files --------------------------------------------------------------------------------------------------
 
 
