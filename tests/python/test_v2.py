@@ -33,6 +33,7 @@ from pyharness.quantize import calibrate
 from pyharness.random_engine import random_engine_file
 from pyharness.reference import Node, Quantized, ReferenceSwin, ResidualQuantized
 from pyharness.reference_v2 import ReferenceSwinV2
+from pyharness.reproduce_table2 import names_that_run
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -269,6 +270,8 @@ def test_the_fused_graph_is_refused(seed):
         to_engine_file(to_checkpoint(file), "fused_int8")
     with pytest.raises(NotImplementedError, match="this graph runs Swin-V1 only; Swin-V2 has"):
         SwinInt8(file.tensors, MICRO, "fused_int8")(torch.zeros(1, 1, 28, 28))
+    names = ("fp32", "ft_int8", "fused_int8", "geluless_int8")
+    assert names_that_run(names, torch.device("cpu"), 2) == ["fp32", "ft_int8", "geluless_int8"]
 
 
 # --- Lists and files --------------------------------------------------------------------------------------------------
