@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyharness.atomic import atomic_path
-from pyharness.results import FUSED_GRAPH_OPS, FUSED_OPS
+from pyharness.results import FUSED_GRAPH_OPS, FUSED_OPS, FUSED_OPS_V2
 
 METHOD_STYLES = {
     "fp32": ("fp32 (timm)", "#555555", "o"),
@@ -34,6 +34,7 @@ OP_STYLES = dict(
         ),
     )
 )  # fmt: skip
+OP_STYLES |= {v2: OP_STYLES[v1] for v1, v2 in zip(FUSED_OPS, FUSED_OPS_V2)}
 """Colour and hatch by op whose drop is drawn. What takes an op's place in the fused graph has its colour."""
 
 

@@ -48,6 +48,18 @@ FUSED_OPS = (
 )
 """The fused operations of the FT graph, in the order they run in; the GELU-less graph lacks fc1_bias_gelu."""
 
+FUSED_OPS_V2 = (
+    "shift_partition",
+    "qkv_bias_normalize",
+    "softmax",
+    "proj_bias_norm1_residual",
+    "fc1_bias_gelu",
+    "fc2_bias_norm2_residual",
+    "patch_merge",
+    "reduction_norm",
+)
+"""Swin-V2's, each in the place of the one above."""
+
 FUSED_GRAPH_OPS = ("qkv", "attention", "proj_norm", "mlp_norm", "reduction")
 """The operations that only the fused graph has. A GEMM is within each, so their arithmetic is nearly all int8."""
 
