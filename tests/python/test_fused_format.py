@@ -358,6 +358,18 @@ def test_the_program_makes_random_files(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(load_engine_file(out).tensors, expected.tensors))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--graph", "fused_int8", "--int8-mode", "2"], "fused_int8 has no int8_mode 2"),
+        (["--graph", "ft_int8", "--activation", "relu"], "--activation is for fused_int8; ft_int8 says itself"),
+    ],
+)
+def test_options_that_a_graph_would_ignore_are_refused(options, message, tmp_path):
+    with pytest.raises(HarnessError, match=message):
+        main(["random", *options, str(tmp_path / "random.safetensors")])
+
+
 def test_a_checkpoint_cannot_be_of_the_fused_graph():
     ef = random_engine_file(MICRO_DIGITS, "fused_int8")
     with pytest.raises(HarnessError, match="lacks most of the amax"):
