@@ -315,7 +315,7 @@ static inline void gemm_block(Rows rows, std::int64_t count, std::int64_t steps,
       dispatch_rows<Dot, kMaxRows>(
           static_cast<int>(last - first), vectors, rows.data + first * rows.stride, rows.stride, steps,
           units + u * steps * kStepBytes<Dot>, starts + u * kLanes,
-          [&]<int V>(int r, const Vi* acc) { emit.template operator()<V>(first + r, u * kLanes, acc); });
+          [&]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
     }
   }
 }

@@ -14,11 +14,14 @@ enum Amax { kQkvInput, kMatmulQ, kMatmulK, kMatmulV, kProjInput, kFc1Input, kFc2
 
 const float* floats(const TensorView& t) { return t.as<const float>(); }
 
-void need_positive(const std::string& name, const float* values, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    SWIN_CHECK(ValueError, name, std::isfinite(values[i]) && values[i] > 0, "entry ", i, " is ", values[i],
-               "; a positive number is needed: calibrate the checkpoint (pyharness/quantize.py) and convert it again");
-  }
+constexpr const char* kQuantizers[kAmaxCount] = {
+    "attn.qkv._input_quantizer",  "attn.matmul_q_input_quantizer", "attn.matmul_k_input_quantizer",
+    "attn.matmul_v_input_quantizer", "attn.proj._input_quantizer", "mlp.fc1._input_quantizer",
+    "mlp.fc2._input_quantizer"};
+
+void need_positive(const std::string& name, float value) {
+  SWIN_CHECK(ValueError, name, std::isfinite(value) && value > 0, "found ", value,
+             "; a positive number is needed: calibrate the checkpoint (pyharness/quantize.py) and convert it again");
 }
 
 // Reads one Linear: weight, weight_scale and bias stand in this order in the list.
@@ -27,10 +30,15 @@ class LinearReader {
   LinearReader(WeightList& list, const Backend& backend, std::string name, std::int64_t n, std::int64_t k,
                InputRange input = InputRange::kSigned)
       : backend_(backend), name_(std::move(name)), n_(n) {
-    linear_.weight = list.weight(name_ + ".weight", n, k, input);
+    const TensorView& weight = list.next(name_ + ".weight", DType::kS8, {n, k});
+    for (std::int64_t i = 0; i < n * k; ++i) {
+      SWIN_CHECK(ValueError, name_ + ".weight", weight.as<const std::int8_t>()[i] != -128, "row ", i / k, ", column ",
+                 i % k, " is -128; -127 to 127 is needed: convert the checkpoint again");
+    }
+    linear_.weight = backend.pack_weight(weight, input);
     const TensorView& scale = list.next(name_ + ".weight_scale", DType::kF32, {n});
-    need_positive(name_ + ".weight_scale", floats(scale), n);
     scale_ = floats(scale);
+    for (std::int64_t i = 0; i < n; ++i) need_positive(name_ + ".weight_scale[" + std::to_string(i) + "]", scale_[i]);
   }
 
   void read_bias(WeightList& list) { bias_ = floats(list.next(name_ + ".bias", DType::kF32, {n_})); }
@@ -86,7 +94,7 @@ BlockWeights load_block(WeightList& list, const std::string& name, const ModelCo
   w.norm2_gamma = list.parameter(name + ".norm2.weight", DType::kF32, {c});
   w.norm2_beta = list.parameter(name + ".norm2.bias", DType::kF32, {c});
   const float* amax = floats(list.next(name + ".amax", DType::kF32, {kAmaxCount}));
-  need_positive(name + ".amax", amax, kAmaxCount);
+  for (int i = 0; i < kAmaxCount; ++i) need_positive(name + "." + kQuantizers[i] + ": amax", amax[i]);
   w.relative_position_bias =
       list.parameter(name + ".attn.relative_position_bias", DType::kF32, {g.heads, area, area});
 
@@ -120,7 +128,7 @@ StageWeights load_stage(WeightList& list, std::size_t index, const ModelConfig& 
     w.merge_beta = list.parameter(name + ".downsample.norm.bias", DType::kF32, {4 * g.dim});
     LinearReader reduction(list, backend, name + ".downsample.reduction", 2 * g.dim, 4 * g.dim);
     const float* amax = floats(list.next(name + ".downsample.amax", DType::kF32, {1}));
-    need_positive(name + ".downsample.amax", amax, 1);
+    need_positive(name + ".downsample.reduction._input_quantizer: amax", amax[0]);
     w.reduction = reduction.fold(double(amax[0]) / 127.0);
     w.reduction_quant = static_cast<float>(127.0 / double(amax[0]));
   } else {

@@ -18,10 +18,6 @@ class WeightList {
   const TensorView& next(const std::string& name, DType dtype, std::initializer_list<std::int64_t> dims);
   // The next tensor, `dtype` of `dims`, in the backend's layout.
   Parameter parameter(const std::string& name, DType dtype, std::initializer_list<std::int64_t> dims);
-  std::unique_ptr<PackedWeight> weight(const std::string& name, std::int64_t n, std::int64_t k,
-                                       InputRange input = InputRange::kSigned);
-  // Whether the next tensor has no elements.
-  bool next_is_empty() const { return list_[position_].numel() == 0; }
   // Passes over the next tensor; ShapeError where it has elements.
   void empty(const std::string& name, const char* why);
 
