@@ -36,10 +36,10 @@ inline void softmax_rows(const SoftmaxRows& s, Vf* memory) {
       x[v] = v + 1 < count ? y : keep(y, lanes, -3.0e38f);
       largest = max_of(largest, x[v]);
     }
-    const Vf shift = splat(kLog2Of127 - max_lane(largest) * kLog2E);
+    const Vf top = splat(max_lane(largest));
     Vi sum{};
     for (std::int64_t v = 0; v < count; ++v) {
-      const Vi q = rounded(exp2_of(x[v] * kLog2E + shift));
+      const Vi q = rounded(exp2_of((x[v] - top) * kLog2E + kLog2Of127));
       store_bytes(s.p + row * s.pitch + v * kLanes, q);
       sum += q;
     }
