@@ -208,6 +208,7 @@ def test_each_channel_has_its_own_step_and_rounds_half_to_even():
     steps = channel_steps(weight)
     assert steps.tolist() == [1.0, 2.0, 1.0] and steps.dtype == torch.float32
     assert quantize_channels(weight, steps).tolist() == [[127, 0, 2, -2], [-127, 0, 2, 127], [0, 0, 0, 0]]
+    assert quantize_channels(torch.tensor([[-128.0, 130.0]]), torch.ones(1)).tolist() == [[-127, 127]], "never -128"
 
 
 def test_a_channel_too_small_for_a_step_is_zero():
