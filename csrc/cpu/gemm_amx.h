@@ -30,20 +30,31 @@ static inline std::int64_t tile_scratch_bytes(std::int64_t rows, std::int64_t k)
   return ceil_div(kResults + copied * kTile * tile_padded(k), 64) * 64;
 }
 
-static inline void configure_tiles(std::int64_t step) {
+// `shape(tile)` gives the rows and bytes per row of each of the eight tiles.
+struct TileShape {
+  std::int64_t rows, row_bytes;
+};
+template <class Shape>
+static inline void configure_tiles_as(Shape&& shape) {
   struct alignas(64) {
     std::uint8_t palette, start_row, reserved[14];
     std::uint16_t row_bytes[16];
     std::uint8_t rows[16];
   } config = {};
   config.palette = 1;
-  for (int tile = 0; tile < 8; ++tile) {  // 0..3 results, 4 and 5 rows, 6 and 7 weights
-    config.row_bytes[tile] = tile == 4 || tile == 5 ? static_cast<std::uint16_t>(step) : 64;
-    config.rows[tile] = tile >= 6 ? static_cast<std::uint8_t>(step / 4) : kTile;
+  for (int tile = 0; tile < 8; ++tile) {
+    const TileShape s = shape(tile);
+    config.row_bytes[tile] = static_cast<std::uint16_t>(s.row_bytes);
+    config.rows[tile] = static_cast<std::uint8_t>(s.rows);
   }
   // GCC's intrinsics say nothing of the memory that the tile instructions read: it has to be written by then.
   asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
+}
+static inline void configure_tiles(std::int64_t step) {
+  configure_tiles_as([=](int tile) {  // 0..3 results, 4 and 5 rows, 6 and 7 weights
+    return TileShape{tile >= 6 ? step / 4 : kTile, tile == 4 || tile == 5 ? step : 64};
+  });
 }
 
 // R (1 or 2) tiles of rows times V (1 or 2) units; results to out[row][V * kTile].
