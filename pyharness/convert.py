@@ -244,9 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--img-size", type=int, help="default: the model's own")
     command.add_argument("--graph", choices=ENGINE_GRAPHS, default="ft_int8", help="default: ft_int8")
     command.add_argument("--int8-mode", type=int, choices=(1, 2), default=1)
-    command.add_argument(
-        "--activation", choices=("relu", "gelu"), default="relu", help=f"of {FUSED_GRAPH} (default: relu)"
-    )
+    command.add_argument("--activation", choices=("relu", "gelu"), help=f"of {FUSED_GRAPH} alone (default: relu)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command = commands.add_parser("show", help="print the header and the scales of an engine file")
@@ -267,11 +265,20 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "to-engine":
             ef = to_engine_file(load_calibrated(args.checkpoint), args.graph)
         else:
+            _check_random(args)
             config = _geometry(args.model, args.img_size)
-            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation)
+            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation or "relu")
         save_engine_file(args.out, ef)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
     return 0
+
+
+def _check_random(args: argparse.Namespace) -> None:
+    """HarnessError for an option that the graph would ignore."""
+    if args.graph == FUSED_GRAPH and args.int8_mode != 1:
+        raise HarnessError(f"{FUSED_GRAPH} has no int8_mode {args.int8_mode}; leave --int8-mode out")
+    if args.graph != FUSED_GRAPH and args.activation:
+        raise HarnessError(f"--activation is for {FUSED_GRAPH}; {args.graph} says itself whether there is GELU")
 
 
 def _geometry(name: str, img_size: int | None) -> SwinConfig:

@@ -151,7 +151,7 @@ def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
     for place, graph in enumerate(graphs):
         left = 0.0
         drops = {row["op"]: row["drop_ms"] for row in rows if row["graph"] == graph and row["drop_ms"] is not None}
-        for op in (op for op in OP_STYLES if op in drops):
+        for op in (op for op in drops if op in OP_STYLES):  # rows of fused ops stand in the graph's order
             drop = max(0.0, drops[op])
             colour, hatch = OP_STYLES[op]
             axis.barh(
