@@ -279,6 +279,7 @@ def run(args: argparse.Namespace, isa: str) -> int:
     found: list[Mapping[str, Any]] = [] if args.prepare else rows.resumed(args.out, meta, args.fresh)
     before = None if args.fresh else rows.load(args.out)
     this_run = {"date": meta["date"], "command": meta["command"], "isa": isa, "engine_isa": info["isa"]}
+    this_run["torch_isa"] = torch.backends.cpu.get_cpu_capability()
     meta["runs_of_this_file"] = [*(before["meta"].get("runs_of_this_file", []) if before else []), this_run]
     groups = [(m, b, t) for m in args.models for b in args.batch for t in args.threads]
     for model, batch, threads in groups:

@@ -10,7 +10,6 @@ import copy
 import functools
 import importlib.util
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -163,13 +162,17 @@ def inductor_settings(**settings: Any) -> Iterator[None]:
     """Inside, torch.compile uses `settings`: freezing is decided while the model is traced, too early for the `options`
     of torch.compile alone. Autotuning's tables are not printed."""
     import torch._inductor.config as inductor
+    from torch._inductor import select_algorithm
 
-    before = os.environ.get("TORCHINDUCTOR_MAX_AUTOTUNE_REPORT_CHOICES_STATS")
-    os.environ["TORCHINDUCTOR_MAX_AUTOTUNE_REPORT_CHOICES_STATS"] = "0"
-    with inductor.patch(**settings):
-        yield
-    if before is None:
-        del os.environ["TORCHINDUCTOR_MAX_AUTOTUNE_REPORT_CHOICES_STATS"]
+    printed = getattr(select_algorithm, "PRINT_AUTOTUNE", None)
+    if printed is not None:
+        select_algorithm.PRINT_AUTOTUNE = False
+    try:
+        with inductor.patch(**settings):
+            yield
+    finally:
+        if printed is not None:
+            select_algorithm.PRINT_AUTOTUNE = printed
 
 
 def _compiled(model: nn.Module, images: Tensor, **settings: Any) -> Callable[[], Tensor]:
