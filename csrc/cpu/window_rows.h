@@ -20,4 +20,14 @@ static inline std::int64_t image_row(const WindowGeometry& g, std::int64_t row) 
   return (b * g.height + y) * g.width + x;
 }
 
+// Its inverse: the window-order row of image row `row`.
+static inline std::int64_t window_row(const WindowGeometry& g, std::int64_t row) {
+  const std::int64_t x = (row % g.width + g.width - g.shift_w) % g.width;
+  row /= g.width;
+  const std::int64_t y = (row % g.height + g.height - g.shift_h) % g.height;
+  const std::int64_t b = row / g.height;
+  const std::int64_t window = (b * (g.height / g.window_h) + y / g.window_h) * (g.width / g.window_w) + x / g.window_w;
+  return window * g.window_area() + y % g.window_h * g.window_w + x % g.window_w;
+}
+
 }  // namespace swin::cpu::SWIN_ISA
