@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyharness import config as geometry
 from pyharness import measure, results
+from pyharness.config import ENGINE_GRAPHS
 from pyharness.errors import EngineError, run_cli
 from pyharness.latency_breakdown import DEFAULT_MODEL, Ceilings
 from pyharness.training import report
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 KIND = "roofline_cpu"
 DEFAULT_RUNS = 20
 GEMM_KIND = "gemm"
+
+
+def is_gemm(kind: str, op: str) -> bool:
+    """Whether an operation is a GEMM, alone or with what the fused graph does to its result."""
+    return kind == GEMM_KIND or op in results.FUSED_GRAPH_OPS
+
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def rows_of(ops: Sequence[OpInfo], direct_ms: Sequence[float], ceilings: Ceiling
 def gemm_summary(rows: Sequence[RooflineRow], ceilings: Mapping[str, float]) -> dict[str, Any]:
     """All GEMMs of one graph together: their milliseconds and share of all ops' time, the GOP/s they attain, that over
     each integer ceiling (names ending in `_gop_s`), and their bounds over their time. Zeros where there is no GEMM."""
-    gemms = [row for row in rows if row.kind == GEMM_KIND]
+    gemms = [row for row in rows if is_gemm(row.kind, row.op)]
     milliseconds, total = sum(row.direct_ms for row in gemms), sum(row.direct_ms for row in rows)
     attained = sum(row.operations for row in gemms) / milliseconds / 1e6 if milliseconds > 0 else 0.0
     integer = {name: value for name, value in ceilings.items() if name.endswith("_gop_s")}
@@ -240,7 +246,7 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
                 textcoords="offset points", ha="right", fontsize=8,
             )  # fmt: skip
             for kind, colour, marker in ((True, GEMM_COLOUR, "o"), (False, OTHER_COLOUR, "s")):
-                some = [row for row in mine if (row["kind"] == GEMM_KIND) == kind]
+                some = [row for row in mine if is_gemm(row["kind"], row["op"]) == kind]
                 axis.scatter(
                     [r["intensity"] for r in some], [r["attained_gop_s"] for r in some], marker=marker, color=colour,
                     s=[30 + 700 * r["direct_ms"] / whole for r in some], alpha=0.75, edgecolors="white", zorder=3,
@@ -272,11 +278,10 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="roofline_cpu.py", description=__doc__.split("\n\n")[0])
-    graphs = getattr(geometry, "ENGINE_GRAPHS", geometry.GRAPHS)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="timm name, weights random (default: %(default)s)")
     parser.add_argument(
-        "--graphs", nargs="+", choices=graphs, default=list(graphs), metavar="GRAPH",
-        help=f"which of {', '.join(graphs)} (default: all)",
+        "--graphs", nargs="+", choices=ENGINE_GRAPHS, default=list(ENGINE_GRAPHS), metavar="GRAPH",
+        help=f"which of {', '.join(ENGINE_GRAPHS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--isa", nargs="+", metavar="NAME",

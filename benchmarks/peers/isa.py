@@ -39,7 +39,7 @@ def _variables(engine: str, aten: str, onednn: str, mkl: str) -> dict[str, str]:
 
 ISAS = {
     NATIVE: Isa(512),
-    "amx": Isa(512, _variables("amx", "avx512", "AVX512_CORE_AMX", "AVX512_E4")),
+    "amx_int8": Isa(512, _variables("amx_int8", "avx512", "AVX512_CORE_AMX", "AVX512_E4")),
     "avx512_vnni": Isa(512, _variables("avx512_vnni", "avx512", "AVX512_CORE_VNNI", "AVX512_E1"), ("amx", "bf16")),
     "avx_vnni": Isa(256, _variables("avx_vnni", "avx2", "AVX2_VNNI", "AVX2"), ("amx", "avx512")),
     "avx2": Isa(256, _variables("avx2", "avx2", "AVX2", "AVX2"), ("amx", "avx512", "vnni")),
@@ -77,7 +77,7 @@ def restart_on(isa: str, argv: list[str] | None = None) -> None:
 
 def has_bf16(isa: str, flags: frozenset[str]) -> bool:
     """Whether bf16 arithmetic in hardware is there, and left in by `isa`."""
-    return bool(flags & {"amx_bf16", "avx512_bf16"}) and isa in (NATIVE, "amx")
+    return bool(flags & {"amx_bf16", "avx512_bf16"}) and isa in (NATIVE, "amx_int8")
 
 
 def has_vnni(isa: str, flags: frozenset[str]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +21,10 @@ from torch import Tensor, nn
 from benchmarks.peers import isa as isas
 from benchmarks.peers import runtimes
 from benchmarks.peers.artefacts import kept, megabytes, version_of
-from pyharness import config as geometry
+from pyharness import results
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
 from pyharness.errors import HarnessError
+from pyharness.pipeline import file_digest
 
 if TYPE_CHECKING:
     from pyharness.config import SwinConfig
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 8
 """Batches that static quantizers see. The weights are random, so that more would calibrate nothing better."""
 
-FUSED = "fused_int8"
+FILE_SOURCES = ("engine_file", "ft_format", "fused_format", "random_engine")
+"""Modules of the harness that this engine's random files depend on."""
+
 GELU = "_gelu"
 """Ending of the method that runs a GELU model on a graph which runs both kinds."""
 
@@ -123,8 +126,9 @@ def _engine(setting: Setting, graph: str, **options: Any) -> Built:
     def make(into: Path) -> None:
         save_engine_file(into / "engine.safetensors", random_engine_file(setting.config, graph, **options))
 
-    name = f"{setting.name}-{graph}{GELU if options.get('gelu') else ''}"
-    file = kept(setting.work, name, setting.key(recipe), make) / "engine.safetensors"
+    name = f"{setting.name}-{graph}{GELU if options else ''}"
+    sources = {source: file_digest(results.ROOT / "pyharness" / f"{source}.py") for source in FILE_SOURCES}
+    file = kept(setting.work, name, {**setting.key(recipe), **sources}, make) / "engine.safetensors"
     forced = None if setting.isa == isas.NATIVE else "yes"
     alone = ["engine", str(file), setting.shape, str(setting.threads)]
     call = functools.partial(SwinInt8.from_file(file), setting.images)
@@ -133,13 +137,11 @@ def _engine(setting: Setting, graph: str, **options: Any) -> Built:
 
 def engine_methods() -> list[Method]:
     """One method for each graph of the engine, and for the fused graph one more on a GELU model."""
-    from pyharness.random_engine import random_engine_file
-
     methods = []
-    for graph in getattr(geometry, "ENGINE_GRAPHS", geometry.GRAPHS):
+    for graph in ENGINE_GRAPHS:
         methods.append(Method(graph, "int8", ("torch",), functools.partial(_engine, graph=graph), ours=True))
-        if graph == FUSED and "gelu" in inspect.signature(random_engine_file).parameters:
-            gelu = functools.partial(_engine, graph=graph, gelu=True)
+        if graph == FUSED_GRAPH:
+            gelu = functools.partial(_engine, graph=graph, activation="gelu")
             methods.append(Method(graph + GELU, "int8", ("torch",), gelu, ours=True))
     return methods
 

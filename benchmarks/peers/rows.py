@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pyharness import measure, results
+from pyharness.config import FUSED_GRAPH
 from pyharness.errors import HarnessError
 from pyharness.plots import short_model
 from pyharness.results import Table2Row
 
 KIND = "peers_cpu"
 OURS, PEER = "ours", "peer"
-FUSED = "fused_int8"
+FUSED = FUSED_GRAPH
 BASELINE = "ft_int8"
 
 Group = tuple[str, int, int, str]
