@@ -229,7 +229,8 @@ def measure_ceilings(threads: int) -> dict[str, float]:
     """This machine's ceilings, measured now on `threads` threads.
 
     copy_gb_s: bytes read plus written by a large copy; s8_gop_s: the GEMM's own integer dot product in registers only;
-    u8_gop_s: the one it uses where its input is known to be 0..127, as behind a ReLU; f32_gflop_s: float32 multiply-add, likewise. A multiply-add counts as two operations.
+    u8_gop_s: the one it uses where its input is known to be 0..127, as behind a ReLU; f32_gflop_s: float32 multiply-add,
+    likewise. A multiply-add counts as two operations.
     """
     load()
     return dict(zip(("copy_gb_s", "s8_gop_s", "u8_gop_s", "f32_gflop_s"), torch.ops.swin_int8.ceilings(threads)))

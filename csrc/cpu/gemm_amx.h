@@ -12,7 +12,8 @@
 namespace swin::cpu::SWIN_ISA {
 
 inline constexpr std::int64_t kTile = 16;                                      // rows, or columns, of a tile
-inline constexpr std::int64_t kResults = 4 * kTile * kTile * sizeof(std::int32_t);  // bytes of one step's results
+inline constexpr std::int64_t kGroupResults = 4 * kTile * kTile;                        // of two tiles by two
+inline constexpr std::int64_t kResults = 2 * kGroupResults * sizeof(std::int32_t);      // bytes of two groups' results
 
 // Values of k that one tile holds: at most 64.
 static inline std::int64_t tile_step(std::int64_t k) {
@@ -23,7 +24,7 @@ static inline std::int64_t tile_step(std::int64_t k) {
 }
 static inline std::int64_t tile_padded(std::int64_t k) { return ceil_div(k, tile_step(k)) * tile_step(k); }
 
-// The results of one step, then copies of rows: all of them where K is padded, else the last few.
+// The results of two groups, then copies of rows: all of them where K is padded, else the last few.
 static inline std::int64_t tile_scratch_bytes(std::int64_t rows, std::int64_t k) {
   const std::int64_t copied = tile_padded(k) == k ? 1 : ceil_div(rows, kTile);
   return ceil_div(kResults + copied * kTile * tile_padded(k), 64) * 64;
@@ -46,15 +47,24 @@ static inline void configure_tiles(std::int64_t step) {
 }
 
 // R (1 or 2) tiles of rows times V (1 or 2) units; results to out[row][V * kTile].
+// `ahead`: weights to fetch from memory meanwhile, as many as this call reads; or null.
 template <int R, int V>
 static inline void tile_kernel(const std::int8_t* const* rows, const std::int64_t* strides, std::int64_t steps,
-                               std::int64_t step, const std::int8_t* units, std::int64_t unit_size, std::int32_t* out) {
+                               std::int64_t step, const std::int8_t* units, std::int64_t unit_size,
+                               const std::int8_t* ahead, std::int32_t* out) {
   _tile_zero(0);
   if constexpr (V == 2) _tile_zero(1);
   if constexpr (R == 2) _tile_zero(2);
   if constexpr (R == 2 && V == 2) _tile_zero(3);
   for (std::int64_t s = 0; s < steps; ++s) {
     const std::int8_t* w = units + s * step * kTile;
+    if (ahead != nullptr) {
+      for (std::int64_t line = 0; line < step * kTile; line += 64) {
+        for (int v = 0; v < V; ++v) {
+          __builtin_prefetch(ahead + v * unit_size + s * step * kTile + line, 0, 2);
+        }
+      }
+    }
     _tile_loadd(4, rows[0] + s * step, strides[0]);
     _tile_loadd(6, w, 64);
     _tile_dpbssd(0, 4, 6);
@@ -75,19 +85,32 @@ static inline void tile_kernel(const std::int8_t* const* rows, const std::int64_
   if constexpr (R == 2 && V == 2) _tile_stored(3, out + kTile * V * kTile + kTile, kPitch);
 }
 
-template <int R, int V, class Emit>
-static inline void tile_group(const std::int8_t* const* rows, const std::int64_t* strides, std::int64_t first,
-                              std::int64_t count, std::int64_t steps, std::int64_t step, const std::int8_t* units,
-                              std::int64_t unit, std::int64_t unit_size, std::int32_t* results, Emit&& emit) {
-  tile_kernel<R, V>(rows, strides, steps, step, units + unit * unit_size, unit_size, results);
-  for (std::int64_t r = 0; r < count; ++r) {
+// A group's results, where they lie.
+struct TileGroup {
+  const std::int32_t* results = nullptr;  // [rows][columns], columns a multiple of 16
+  std::int64_t row, rows, unit, units;
+};
+
+template <int V, class Emit>
+static inline void emit_rows(const TileGroup& group, Emit&& emit) {
+  for (std::int64_t r = 0; r < group.rows; ++r) {
     Vi acc[V];
-    std::memcpy(acc, results + r * V * kTile, sizeof acc);
-    emit.template operator()<V>(first + r, unit * kTile, acc);
+    std::memcpy(acc, group.results + r * V * kTile, sizeof acc);
+    emit.template operator()<V>(group.row + r, group.unit * kTile, acc);
+  }
+}
+template <class Emit>
+static inline void emit_group(const TileGroup& group, Emit&& emit) {
+  if (group.results == nullptr) return;
+  if (group.units == 2) {
+    emit_rows<2>(group, emit);
+  } else {
+    emit_rows<1>(group, emit);
   }
 }
 
-// See multiply_block (packed_gemm.h).
+// See multiply_block (packed_gemm.h). A group's results are emitted after the next group's tiles were set going: the
+// vector units work on one while the tiles work on the other.
 template <class Emit>
 static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
                                   const std::int8_t* units, std::int64_t first_unit, std::int64_t last_unit,
@@ -106,8 +129,9 @@ static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std
     std::memset(copies + (rows - in_place) * padded, 0, missing * padded);
   }
   configure_tiles(step);
+  TileGroup before;
   for (std::int64_t u = first_unit; u < last_unit; u += 2) {
-    const bool pair = u + 1 < last_unit;
+    const std::int64_t vectors = min_of(2, last_unit - u);
     for (std::int64_t r = 0; r < rows; r += 2 * kTile) {
       const std::int8_t* tiles[2];
       std::int64_t strides[2];
@@ -116,20 +140,26 @@ static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std
         tiles[i] = row < in_place ? x + row * stride : copies + (row - in_place) * padded;
         strides[i] = row < in_place ? stride : padded;
       }
-      const std::int64_t count = min_of(2 * kTile, rows - r);
-      if (count > kTile) {
-        if (pair) {
-          tile_group<2, 2>(tiles, strides, r, count, steps, step, units, u, unit_size, results, emit);
+      const TileGroup group{results, r, min_of(2 * kTile, rows - r), u, vectors};
+      const std::int8_t* w = units + u * unit_size;
+      const std::int8_t* ahead = r == 0 && u + 4 <= last_unit ? w + 2 * unit_size : nullptr;
+      if (group.rows > kTile) {
+        if (vectors == 2) {
+          tile_kernel<2, 2>(tiles, strides, steps, step, w, unit_size, ahead, results);
         } else {
-          tile_group<2, 1>(tiles, strides, r, count, steps, step, units, u, unit_size, results, emit);
+          tile_kernel<2, 1>(tiles, strides, steps, step, w, unit_size, ahead, results);
         }
-      } else if (pair) {
-        tile_group<1, 2>(tiles, strides, r, count, steps, step, units, u, unit_size, results, emit);
+      } else if (vectors == 2) {
+        tile_kernel<1, 2>(tiles, strides, steps, step, w, unit_size, ahead, results);
       } else {
-        tile_group<1, 1>(tiles, strides, r, count, steps, step, units, u, unit_size, results, emit);
+        tile_kernel<1, 1>(tiles, strides, steps, step, w, unit_size, ahead, results);
       }
+      emit_group(before, emit);
+      before = group;
+      results = static_cast<std::int32_t*>(scratch) + (results == scratch ? kGroupResults : 0);
     }
   }
+  emit_group(before, emit);
   _tile_release();
 }
 

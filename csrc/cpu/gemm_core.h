@@ -168,12 +168,76 @@ static inline Rows prepare_rows(const std::int8_t* x, std::int64_t stride, std::
   return {static_cast<const char*>(scratch), packed};
 }
 
+#if defined(__AVX2__)
+static inline __m128i load16(const std::int8_t* source) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+}
+
+// kLanes rows of 16 bytes (`stride` apart) to 16 / kStep steps of kLanes words of kStep bytes: a transposition.
+template <int kStep>
+static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit) {
+#if defined(SWIN_MASKED_LANES)
+  __m512i r[4];  // row i, i + 4, i + 8 and i + 12
+  for (int i = 0; i < 4; ++i) {
+    const std::int8_t* row = rows + i * stride;
+    r[i] = _mm512_castsi128_si512(load16(row));
+    r[i] = _mm512_inserti32x4(r[i], load16(row + 4 * stride), 1);
+    r[i] = _mm512_inserti32x4(r[i], load16(row + 8 * stride), 2);
+    r[i] = _mm512_inserti32x4(r[i], load16(row + 12 * stride), 3);
+  }
+  const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+  const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+  _mm512_storeu_si512(unit, _mm512_unpacklo_epi64(a, c));
+  _mm512_storeu_si512(unit + 64, _mm512_unpackhi_epi64(a, c));
+  _mm512_storeu_si512(unit + 128, _mm512_unpacklo_epi64(b, d));
+  _mm512_storeu_si512(unit + 192, _mm512_unpackhi_epi64(b, d));
+#else
+  if constexpr (kStep == 4) {
+    __m256i r[4];  // row i and i + 4
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(rows + i * stride)), load16(rows + (i + 4) * stride), 1);
+    }
+    const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
+    const __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+    __m256i* target = reinterpret_cast<__m256i*>(unit);
+    _mm256_storeu_si256(target, _mm256_unpacklo_epi64(a, c));
+    _mm256_storeu_si256(target + 1, _mm256_unpackhi_epi64(a, c));
+    _mm256_storeu_si256(target + 2, _mm256_unpacklo_epi64(b, d));
+    _mm256_storeu_si256(target + 3, _mm256_unpackhi_epi64(b, d));
+  } else {
+    __m128i r[8], s[8];
+    for (int i = 0; i < 8; ++i) r[i] = load16(rows + i * stride);
+    for (int i = 0; i < 4; ++i) {  // pairs of rows, word by word
+      s[i] = _mm_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+      s[i + 4] = _mm_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    __m128i* target = reinterpret_cast<__m128i*>(unit);
+    for (int half = 0; half < 2; ++half) {
+      const __m128i *q = s + 4 * half;
+      const __m128i a = _mm_unpacklo_epi32(q[0], q[1]), b = _mm_unpackhi_epi32(q[0], q[1]);
+      const __m128i c = _mm_unpacklo_epi32(q[2], q[3]), d = _mm_unpackhi_epi32(q[2], q[3]);
+      _mm_storeu_si128(target + 4 * half, _mm_unpacklo_epi64(a, c));
+      _mm_storeu_si128(target + 4 * half + 1, _mm_unpackhi_epi64(a, c));
+      _mm_storeu_si128(target + 4 * half + 2, _mm_unpacklo_epi64(b, d));
+      _mm_storeu_si128(target + 4 * half + 3, _mm_unpackhi_epi64(b, d));
+    }
+  }
+#endif
+}
+#endif
+
 // Packs columns [first, first + kLanes) of w[n, k] (row-major, `stride` apart) into one unit; missing ones are zero.
 template <class Dot>
 static inline void pack_unit_nk(const std::int8_t* w, std::int64_t stride, std::int64_t n, std::int64_t k,
                                 std::int64_t first, std::int8_t* unit) {
   constexpr std::int64_t kStep = Dot::kStepK;
   const std::int64_t columns = min_of(n - first, kLanes), full = k / kStep;
+#if defined(__AVX2__)
+  if (columns == kLanes && k % 16 == 0) {
+    for (std::int64_t i = 0; i < k; i += 16) transpose_words<kStep>(w + first * stride + i, stride, unit + i * kLanes);
+    return;
+  }
+#endif
   if (columns < kLanes || full * kStep < k) std::memset(unit, 0, unit_bytes<Dot>(k));
   for (std::int64_t j = 0; j < columns; ++j) {
     const std::int8_t* source = w + (first + j) * stride;
@@ -315,7 +379,7 @@ static inline void gemm_block(Rows rows, std::int64_t count, std::int64_t steps,
       dispatch_rows<Dot, kMaxRows>(
           static_cast<int>(last - first), vectors, rows.data + first * rows.stride, rows.stride, steps,
           units + u * steps * kStepBytes<Dot>, starts + u * kLanes,
-          [&]<int V>(int r, const Vi* acc) { emit.template operator()<V>(first + r, u * kLanes, acc); });
+          [&]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
     }
   }
 }

@@ -15,7 +15,7 @@ void run(const GemmS8Args& args, const ExecContext& context, Emit&& emit) {
   const std::int64_t m = args.x.dim(0), k = w.k;
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
-                   scratch, task.same_rows, [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+                   scratch, task.same_rows, [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
                      emit.template operator()<V>(task.first + row, column, acc);
                    });
   });
@@ -26,7 +26,7 @@ void requantize(const GemmS8Args& args, const ExecContext& context) {
   const std::int64_t n = args.w->n;
   std::int8_t* out = args.out.as<std::int8_t>();
   const float factor = args.factor;
-  run(args, context, [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+  run(args, context, [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
     Vf y[V];
     for (int v = 0; v < V; ++v) {
       y[v] = __builtin_convertvector(acc[v], Vf) * factor;
@@ -43,7 +43,7 @@ void gemm_s8(const GemmS8Args& args, const ExecContext& context) {
   if (args.out.dtype == DType::kS32) {
     const std::int64_t n = args.w->n;
     std::int32_t* out = args.out.as<std::int32_t>();
-    run(args, context, [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+    run(args, context, [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
       std::memcpy(out + row * n + column, acc, min_of(V * kLanes, n - column) * sizeof(std::int32_t));
     });
   } else if (args.epilogue == Epilogue::kRelu) {

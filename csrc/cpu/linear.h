@@ -18,7 +18,7 @@ struct Channels {
 
   // Calls body(v, channel, lanes) for the vectors that begin below `count`.
   template <int V, class Body>
-  void each(std::int64_t column, Body&& body) const {
+  SWIN_INLINE void each(std::int64_t column, Body&& body) const {
     for (int v = 0; v < V; ++v) {
       const std::int64_t i = column + v * kLanes;
       if (i + kLanes <= count) {
@@ -30,9 +30,9 @@ struct Channels {
   }
 
   template <int V>
-  void apply(const Vi* acc, std::int64_t column, Vf* y) const {
+  SWIN_INLINE void apply(const Vi* acc, std::int64_t column, Vf* y) const {
     for (int v = 0; v < V; ++v) y[v] = Vf{};
-    each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) {
+    each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
       y[v] = __builtin_convertvector(acc[v], Vf) * load(scale + i, lanes);
       if (bias != nullptr) y[v] += load(bias + i, lanes);
     });
@@ -55,16 +55,16 @@ struct NormQuantize {
 
 // Adds a GEMM's results to rows of the residual stream, row r of the block to residual row target[r].
 struct ResidualAdd {
-  const Channels& channels;
+  const Channels channels;
   float* residual;
   const std::int64_t* target;
 
   template <int V>
-  void operator()(std::int64_t row, std::int64_t column, const Vi* acc) const {
+  SWIN_INLINE void operator()(std::int64_t row, std::int64_t column, const Vi* acc) const {
     Vf y[V];
     channels.apply<V>(acc, column, y);
     float* x = residual + target[row] * channels.count;
-    channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) {
+    channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
       store(x + i, load(x + i, lanes) + y[v], lanes);
     });
   }

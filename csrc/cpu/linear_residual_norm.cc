@@ -15,7 +15,8 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
   BlockCounts counts(m);
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     std::int64_t target[kBlockRows];
-    for (std::int64_t r = 0; r < task.rows; ++r) target[r] = image_row(args.geometry, task.first + r);
+    ImageRows rows(args.geometry, task.first);
+    for (std::int64_t r = 0; r < task.rows; ++r, rows.next()) target[r] = rows.row();
     multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
                    scratch, task.same_rows, ResidualAdd{channels, residual, target});
     if (!counts.completes(task)) return;

@@ -16,17 +16,17 @@ void linear_s8(const LinearS8Args& args, const ExecContext& context) {
     };
     if (args.out.dtype == DType::kS8) {
       std::int8_t* out = args.out.as<std::int8_t>() + task.first * n;
-      multiply([&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+      multiply([=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
         Vf y[V];
         channels.apply<V>(acc, column, y);
         store_s8_columns<V>(out + row * n + column, y, n - column);
       });
     } else {
       float* out = args.out.as<float>() + task.first * n;
-      multiply([&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+      multiply([=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
         Vf y[V];
         channels.apply<V>(acc, column, y);
-        channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) { store(out + row * n + i, y[v], lanes); });
+        channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE { store(out + row * n + i, y[v], lanes); });
       });
     }
   });

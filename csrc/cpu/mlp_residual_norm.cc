@@ -30,20 +30,20 @@ struct Mlp {
 
   // Hidden columns of `task`'s rows, to `hidden` [rows, f].
   void first(const BlockTask& task, std::int8_t* hidden, void* scratch) const {
-    const auto multiply = [&](auto&& activate) {
+    const auto multiply = [&](auto activate) {
       multiply_block(w1, args.x.as<const std::int8_t>() + task.first * c, c, task.rows, task.first_unit, task.last_unit,
-                     scratch, task.same_rows, [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+                     scratch, task.same_rows, [=, channels = channels1, f = f]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
                        Vf y[V];
-                       channels1.apply<V>(acc, column, y);
+                       channels.template apply<V>(acc, column, y);
                        for (int v = 0; v < V; ++v) y[v] = activate(y[v]);
                        store_s8_columns<V>(hidden + row * f + column, y, f - column);
                      });
     };
     if (args.activation == Activation::kRelu) {
-      multiply([](Vf y) { return max_of(y, Vf{}); });
+      multiply([](Vf y) SWIN_INLINE { return max_of(y, Vf{}); });
     } else {
       const float quant = args.hidden_quant;
-      multiply([quant](Vf y) { return gelu(y) * quant; });
+      multiply([quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
     }
   }
 
@@ -57,8 +57,9 @@ struct Mlp {
 
   void finish(const BlockTask& task) const {
     if (!args.out) return;
-    for (std::int64_t row = task.first; row < task.first + task.rows; ++row) {
-      norm(args.residual.as<const float>() + row * c, args.out.as<std::int8_t>() + window_row(args.geometry, row) * c);
+    WindowRows target(args.geometry, task.first);
+    for (std::int64_t row = task.first; row < task.first + task.rows; ++row, target.next()) {
+      norm(args.residual.as<const float>() + row * c, args.out.as<std::int8_t>() + target.row() * c);
     }
   }
 };

@@ -21,11 +21,14 @@ void pv_gemm(const PvGemmArgs& args, const ExecContext& context) {
         pack_unit_kn<Dot>(args.v.as<const std::int8_t>() + index * n * d, d, d, n, u * kLanes, packed_v + u * unit);
         store_start<Dot>(starts + u * kLanes, packed_v + u * unit, steps);
       }
-      const Rows p = prepare_rows<Dot>(args.p.as<const std::int8_t>() + index * n * pitch, pitch, n, n,
-                                       starts + units * kLanes);
+      // Whole words may be read where the pitch has room for them: what lies behind column N meets weights of zero.
+      const std::int8_t* rows = args.p.as<const std::int8_t>() + index * n * pitch;
+      const Rows p = Dot::kInPlace && pitch >= steps * Dot::kStepK
+                         ? Rows{reinterpret_cast<const char*>(rows), pitch}
+                         : prepare_rows<Dot>(rows, pitch, n, n, starts + units * kLanes);
       std::int8_t* out = args.out.as<std::int8_t>() + window * n * c + head * d;
       gemm_block<Dot>(p, n, steps, packed_v, starts, 0, units,
-                      [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+                      [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
                         Vf y[V];
                         for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
                         store_s8_columns<V>(out + row * c + column, y, d - column);

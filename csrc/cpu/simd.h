@@ -25,6 +25,9 @@ inline constexpr int kLanes = 8;
 inline constexpr int kLanes = 4;
 #endif
 
+// Of a lambda that is handed to a kernel template: a call for every row would cost more than what it does.
+#define SWIN_INLINE __attribute__((always_inline))
+
 typedef float Vf __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t Vi __attribute__((vector_size(4 * kLanes)));
 

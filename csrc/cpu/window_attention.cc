@@ -11,35 +11,67 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f, kLog2Of127 = 6.98868469f;
 
-// One row of scores x [vectors * kLanes], beyond N very negative: p = rne(127 * exp(x - max)) as bytes; their sum.
-template <int kVectors>
-inline float softmax_row(const float* x, std::int64_t vectors, std::int8_t* p) {
-  const std::int64_t count = kVectors > 0 ? kVectors : vectors;
-  Vf largest = load(x);
-  for (std::int64_t v = 1; v < count; ++v) largest = max_of(largest, load(x + v * kLanes));
-  const Vf shift = splat(kLog2Of127 - max_lane(largest) * kLog2E);
-  Vi sum{};
-  for (std::int64_t v = 0; v < count; ++v) {
-    const Vi q = rounded(exp2_of(load(x + v * kLanes) * kLog2E + shift));
-    store_bytes(p + v * kLanes, q);
-    sum += q;
+// Rows of one window and head on their way from scores to probabilities. `pitch` is N rounded up to whole vectors.
+struct SoftmaxRows {
+  const std::int32_t* scores;  // [n, pitch], columns from n on anything
+  const float *bias, *mask;    // [n, n]; mask: null where there is none
+  std::int8_t* p;              // [n, pitch], 0 from column n on
+  float* factor;               // [n]: pv_factor over the row's sum of p
+  std::int64_t n, pitch;
+  float qk_factor, pv_factor;
+};
+
+// kVectors = pitch / kLanes as a constant keeps a row in registers; 0: any, through `memory`.
+template <int kVectors, bool kMasked>
+inline void softmax_rows(const SoftmaxRows& s, Vf* memory) {
+  const std::int64_t count = kVectors > 0 ? kVectors : s.pitch / kLanes, last = s.n - (count - 1) * kLanes;
+  Vf registers[kVectors > 0 ? kVectors : 1];
+  Vf* x = kVectors > 0 ? registers : memory;
+  for (std::int64_t row = 0; row < s.n; ++row) {
+    Vf largest = splat(-3.0e38f);
+    for (std::int64_t v = 0; v < count; ++v) {
+      const std::int64_t j = v * kLanes, lanes = v + 1 < count ? kLanes : last;
+      Vf y = load(s.scores + row * s.pitch + j) * s.qk_factor + load(s.bias + row * s.n + j, lanes);
+      if constexpr (kMasked) y += load(s.mask + row * s.n + j, lanes);
+      x[v] = v + 1 < count ? y : keep(y, lanes, -3.0e38f);
+      largest = max_of(largest, x[v]);
+    }
+    const Vf top = splat(max_lane(largest));
+    Vi sum{};
+    for (std::int64_t v = 0; v < count; ++v) {
+      const Vi q = rounded(exp2_of((x[v] - top) * kLog2E + kLog2Of127));
+      store_bytes(s.p + row * s.pitch + v * kLanes, q);
+      sum += q;
+    }
+    s.factor[row] = s.pv_factor / sum_of(__builtin_convertvector(sum, Vf));
   }
-  return sum_of(__builtin_convertvector(sum, Vf));
 }
 
 template <int kVectors = 9>
-inline float dispatch_row(const float* x, std::int64_t vectors, std::int8_t* p) {
-  if (vectors == kVectors) return softmax_row<kVectors>(x, vectors, p);
-  if constexpr (kVectors > 1) return dispatch_row<kVectors - 1>(x, vectors, p);
-  return softmax_row<0>(x, vectors, p);
+inline void dispatch_rows_of(const SoftmaxRows& s, Vf* memory) {
+  if (s.pitch == kVectors * kLanes) {
+    if (s.mask != nullptr) {
+      softmax_rows<kVectors, true>(s, memory);
+    } else {
+      softmax_rows<kVectors, false>(s, memory);
+    }
+  } else if constexpr (kVectors > 1) {
+    dispatch_rows_of<kVectors - 1>(s, memory);
+  } else if (s.mask != nullptr) {
+    softmax_rows<0, true>(s, memory);
+  } else {
+    softmax_rows<0, false>(s, memory);
+  }
 }
 
 // The scratch of one thread.
 struct Scratch {
   std::int8_t *packed_k, *packed_v, *p;
   std::int32_t *starts_k, *starts_v;
-  float *scores, *factor;
+  std::int32_t* scores;
+  float* factor;
   void* rows;  // Q, then P, in the form of the GEMM
+  Vf* row;     // one row of scores
 
   // Lays the parts out from `memory` on, if there is any; returns their bytes.
   std::int64_t assign(char* memory, std::int64_t n, std::int64_t d) {
@@ -55,10 +87,11 @@ struct Scratch {
     packed_v = static_cast<std::int8_t*>(part(units_of(d) * unit_bytes<NonNegativeDot>(n)));
     starts_k = static_cast<std::int32_t*>(part(pitch * 4));
     starts_v = static_cast<std::int32_t*>(part(columns * 4));
-    scores = static_cast<float*>(part(n * pitch * 4));
+    scores = static_cast<std::int32_t*>(part(n * pitch * 4));
     p = static_cast<std::int8_t*>(part(n * pitch));
     factor = static_cast<float*>(part(n * 4));
     rows = part(q_bytes > p_bytes ? q_bytes : p_bytes);
+    row = static_cast<Vf*>(part(pitch * 4));
     return offset;
   }
 };
@@ -71,7 +104,6 @@ void window_attention(const WindowAttentionArgs& args, const ExecContext& contex
   const std::int64_t key_units = units_of(n), value_units = units_of(d), pitch = key_units * kLanes;
   const std::int64_t key_steps = steps_of<SignedDot>(d), value_steps = steps_of<NonNegativeDot>(n);
   const std::int64_t key_unit = unit_bytes<SignedDot>(d), value_unit = unit_bytes<NonNegativeDot>(n);
-  const float qk_factor = args.qk_factor;
   parallel_rows(context, windows * heads, 1, [&](std::int64_t first, std::int64_t last) {
     Scratch s;
     s.assign(static_cast<char*>(thread_scratch(s.assign(nullptr, n, d))), n, d);
@@ -89,26 +121,19 @@ void window_attention(const WindowAttentionArgs& args, const ExecContext& contex
         pack_unit_kn<NonNegativeDot>(q + 2 * c, 3 * c, d, n, u * kLanes, s.packed_v + u * value_unit);
       }
       gemm_block<SignedDot>(prepare_rows<SignedDot>(q, 3 * c, n, d, s.rows), n, key_steps, s.packed_k, s.starts_k, 0,
-                            key_units, [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
-                              for (int v = 0; v < V; ++v) {
-                                const std::int64_t j = column + v * kLanes, lanes = min_of(kLanes, n - j);
-                                Vf x = __builtin_convertvector(acc[v], Vf) * qk_factor + load(bias + row * n + j, lanes);
-                                if (mask != nullptr) x += load(mask + row * n + j, lanes);
-                                store(s.scores + row * pitch + j, lanes == kLanes ? x : keep(x, lanes, -3.0e38f));
-                              }
-                            });
-      for (std::int64_t row = 0; row < n; ++row) {
-        const float sum = dispatch_row(s.scores + row * pitch, key_units, s.p + row * pitch);
-        s.factor[row] = args.pv_factor / sum;
-      }
+                            key_units,
+                            [scores = s.scores, pitch]<int V>(std::int64_t row, std::int64_t column, const Vi* acc)
+                                SWIN_INLINE { std::memcpy(scores + row * pitch + column, acc, V * sizeof(Vi)); });
+      dispatch_rows_of({s.scores, bias, mask, s.p, s.factor, n, pitch, args.qk_factor, args.pv_factor}, s.row);
       // P's columns from N on are zero, so its rows may be read in whole steps where they lie.
       const Rows p = NonNegativeDot::kInPlace ? Rows{reinterpret_cast<const char*>(s.p), pitch}
                                               : prepare_rows<NonNegativeDot>(s.p, pitch, n, n, s.rows);
       std::int8_t* out = args.out.as<std::int8_t>() + window * n * c + head * d;
       gemm_block<NonNegativeDot>(p, n, value_steps, s.packed_v, s.starts_v, 0, value_units,
-                                 [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) {
+                                 [out, c, d, factor = s.factor]<int V>(std::int64_t row, std::int64_t column,
+                                                                       const Vi* acc) SWIN_INLINE {
                                    Vf y[V];
-                                   for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * s.factor[row];
+                                   for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor[row];
                                    store_s8_columns<V>(out + row * c + column, y, d - column);
                                  });
     }
