@@ -34,6 +34,7 @@ from pyharness.engine_file import (
 )
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.ft_format import FIELD_BY_NAME, decode_scales, quantizer_name
+from pyharness.model_card import write_card
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["dequantize_weight", "quantize_weight", "random_engine_file", "to_checkpoint", "to_engine_file"]
@@ -212,6 +213,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.command == "to-checkpoint":
         save_calibrated(args.out, to_checkpoint(load_engine_file(args.engine_file)))
+        kind = "calibrated checkpoint with dequantized weights"
+        write_card(args.out, kind, inputs={"engine file": args.engine_file}, argv=argv)
     else:
         if args.out.suffix != ".safetensors":
             raise HarnessError(f"{args.out}: an engine file's name must end in .safetensors")
@@ -220,6 +223,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             ef = random_engine_file(_geometry(args.model, args.img_size), args.graph, args.int8_mode, args.seed)
         save_engine_file(args.out, ef)
+        source = {"calibrated checkpoint": args.checkpoint} if args.command == "to-engine" else {"weights": "random"}
+        write_card(args.out, "engine file", inputs=source, argv=argv)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
     return 0
 

@@ -44,6 +44,7 @@ __all__ = [
     "save_checkpoint",
     "to_microsoft_layout",
     "to_timm_layout",
+    "weights_source",
 ]
 
 ACTIVATIONS = ("gelu", "relu")
@@ -75,8 +76,7 @@ def create_model(
     had, or do not fit).
     """
     _check_request(name, activation)
-    if name == MICRO_DIGITS.name and weights == "pretrained":
-        weights = MICRO_TEACHER
+    weights = weights_source(name, weights)
     path = None if weights in ("random", "pretrained") else Path(weights)
     state, meta = load_checkpoint(path) if path else ({}, {})
     if num_classes is None and "head.fc.weight" in state:
@@ -94,6 +94,11 @@ def create_model(
     if activation == "relu":
         make_geluless(model)
     return model.eval()
+
+
+def weights_source(name: str, weights: str | Path) -> str | Path:
+    """What `weights` stands for: the packaged file where it is the micro model's "pretrained", else itself."""
+    return MICRO_TEACHER if name == MICRO_DIGITS.name and weights == "pretrained" else weights
 
 
 def load_model(path: str | Path, name: str | None = None) -> tuple[SwinTransformer, dict[str, Any]]:
