@@ -182,7 +182,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         default="pretrained",
-        help="checkpoint (.pth, .safetensors), 'pretrained' (timm's hub; the micro model's is included) or 'random'",
+        help="checkpoint or Hugging Face folder, 'pretrained' (timm's hub; the micro model's is included) or 'random'",
+    )
+    parser.add_argument(
+        "--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own (all FC1 biases zero)"
     )
     parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
     parser.add_argument(
@@ -252,7 +255,7 @@ def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig, 
             raise HarnessError(f"--weights {args.weights} needs the model's name (--model)")
         model = create_model(args.model, weights=args.weights, seed=args.seed)
         return model, config_of(model, args.model), origin
-    model, meta = load_model(source, args.model)
+    model, meta = load_model(source, args.model, activation=args.activation)
     origin["weights_sha256"] = sha256(source)
     if "distillation" in meta:
         origin["distillation"] = meta["distillation"]
