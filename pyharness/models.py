@@ -133,7 +133,7 @@ def _need_floating_swin(state: Mapping[str, Tensor], source: str) -> None:
             f"{source}: is a calibrated checkpoint, with the amax of quantizers; `python pyharness/convert.py "
             "to-engine` makes an engine file of it, to-timm a floating-point checkpoint"
         )
-    if "patch_embed.proj.weight" not in state or state["patch_embed.proj.weight"].dim() != 4:
+    if not {"patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight"} <= state.keys():
         raise CheckpointError(f"{source}: is {describe_state(state)}; a Swin-V1 of timm or Microsoft is needed")
 
 
@@ -397,9 +397,7 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     faults += _listed("NaN or infinite", [name for name in shared if not state[name].isfinite().all()])
     if faults:
         found = f"Found {describe_state(state)} of {describe_geometry(state) or 'unknown size'}. "
-        raise CheckpointError(
-            f"{source}: does not fit the model. {'; '.join(faults)}. {found}{_advice(shapes)}".rstrip()
-        )
+        raise CheckpointError(f"{source}: does not fit the model. {found}{_advice(shapes)}{'; '.join(faults)}")
     geluless = is_geluless(model)
     if meta.get("activation") == "relu" and not geluless:
         raise CheckpointError(f"{source}: is a GELU-less checkpoint and the model has GELU; use activation 'relu'")
@@ -414,7 +412,7 @@ def _advice(shapes: list[str]) -> str:
         return ""
     return (
         "Its windows are others than the model's: load it under the name it was trained as. To change windows, "
-        "python pyharness/convert.py to-timm --window and --img-size resize the position bias"
+        "python pyharness/convert.py to-timm --window and --img-size resize the position bias. "
     )
 
 
