@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pyharness.errors import FormatError
 
 GRAPHS = ("ft_int8", "geluless_int8")
-"""The two engine graphs: the FasterTransformer baseline, and the same after the patch series."""
+"""FasterTransformer's two graphs: the baseline, and the same after the patch series. A calibrated checkpoint is of one
+of them: they say where quantizers are."""
+
+FUSED_GRAPH = "fused_int8"
+"""The graph that is free of FasterTransformer's structure (docs/fused.md); made from a checkpoint of either."""
+
+ENGINE_GRAPHS = (*GRAPHS, FUSED_GRAPH)
+"""Every graph that an engine file can be of."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@
     show           the header and the scales of an engine file
 
 Linear weights become int8, q = clamp(rne(w * 127 / amax)); biases, norms, position bias, masks, patch embedding and
-head become fp16. Source: docs/weight_format.md.
+head become fp16. Source: docs/weight_format.md. For the fused graph see pyharness/fused_convert.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from pyharness import export
 from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
-from pyharness.config import GRAPHS, MICRO_DIGITS, StageGeometry, SwinConfig
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, StageGeometry, SwinConfig
 from pyharness.engine_file import (
     EngineFile,
     TensorSpec,
@@ -37,7 +37,7 @@ from pyharness.engine_file import (
 )
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.ft_format import FIELD_BY_NAME, decode_scales, quantizer_name
-from pyharness.model_card import write_card
+from pyharness.model_card import file_meta, write_card
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["dequantize_weight", "quantize_weight", "random_engine_file", "to_checkpoint", "to_engine_file"]
@@ -56,20 +56,30 @@ def dequantize_weight(q: Tensor, amax: float) -> Tensor:
     return q.float() * (torch.tensor(amax, dtype=torch.float32) / 127.0)
 
 
-def to_engine_file(checkpoint: CalibratedCheckpoint) -> EngineFile:
-    """Quantize the weights and lay everything out as FasterTransformer's lists.
+def to_engine_file(checkpoint: CalibratedCheckpoint, graph: str | None = None) -> EngineFile:
+    """Quantize the weights and lay everything out as the lists of `graph`: the checkpoint's own, FasterTransformer's,
+    or the fused graph.
 
-    Raises CalibrationError naming every missing or unusable amax; CheckpointError for tensors that are missing, left
-    over, of the wrong shape, not finite, or beyond fp16.
+    Raises HarnessError for the graph of another checkpoint; CalibrationError naming every missing or unusable amax;
+    CheckpointError for tensors that are missing, left over, of the wrong shape, not finite, or beyond fp16.
     """
+    if graph == FUSED_GRAPH:
+        from pyharness.fused_convert import to_fused_engine_file
+
+        return to_fused_engine_file(checkpoint)
+    if graph not in (None, checkpoint.graph):
+        raise HarnessError(
+            f"the checkpoint is calibrated for {checkpoint.graph}, not {graph}; it converts to {checkpoint.graph} and "
+            f"{FUSED_GRAPH}"
+        )
     checkpoint.check()
-    builder = _ListBuilder(checkpoint)
+    builder = ListBuilder(checkpoint)
     tensors = [builder.tensor(spec) for spec in weight_specs(checkpoint.config, checkpoint.graph)]
     builder.check_nothing_left_over()
     return EngineFile(checkpoint.config, checkpoint.graph, checkpoint.int8_mode, tensors, dict(checkpoint.meta))
 
 
-class _ListBuilder:
+class ListBuilder:
     """Makes the tensors of the weight list, in order, from a checkpoint's state dict."""
 
     def __init__(self, checkpoint: CalibratedCheckpoint) -> None:
@@ -138,7 +148,13 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
     """The calibrated checkpoint of an engine file: dequantized weights in float32, and every amax of the lists.
 
     `to_engine_file` of it gives the same engine file, bit for bit. Masks follow from the geometry and are left out.
+    HarnessError for a file of the fused graph, which lacks quantizers that a calibrated checkpoint has.
     """
+    if ef.graph == FUSED_GRAPH:
+        raise HarnessError(
+            f"an engine file of {FUSED_GRAPH} lacks most of the amax of a calibrated checkpoint and cannot go back to "
+            "one; keep the checkpoint, or convert the ft_int8 or geluless_int8 file"
+        )
     config, tensors = ef.config, ef.by_name()
     state: dict[str, Tensor] = {}
     for stage in config.stages():
@@ -166,14 +182,19 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
 def describe(ef: EngineFile) -> str:
     """Header and scales of an engine file, as text: one table row per block, amax of every quantizer."""
     elements = sum(t.numel() * t.element_size() for t in ef.tensors)
+    activation = "with GELU" if ef.gelu else "GELU-less"
     lines = [
         f"model      {ef.config.name}",
-        f"graph      {ef.graph}, int8_mode {ef.int8_mode}",
+        f"graph      {ef.graph}, " + (activation if ef.graph == FUSED_GRAPH else f"int8_mode {ef.int8_mode}"),
         f"geometry   {ef.config.to_json()}",
         f"tensors    {len(ef.tensors)}, {elements / 1e6:.2f} MB",
         f"meta       {json.dumps(ef.meta, sort_keys=True)}",
         "",
     ]
+    if ef.graph == FUSED_GRAPH:
+        from pyharness.fused_convert import describe_fused
+
+        return "\n".join([*lines, *describe_fused(ef)[:-1]])
     tensors = ef.by_name()
     names = [name for name, scale in FIELD_BY_NAME.items() if scale.kind != "factor"]
     blocks = [(stage.index, block) for stage in ef.config.stages() for block in range(stage.depth)]
@@ -197,6 +218,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("to-engine", help="calibrated checkpoint -> engine file")
     command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py or FT's calibration tool")
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
+    command.add_argument("--graph", choices=ENGINE_GRAPHS, help="default: the one the checkpoint is calibrated for")
     _add_origin(command)
     command = commands.add_parser("to-checkpoint", help="engine file -> calibrated checkpoint")
     command.add_argument("engine_file", type=Path, help="engine file, or a calibrated checkpoint to write anew")
@@ -206,8 +228,11 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("random", help="engine file with random weights, for latency")
     command.add_argument("--model", default=MICRO_DIGITS.name, help="timm name, or swin_micro_digits (default)")
     command.add_argument("--img-size", type=int, help="default: the model's own")
-    command.add_argument("--graph", choices=GRAPHS, default="ft_int8", help="default: ft_int8")
+    command.add_argument("--graph", choices=ENGINE_GRAPHS, default="ft_int8", help="default: ft_int8")
     command.add_argument("--int8-mode", type=int, choices=(1, 2), default=1)
+    command.add_argument(
+        "--activation", choices=("relu", "gelu"), default="relu", help=f"of {FUSED_GRAPH} (default: relu)"
+    )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command = commands.add_parser("show", help="print the header and the scales of an engine file")
@@ -237,12 +262,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.out.suffix != ".safetensors":
             raise HarnessError(f"{args.out}: an engine file's name must end in .safetensors")
         if args.command == "to-engine":
-            ef = to_engine_file(load_calibrated(args.checkpoint, args.model, int8_mode=args.int8_mode))
+            ef = to_engine_file(load_calibrated(args.checkpoint, args.model, int8_mode=args.int8_mode), args.graph)
         else:
-            ef = random_engine_file(_geometry(args.model, args.img_size), args.graph, args.int8_mode, args.seed)
+            config = _geometry(args.model, args.img_size)
+            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation)
         save_engine_file(args.out, ef)
         source = {"calibrated checkpoint": args.checkpoint} if args.command == "to-engine" else {"weights": "random"}
-        write_card(args.out, "engine file", inputs=source, argv=argv)
+        meta = {**file_meta(args.out), "activation": "gelu" if ef.gelu else "relu"}
+        write_card(args.out, "engine file", meta=meta, inputs=source, argv=argv)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
     return 0
 

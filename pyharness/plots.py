@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyharness.atomic import atomic_path
-from pyharness.results import FUSED_OPS
+from pyharness.results import FUSED_GRAPH_OPS, FUSED_OPS
 
 METHOD_STYLES = {
     "fp32": ("fp32 (timm)", "#555555", "o"),
@@ -19,19 +19,22 @@ METHOD_STYLES = {
     "ft_int8": ("FT INT8", "#0072B2", "s"),
     "geluless_int8": ("GELU-less INT8", "#D55E00", "^"),
     "geluless_int8_no_kd": ("GELU-less INT8, no distillation", "#CC79A7", "v"),
+    "fused_int8_gelu": ("Fused INT8 with GELU", "#E69F00", "X"),
+    "fused_int8": ("Fused INT8, GELU-less", "#56B4E9", "p"),
 }
 """Label, colour and marker by method."""
 
 OP_STYLES = dict(
     zip(
-        FUSED_OPS,
+        (*FUSED_OPS, *FUSED_GRAPH_OPS),
         (
             ("#56B4E9", ""), ("#0072B2", "//"), ("#E69F00", ""), ("#F0E442", "\\\\"), ("#D55E00", "xx"),
             ("#009E73", ""), ("#CC79A7", ".."), ("#999999", "--"),
+            ("#0072B2", "++"), ("#E69F00", "oo"), ("#F0E442", ".."), ("#D55E00", "\\\\"), ("#999999", "xx"),
         ),
     )
 )  # fmt: skip
-"""Colour and hatch by fused op."""
+"""Colour and hatch by op whose drop is drawn. What takes an op's place in the fused graph has its colour."""
 
 
 def _pyplot() -> Any:
@@ -110,7 +113,8 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
     plt = _pyplot()
     models = list(dict.fromkeys(row["model"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure, axis = plt.subplots(figsize=(max(7.0, 2.1 * len(models) + 1.5), 4.8), layout="constrained")
+    size = (max(7.0, (0.5 * len(methods) + 0.1) * len(models) + 1.5), 4.8)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     width = 0.84 / len(methods)
     for index, method in enumerate(methods):
         label, colour, _ = _style(method)
@@ -142,15 +146,18 @@ def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
     graphs = list(dict.fromkeys(row["graph"] for row in rows))
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(10.0, 1.5 * len(graphs) + 2.4), layout="constrained")
+    labelled: set[str] = set()
     for place, graph in enumerate(graphs):
         left = 0.0
-        for op in FUSED_OPS:
-            drop = sum(max(0.0, row["drop_ms"] or 0.0) for row in rows if row["graph"] == graph and row["op"] == op)
+        drops = {row["op"]: row["drop_ms"] for row in rows if row["graph"] == graph and row["drop_ms"] is not None}
+        for op in (op for op in OP_STYLES if op in drops):
+            drop = max(0.0, drops[op])
             colour, hatch = OP_STYLES[op]
             axis.barh(
                 place, drop, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="white",
-                label=op if place == 0 else None,
+                label=None if op in labelled else op,
             )  # fmt: skip
+            labelled.add(op)
             if drop > 0.035 * latency[graph]["median"]:
                 axis.text(
                     left + drop / 2, place, f"{drop:.2g}", ha="center", va="center", fontsize=9,

@@ -7,8 +7,10 @@ import math
 import torch
 
 from pyharness.attention_geometry import attention_mask, expand_bias_table
-from pyharness.config import StageGeometry, SwinConfig
+from pyharness.config import FUSED_GRAPH, StageGeometry, SwinConfig
 from pyharness.engine_file import EngineFile, TensorSpec, scale_list, weight_specs
+from pyharness.errors import HarnessError
+from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
 
 SPREAD = 5.0
 """amax of a random activation, in standard deviations."""
@@ -17,12 +19,21 @@ QUERY_KEY_LOGIT_STD = 1.0
 """With unit queries and keys the scaled attention logits have this standard deviation."""
 
 
-def random_engine_file(config: SwinConfig, graph: str, int8_mode: int = 1, seed: int = 0) -> EngineFile:
+def random_engine_file(
+    config: SwinConfig, graph: str, int8_mode: int = 1, seed: int = 0, activation: str = "relu"
+) -> EngineFile:
     """An engine file of `config` with random weights; the same arguments give the same tensors.
+
+    The fused graph's file is of a model with `activation` "relu" or "gelu", and of int8_mode 1, the only one there.
 
     Linear weights are uniform int8 with the variance 1/fan_in once dequantized, so that signals keep their size through
     the layers; the scales follow from that variance, each with some per cent of its own, so that no two are equal.
+    HarnessError for another activation.
     """
+    if activation not in ("relu", "gelu"):
+        raise HarnessError(f"activation {activation!r} is unknown; choose relu or gelu")
+    if graph == FUSED_GRAPH:
+        return _random_fused_file(config, activation == "gelu", seed)
     generator = torch.Generator().manual_seed(seed)
     stages = {f"layers.{stage.index}": stage for stage in config.stages()}
     reductions = {prefix: _reduction_amax(stage, int8_mode, generator) for prefix, stage in stages.items()}
@@ -47,6 +58,39 @@ def random_engine_file(config: SwinConfig, graph: str, int8_mode: int = 1, seed:
         f"--seed {seed} ENGINE_FILE",
     }
     return EngineFile(config, graph, int8_mode, tensors, meta)
+
+
+def _random_fused_file(config: SwinConfig, gelu: bool, seed: int) -> EngineFile:
+    """The weight list of the fused graph, drawn as FasterTransformer's; every output channel has a step of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    stages = {f"layers.{stage.index}": stage for stage in config.stages()}
+    tensors: list[torch.Tensor] = []
+    for spec in weight_specs(config, FUSED_GRAPH, gelu):
+        stage = stages.get(".".join(spec.name.split(".")[:2]))
+        if spec.is_empty:
+            tensors.append(torch.zeros(spec.shape, dtype=spec.dtype))
+        elif spec.name.endswith(".downsample.amax"):
+            amax = _reduction_amax(stage, 1, generator)
+            tensors.append(torch.tensor([amax[name] for name in STAGE_AMAX_FIELDS]))
+        elif spec.name.endswith(".amax"):
+            amax = _block_amax(config, stage, "ft_int8" if gelu else "geluless_int8", 1, generator)
+            tensors.append(torch.tensor([amax[name] for name in AMAX_FIELDS]))
+        elif spec.name.endswith(".weight_scale"):
+            step = math.sqrt(3 / tensors[-1].shape[1]) / 127  # of the weight that stands before it
+            tensors.append(step * torch.empty(spec.shape).uniform_(0.85, 1.15, generator=generator))
+        elif spec.name.endswith(".attn_mask"):
+            tensors.append(attention_mask(stage))
+        elif spec.name.endswith(".relative_position_bias"):
+            tensors.append(_random_position_bias(stage, generator).float())
+        else:
+            tensors.append(_random_tensor(spec, generator))
+    meta = {
+        "origin": "random",
+        "seed": seed,
+        "hint": f"python pyharness/convert.py random --model {config.name} --graph {FUSED_GRAPH} "
+        f"--activation {'gelu' if gelu else 'relu'} --seed {seed} ENGINE_FILE",
+    }
+    return EngineFile(config, FUSED_GRAPH, 1, tensors, meta)
 
 
 def _random_tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:

@@ -30,8 +30,11 @@ _PARENT = Path(__file__).resolve().parent.parent
 ROOT = _PARENT if (_PARENT / "pyproject.toml").is_file() else Path.cwd()
 """The checkout; for an installed wheel, which is in none, the current folder."""
 
-METHODS = ("fp32", "ft_int8", "geluless_int8", "geluless_int8_no_kd")
-"""The methods of our own, in the order of the rows. Peers stand under their own names behind them."""
+METHODS = ("fp32", "ft_int8", "geluless_int8", "geluless_int8_no_kd", "fused_int8_gelu", "fused_int8")
+"""The methods of our own, in the order of the rows. Peers stand under their own names behind them.
+
+fused_int8 is the distilled GELU-less model in the fused graph, fused_int8_gelu the GELU teacher in it.
+"""
 
 FUSED_OPS = (
     "norm1_shift_partition",
@@ -44,6 +47,9 @@ FUSED_OPS = (
     "reduction_dequantize",
 )
 """The fused operations of the FT graph, in the order they run in; the GELU-less graph lacks fc1_bias_gelu."""
+
+FUSED_GRAPH_OPS = ("qkv", "attention", "proj_norm", "mlp_norm", "reduction")
+"""The operations that only the fused graph has. A GEMM is within each, so their arithmetic is nearly all int8."""
 
 META_FIELDS = ("date", "commit", "dirty", "device", "driver", "cuda", "torch", "engine", "threads", "command")
 

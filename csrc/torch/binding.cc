@@ -209,7 +209,7 @@ std::string select_variant(const std::string& name) {
 std::vector<double> ceilings(std::int64_t threads) {
   return translate([&] {
     const Ceilings c = measure_cpu_ceilings(variant(), static_cast<int>(threads));
-    return std::vector<double>{c.copy_gb_s, c.s8_gop_s, c.f32_gflop_s};
+    return std::vector<double>{c.copy_gb_s, c.s8_gop_s, c.u8_gop_s, c.f32_gflop_s};
   });
 }
 
@@ -319,11 +319,15 @@ void op_norm_shift_partition(const Tensor& residual, const Tensor& gamma, const 
     run(view, NormShiftPartitionArgs{view(residual), view(gamma), view(beta), view(out), geometry(g), float(quant)});
   });
 }
-void op_gemm_s8(const Tensor& x, const Tensor& w, double factor, bool relu, Tensor& out) {
+std::unique_ptr<PackedWeight> packed_of(const Views& views, const Tensor& w, bool nonnegative_x) {
+  const Tensor host = w.cpu();
+  return backend_for(views.device())
+      .pack_weight(view_of(host), nonnegative_x ? InputRange::kNonNegative : InputRange::kSigned);
+}
+void op_gemm_s8(const Tensor& x, const Tensor& w, double factor, bool relu, Tensor& out, bool nonnegative_x) {
   translate([&] {
     const Views view(x);
-    const Tensor host = w.cpu();
-    const auto packed = backend_for(view.device()).pack_weight(view_of(host));
+    const auto packed = packed_of(view, w, nonnegative_x);
     run(view, GemmS8Args{view(x), packed.get(), view(out), float(factor), relu ? Epilogue::kRelu : Epilogue::kNone});
   });
 }
@@ -402,6 +406,46 @@ void op_head(const Tensor& features, const Tensor& weight, const Tensor& bias, T
   });
 }
 
+void op_linear_s8(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias, Tensor& out) {
+  translate([&] {
+    const Views view(x);
+    const auto packed = packed_of(view, w, false);
+    run(view, LinearS8Args{view(x), packed.get(), view(scale), view(bias), view(out)});
+  });
+}
+void op_window_attention(const Tensor& qkv, const Tensor& bias, const OptTensor& mask, double qk_factor,
+                         double pv_factor, Tensor& out) {
+  translate([&] {
+    const Views view(qkv);
+    run(view, WindowAttentionArgs{view(qkv), view(bias), view(mask), view(out), float(qk_factor), float(pv_factor)});
+  });
+}
+void op_linear_residual_norm(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias,
+                             Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef g, double quant,
+                             Tensor& out) {
+  translate([&] {
+    const Views view(x);
+    const auto packed = packed_of(view, w, false);
+    run(view, LinearResidualNormArgs{view(x), packed.get(), view(scale), view(bias), view(residual), view(gamma),
+                                     view(beta), view(out), geometry(g), float(quant)});
+  });
+}
+// GELU where there is a bias1. No gamma, beta, geometry and out: the residual alone.
+void op_mlp_residual_norm(const Tensor& x, const Tensor& w1, const Tensor& scale1, const OptTensor& bias1,
+                          double hidden_quant, const Tensor& w2, const Tensor& scale2, const OptTensor& bias2,
+                          Tensor& residual, const OptTensor& gamma, const OptTensor& beta, at::IntArrayRef g,
+                          double quant, const OptTensor& hidden, const OptTensor& out) {
+  translate([&] {
+    const Views view(x);
+    const bool relu = !bias1.has_value();
+    const auto packed1 = packed_of(view, w1, false), packed2 = packed_of(view, w2, relu);
+    run(view, MlpResidualNormArgs{view(x), packed1.get(), packed2.get(), view(scale1), view(bias1), view(scale2),
+                                  view(bias2), view(residual), view(gamma), view(beta), view(hidden), view(out),
+                                  out.has_value() ? geometry(g) : WindowGeometry{},
+                                  relu ? Activation::kRelu : Activation::kGelu, float(hidden_quant), float(quant)});
+  });
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
@@ -410,7 +454,7 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def(
       "norm_shift_partition(Tensor residual, Tensor gamma, Tensor beta, int[] geometry, float quant, Tensor(a!) out) "
       "-> ()");
-  m.def("gemm_s8(Tensor x, Tensor w, float factor, bool relu, Tensor(a!) out) -> ()");
+  m.def("gemm_s8(Tensor x, Tensor w, float factor, bool relu, Tensor(a!) out, bool nonnegative_x=False) -> ()");
   m.def(
       "qkv_bias(Tensor qkv, Tensor bias, float dequant, float quant_q, float quant_k, float quant_v, Tensor(a!) out) "
       "-> ()");
@@ -426,6 +470,16 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def("bias_residual(Tensor x, Tensor bias, Tensor(a!) residual, float dequant) -> ()");
   m.def("patch_merge_norm(Tensor residual, Tensor gamma, Tensor beta, int[] size, float quant, Tensor(a!) out) -> ()");
   m.def("dequantize(Tensor x, float dequant, Tensor(a!) out) -> ()");
+  m.def("linear_s8(Tensor x, Tensor w, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def(
+      "window_attention(Tensor qkv, Tensor bias, Tensor? mask, float qk_factor, float pv_factor, Tensor(a!) out) -> ()");
+  m.def(
+      "linear_residual_norm(Tensor x, Tensor w, Tensor scale, Tensor? bias, Tensor(a!) residual, Tensor gamma, "
+      "Tensor beta, int[] geometry, float quant, Tensor(b!) out) -> ()");
+  m.def(
+      "mlp_residual_norm(Tensor x, Tensor w1, Tensor scale1, Tensor? bias1, float hidden_quant, Tensor w2, "
+      "Tensor scale2, Tensor? bias2, Tensor(a!) residual, Tensor? gamma, Tensor? beta, int[] geometry, float quant, "
+      "Tensor(b!)? hidden, Tensor(c!)? out) -> ()");
   m.def("final_norm_pool(Tensor residual, Tensor gamma, Tensor beta, Tensor(a!) out) -> ()");
   m.def("head(Tensor features, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
 }

@@ -61,9 +61,12 @@ def test_a_chain_of_programs_leads_back_to_the_student(student, tmp_path):
     assert convert.main(["to-engine", str(calibrated), str(engine)]) == 0
     assert convert.main(["to-checkpoint", str(engine), str(back)]) == 0
     card = read_card(engine)
-    assert card["graph"] == "geluless_int8" and card["calibration"]["images"] == 2
+    assert (card["graph"], card["activation"]) == ("geluless_int8", "relu") and card["calibration"]["images"] == 2
     assert "digits" in card["calibration"]["data"]
     assert card["distillation"] == {"lr": 0.01, "seed": 5}
+    assert convert.main(["to-engine", str(calibrated), str(tmp_path / "f.safetensors"), "--graph", "fused_int8"]) == 0
+    fused = read_card(tmp_path / "f.safetensors")
+    assert (fused["graph"], fused["activation"], fused["distillation"]) == ("fused_int8", "relu", card["distillation"])
     assert card["accuracy"] is None, "the student's accuracy is not the engine file's"
     assert [entry["sha256"] for entry in card["inputs"]] == [sha256(calibrated)]
     chain = read_card(back)["history"]

@@ -39,6 +39,12 @@ std::unique_ptr<Graph> make_graph(const std::string& name, const ModelConfig& co
                                   const std::vector<TensorView>& weights, const Backend& backend);
 std::vector<std::string> graph_names();
 
+namespace fused_int8 {
+// `weights`: the fused graph's list (docs/fused.md).
+std::unique_ptr<Graph> make_graph(const ModelConfig& config, const std::vector<TensorView>& weights,
+                                  const Backend& backend);
+}  // namespace fused_int8
+
 }  // namespace swin
 
 namespace fastertransformer {
