@@ -150,7 +150,7 @@ def test_engine_files_run_on_the_engine(calibrated, tmp_path):
     save_engine_file(tmp_path / "engine.safetensors", to_engine_file(load_calibrated(calibrated)))
     on_engine = evaluate.open_predictor(tmp_path / "engine.safetensors")
     assert (on_engine.kind, on_engine.model_name) == ("engine, ft_int8", MICRO)
-    assert isinstance(on_engine.predict, engine.SwinInt8)
+    assert isinstance(on_engine.model, engine.SwinInt8)
     loader = make_loader(DigitsDataset(train=False), 32)
     fake = evaluate.accuracy(evaluate.open_predictor(calibrated).predict, loader, limit=96)
     assert evaluate.accuracy(on_engine.predict, loader, limit=96).top1 == pytest.approx(fake.top1, abs=5)
