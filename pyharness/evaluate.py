@@ -33,6 +33,8 @@ from pyharness.training import progress, report
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+SAVE_SECONDS = 20.0
+"""Between two writings of the partial counts: what a killed run can lose."""
 SHOW_SECONDS = 30.0
 """Between two lines of progress where there is no terminal."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -157,11 +159,10 @@ class ShardedEvaluation:
         workers: int = 0,
         folder: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        save_seconds: float = 20.0,
         label: str = "evaluate",
     ) -> None:
         size = min(len(dataset), limit or len(dataset))
-        self.dataset, self.workers, self.save_seconds, self.label = dataset, workers, save_seconds, label
+        self.dataset, self.workers, self.label = dataset, workers, label
         self.batches = [range(k, min(k + batch_size, size)) for k in range(0, size, batch_size)]
         self.identity = {**(identity or {}), "images": len(dataset), "limit": size, "batch": batch_size}
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -191,7 +192,7 @@ class ShardedEvaluation:
             found = count(logits, labels, first)
             corrupt = [first + i for i in (labels == CORRUPT).nonzero().flatten().tolist()]
             self.done[number] = [*astuple(found), logits.shape[1], corrupt]
-            if time.monotonic() - saved >= self.save_seconds:
+            if time.monotonic() - saved >= SAVE_SECONDS:
                 self._write()
                 saved = time.monotonic()
             if time.monotonic() - shown >= SHOW_SECONDS:
