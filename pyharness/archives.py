@@ -175,19 +175,19 @@ def _members(path: Path, archive: int) -> Iterator[_Member]:
                     stem = info.name.rsplit("/", 1)[-1].removesuffix(".tar")
                     with tarfile.open(fileobj=outer.extractfile(info), mode="r:") as inner:
                         for child in filter(tarfile.TarInfo.isfile, inner):
-                            yield _member(archive, child, info.offset_data, stem)
+                            yield _member(archive, child, info.offset_data, stem, f"{info.name.removeprefix('./')}/")
                 else:
-                    yield _member(archive, info, 0, path.stem)
+                    yield _member(archive, info, 0, path.stem, "")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
             f"{path}: not a readable tar file ({error}); it must be complete and not compressed"
         ) from None
 
 
-def _member(archive: int, info: tarfile.TarInfo, begin: int, stem: str) -> _Member:
+def _member(archive: int, info: tarfile.TarInfo, begin: int, stem: str, prefix: str) -> _Member:
     name = info.name.removeprefix("./")
     folders = name.split("/")[:-1]
-    return _Member(archive, folders[-1] if folders else stem, name, begin + info.offset_data, info.size)
+    return _Member(archive, folders[-1] if folders else stem, prefix + name, begin + info.offset_data, info.size)
 
 
 def _build_index(paths: Sequence[Path]) -> TarIndex:

@@ -137,6 +137,8 @@ class ImageSet(Dataset):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         for number in range(index, index + len(self) if self.substitute else index + 1):
             number %= len(self)
             sample = self._read(number)
