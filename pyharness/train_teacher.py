@@ -82,10 +82,13 @@ def spread_initial_weights(model: nn.Module, seed: int) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """For an optimizer: matrices decay; biases, norms and the relative position bias do not."""
-    plain = [p for name, p in model.named_parameters() if p.ndim < 2 or "relative_position" in name]
-    decayed = [p for name, p in model.named_parameters() if not (p.ndim < 2 or "relative_position" in name)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """For an optimizer: matrices decay; biases, norms, and what makes the position bias and V2's temperature do not."""
+    kept = ("relative_position", "cpb_mlp", "logit_scale")
+    named = [(p, p.ndim < 2 or any(part in name for part in kept)) for name, p in model.named_parameters()]
+    return [
+        {"params": [p for p, is_plain in named if not is_plain], "weight_decay": weight_decay},
+        {"params": [p for p, is_plain in named if is_plain], "weight_decay": 0.0},
+    ]
 
 
 @torch.inference_mode()
