@@ -242,8 +242,8 @@ def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path,
     before = len(asked)
     assert sharded().run(predict) == (result, corrupt) and len(asked) == before, "nothing is left to do"
     other = evaluate.ShardedEvaluation(Numbered(), 10, limit=88, folder=tmp_path, identity={"weights": "v"})
-    other.run(right)
-    assert len(other.done) == 9, "counts of other weights must not be taken"
+    other.run(predict)
+    assert len(asked) == before + 9, "counts of other weights must not be taken"
 
 
 def test_damaged_partial_counts_are_counted_again(tmp_path):
