@@ -34,7 +34,8 @@ DEFAULT_WORK = ROOT / "results" / "local" / "work"
 
 SOURCES = (
     "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
-    "fakequant", "ft_format", "models", "quantize", "tensor_file", "training",
+    "fakequant", "ft_format", "models", "quantize", "tensor_file", "train_options", "trainer",
+    "training",
 )  # fmt: skip
 """Modules that what is kept depends on."""
 
