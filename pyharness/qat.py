@@ -191,8 +191,9 @@ class LearnedQuantizer(nn.Module):
     """A quantizer whose amax, f32 scalar, is a parameter: y = rne(clamp(x * 127 / amax, -128, 127)) * amax / 127.
 
     Rounding passes gradients straight through, so that amax gets LSQ's: (q - x * 127 / amax) / 127 inside the range,
-    the bound outside. It is scaled by 1 / sqrt(127 * elements), LSQ's choice, that one learning rate does for all.
-    `floor`, f32 scalar, is the least amax.
+    the bound over 127 outside. LSQ learns the step amax / 127 and scales its gradient by 1 / sqrt(127 * elements), that
+    one learning rate does for all; for amax to move as far, its gradient is scaled by 127^2 times that. `floor`, f32
+    scalar, is the least amax.
     """
 
     def __init__(self, amax: Tensor) -> None:
@@ -201,7 +202,7 @@ class LearnedQuantizer(nn.Module):
         self.register_buffer("floor", amax.detach() * AMAX_FLOOR)
 
     def forward(self, x: Tensor) -> Tensor:
-        share = (x.numel() * LEVELS) ** -0.5
+        share = LEVELS**1.5 * x.numel() ** -0.5
         amax = self._amax * share + (self._amax * (1 - share)).detach()
         scaled = (x * (LEVELS / amax)).clamp(-LEVELS - 1, LEVELS)
         return (scaled + (scaled.round() - scaled).detach()) * (amax / LEVELS)
