@@ -6,7 +6,7 @@
     show           the header and the scales of an engine file
 
 Linear weights become int8, q = clamp(rne(w * 127 / amax)); biases, norms, position bias, masks, patch embedding and
-head become fp16. Source: docs/weight_format.md.
+head become fp16. Source: docs/weight_format.md. For the fused graph see pyharness/fused_convert.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
-from pyharness.config import GRAPHS, MICRO_DIGITS, StageGeometry, SwinConfig
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, StageGeometry, SwinConfig
 from pyharness.engine_file import (
     EngineFile,
     TensorSpec,
@@ -33,7 +33,7 @@ from pyharness.engine_file import (
     weight_specs,
 )
 from pyharness.errors import CheckpointError, HarnessError, run_cli
-from pyharness.ft_format import FIELD_BY_NAME, decode_scales, quantizer_name
+from pyharness.ft_format import SCALE_FIELDS, decode_scales, quantizer_name
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["dequantize_weight", "quantize_weight", "random_engine_file", "to_checkpoint", "to_engine_file"]
@@ -52,20 +52,30 @@ def dequantize_weight(q: Tensor, amax: float) -> Tensor:
     return q.float() * (torch.tensor(amax, dtype=torch.float32) / 127.0)
 
 
-def to_engine_file(checkpoint: CalibratedCheckpoint) -> EngineFile:
-    """Quantize the weights and lay everything out as FasterTransformer's lists.
+def to_engine_file(checkpoint: CalibratedCheckpoint, graph: str | None = None) -> EngineFile:
+    """Quantize the weights and lay everything out as the lists of `graph`: the checkpoint's own, FasterTransformer's,
+    or the fused graph.
 
-    Raises CalibrationError naming every missing or unusable amax; CheckpointError for tensors that are missing, left
-    over, of the wrong shape, not finite, or beyond fp16.
+    Raises HarnessError for the graph of another checkpoint; CalibrationError naming every missing or unusable amax;
+    CheckpointError for tensors that are missing, left over, of the wrong shape, not finite, or beyond fp16.
     """
+    if graph == FUSED_GRAPH:
+        from pyharness.fused_convert import to_fused_engine_file
+
+        return to_fused_engine_file(checkpoint)
+    if graph not in (None, checkpoint.graph):
+        raise HarnessError(
+            f"the checkpoint is calibrated for {checkpoint.graph}, not {graph}; it converts to {checkpoint.graph} and "
+            f"{FUSED_GRAPH}"
+        )
     checkpoint.check()
-    builder = _ListBuilder(checkpoint)
+    builder = ListBuilder(checkpoint)
     tensors = [builder.tensor(spec) for spec in weight_specs(checkpoint.config, checkpoint.graph)]
     builder.check_nothing_left_over()
     return EngineFile(checkpoint.config, checkpoint.graph, checkpoint.int8_mode, tensors, dict(checkpoint.meta))
 
 
-class _ListBuilder:
+class ListBuilder:
     """Makes the tensors of the weight list, in order, from a checkpoint's state dict."""
 
     def __init__(self, checkpoint: CalibratedCheckpoint) -> None:
@@ -86,6 +96,10 @@ class _ListBuilder:
             rows = (2 * window[0] - 1) * (2 * window[1] - 1)
             table = self._take(f"{spec.name}_table", (rows, spec.shape[0]))
             return expand_bias_table(_to_fp16(f"{spec.name}_table", table), window)
+        if spec.name.endswith(".logit_scale"):
+            return self._take(spec.name, (*spec.shape, 1, 1)).flatten().float()
+        if spec.name.endswith(".attn.qkv.bias") and self._checkpoint.config.version == 2:
+            return self._qkv_bias_v2(spec)
         if spec.name == "patch_embed.proj.weight":
             config = self._checkpoint.config
             kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
@@ -95,6 +109,13 @@ class _ListBuilder:
             amax = self._checkpoint.state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"]
             return quantize_weight(values, float(amax))
         return _to_fp16(spec.name, values)
+
+    def _qkv_bias_v2(self, spec: TensorSpec) -> Tensor:
+        """(q, 0, v): Swin-V2's k has no bias."""
+        channels = spec.shape[0] // 3
+        names = (spec.name.replace("qkv.bias", "q_bias"), spec.name.replace("qkv.bias", "v_bias"))
+        q, v = (_to_fp16(name, self._take(name, (channels,))) for name in names)
+        return torch.cat((q, torch.zeros_like(q), v))
 
     def _stage(self, name: str) -> StageGeometry:
         return self._stages[".".join(name.split(".")[:2])]
@@ -134,13 +155,19 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
     """The calibrated checkpoint of an engine file: dequantized weights in float32, and every amax of the lists.
 
     `to_engine_file` of it gives the same engine file, bit for bit. Masks follow from the geometry and are left out.
+    HarnessError for a file of the fused graph, which lacks quantizers that a calibrated checkpoint has.
     """
+    if ef.graph == FUSED_GRAPH:
+        raise HarnessError(
+            f"an engine file of {FUSED_GRAPH} lacks most of the amax of a calibrated checkpoint and cannot go back to "
+            "one; keep the checkpoint, or convert the ft_int8 or geluless_int8 file"
+        )
     config, tensors = ef.config, ef.by_name()
     state: dict[str, Tensor] = {}
     for stage in config.stages():
         for block in range(stage.depth):
             prefix = f"layers.{stage.index}.blocks.{block}."
-            for scale, value in decode_scales(tensors[prefix + "amaxList"].tolist()).items():
+            for scale, value in decode_scales(tensors[prefix + "amaxList"].tolist(), config.version).items():
                 if value:
                     state[f"{quantizer_name(scale, stage.index, block)}._amax"] = torch.tensor(value)
             bias = tensors[prefix + "attn.relative_position_bias"].float()
@@ -152,6 +179,10 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
         if spec.dtype == torch.int8:
             amax = float(state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"])
             state[spec.name] = dequantize_weight(tensor, amax)
+        elif config.version == 2 and spec.name.endswith(".attn.qkv.bias"):
+            state |= _split_qkv_bias(spec.name, tensor.float())
+        elif spec.name.endswith(".logit_scale"):
+            state[spec.name] = tensor[:, None, None].clone()
         else:
             state[spec.name] = tensor.float()
     kernel = (config.embed_dim, config.in_chans, config.patch_size, config.patch_size)
@@ -159,21 +190,35 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
     return CalibratedCheckpoint(config, ef.graph, ef.int8_mode, state, dict(ef.meta))
 
 
+def _split_qkv_bias(name: str, bias: Tensor) -> dict[str, Tensor]:
+    """Swin-V2's q_bias and v_bias [C] from the list's (q, 0, v)."""
+    q, k, v = bias.chunk(3)
+    if k.any():
+        raise CheckpointError(f"{name} has a bias for k, which a Swin-V2 checkpoint has no place for")
+    return {name.replace("qkv.bias", "q_bias"): q.clone(), name.replace("qkv.bias", "v_bias"): v.clone()}
+
+
 def describe(ef: EngineFile) -> str:
     """Header and scales of an engine file, as text: one table row per block, amax of every quantizer."""
     elements = sum(t.numel() * t.element_size() for t in ef.tensors)
+    activation = "with GELU" if ef.gelu else "GELU-less"
     lines = [
         f"model      {ef.config.name}",
-        f"graph      {ef.graph}, int8_mode {ef.int8_mode}",
+        f"graph      {ef.graph}, " + (activation if ef.graph == FUSED_GRAPH else f"int8_mode {ef.int8_mode}"),
         f"geometry   {ef.config.to_json()}",
         f"tensors    {len(ef.tensors)}, {elements / 1e6:.2f} MB",
         f"meta       {json.dumps(ef.meta, sort_keys=True)}",
         "",
     ]
+    if ef.graph == FUSED_GRAPH:
+        from pyharness.fused_convert import describe_fused
+
+        return "\n".join([*lines, *describe_fused(ef)[:-1]])
     tensors = ef.by_name()
-    names = [name for name, scale in FIELD_BY_NAME.items() if scale.kind != "factor"]
+    version = ef.config.version
+    names = [scale.name for scale in SCALE_FIELDS if scale.kind != "factor" and version in scale.versions]
     blocks = [(stage.index, block) for stage in ef.config.stages() for block in range(stage.depth)]
-    lists = [decode_scales(tensors[f"layers.{i}.blocks.{j}.amaxList"].tolist()) for i, j in blocks]
+    lists = [decode_scales(tensors[f"layers.{i}.blocks.{j}.amaxList"].tolist(), version) for i, j in blocks]
     for start in range(0, len(blocks), 6):
         part = slice(start, start + 6)
         lines.append(f"{'amax':<22}" + "".join(f"{f'{i}.{j}':>11}" for i, j in blocks[part]))
@@ -190,14 +235,16 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("to-engine", help="calibrated checkpoint -> engine file")
     command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py")
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
+    command.add_argument("--graph", choices=ENGINE_GRAPHS, help="default: the one the checkpoint is calibrated for")
     command = commands.add_parser("to-checkpoint", help="engine file -> calibrated checkpoint")
     command.add_argument("engine_file", type=Path)
     command.add_argument("out", type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
     command = commands.add_parser("random", help="engine file with random weights, for latency")
     command.add_argument("--model", default=MICRO_DIGITS.name, help="timm name, or swin_micro_digits (default)")
     command.add_argument("--img-size", type=int, help="default: the model's own")
-    command.add_argument("--graph", choices=GRAPHS, default="ft_int8", help="default: ft_int8")
+    command.add_argument("--graph", choices=ENGINE_GRAPHS, default="ft_int8", help="default: ft_int8")
     command.add_argument("--int8-mode", type=int, choices=(1, 2), default=1)
+    command.add_argument("--activation", choices=("relu", "gelu"), help=f"of {FUSED_GRAPH} alone (default: relu)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command = commands.add_parser("show", help="print the header and the scales of an engine file")
@@ -216,12 +263,22 @@ def main(argv: list[str] | None = None) -> int:
         if args.out.suffix != ".safetensors":
             raise HarnessError(f"{args.out}: an engine file's name must end in .safetensors")
         if args.command == "to-engine":
-            ef = to_engine_file(load_calibrated(args.checkpoint))
+            ef = to_engine_file(load_calibrated(args.checkpoint), args.graph)
         else:
-            ef = random_engine_file(_geometry(args.model, args.img_size), args.graph, args.int8_mode, args.seed)
+            _check_random(args)
+            config = _geometry(args.model, args.img_size)
+            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation or "relu")
         save_engine_file(args.out, ef)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
     return 0
+
+
+def _check_random(args: argparse.Namespace) -> None:
+    """HarnessError for an option that the graph would ignore."""
+    if args.graph == FUSED_GRAPH and args.int8_mode != 1:
+        raise HarnessError(f"{FUSED_GRAPH} has no int8_mode {args.int8_mode}; leave --int8-mode out")
+    if args.graph != FUSED_GRAPH and args.activation:
+        raise HarnessError(f"--activation is for {FUSED_GRAPH}; {args.graph} says itself whether there is GELU")
 
 
 def _geometry(name: str, img_size: int | None) -> SwinConfig:

@@ -125,7 +125,7 @@ def distill(
     stop_after_steps: int | None = None,
     **machine: Any,
 ) -> DistillSummary | None:
-    """Make `teacher` (timm Swin-V1 with GELU, called `name`) GELU-less; images f32 [B, C, H, W], labels i64 [B].
+    """Make `teacher` (a timm Swin with GELU, called `name`) GELU-less; images f32 [B, C, H, W], labels i64 [B].
 
     Writes `out_dir`/student.safetensors, options.json, log.csv (one row per block), curve.csv and state.pt (after every
     block and every `state_every` steps); with an average of the weights also student_ema.safetensors. Where state.pt is

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pyharness.config import GRAPHS, SwinConfig
+from pyharness.config import ENGINE_GRAPHS, SwinConfig
 from pyharness.errors import EngineError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load() -> None:
 
 def _fake_forward(
     images, weights, graph, int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads,
-    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, residual, skip, features_only, poison,
+    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, version, residual, skip, features_only, poison,
 ):  # fmt: skip
     """Shape and dtype of the model op's result, for torch.compile and torch.export."""
     features = embed_dim * 2 ** (len(depths) - 1)
@@ -77,13 +77,13 @@ class OpInfo:
 
 
 class SwinInt8(nn.Module):
-    """An INT8 Swin-V1 on the compiled engine; inference only, without gradients.
+    """An INT8 Swin, V1 or V2, on the compiled engine; inference only, without gradients.
 
     Args:
-        weights: FT's weight list (docs/weight_format.md), on any device; kept as buffers.
+        weights: The graph's weight list (docs/weight_format.md, docs/fused.md), on any device; kept as buffers.
         config: The model's geometry.
-        graph: "ft_int8" (the FasterTransformer baseline) or "geluless_int8" (after the patch series).
-        int8_mode: 1: every GEMM gives int8; 2: FC2 and the patch-merging GEMM give int32.
+        graph: "ft_int8" (the FasterTransformer baseline), "geluless_int8" (after the patch series) or "fused_int8".
+        int8_mode: 1: every GEMM gives int8; 2: FC2 and the patch-merging GEMM give int32. The fused graph knows 1 only.
         residual: Type of the residual stream: "float16" (default) or "bfloat16" on CUDA, "float32" on the CPU; "" is
             the device's default.
 
@@ -96,8 +96,8 @@ class SwinInt8(nn.Module):
         self, weights: Sequence[Tensor], config: SwinConfig, graph: str, int8_mode: int = 1, residual: str = ""
     ) -> None:
         super().__init__()
-        if graph not in GRAPHS:
-            raise EngineError(f"there is no graph {graph!r}; choose one of {', '.join(GRAPHS)}")
+        if graph not in ENGINE_GRAPHS:
+            raise EngineError(f"there is no graph {graph!r}; choose one of {', '.join(ENGINE_GRAPHS)}")
         load()
         self.config = config
         self.graph = graph
@@ -127,7 +127,7 @@ class SwinInt8(nn.Module):
         return (
             self.graph, self.int8_mode, list(c.img_size), c.patch_size, c.in_chans, c.num_classes, c.embed_dim,
             list(c.depths), list(c.num_heads), list(c.window_size), c.mlp_ratio, c.qkv_bias, c.qk_scale, c.patch_norm,
-            self.residual,
+            c.version, self.residual,
         )  # fmt: skip
 
     def _run(
@@ -160,11 +160,17 @@ class SwinInt8(nn.Module):
     def trace(self, images: Tensor) -> list[tuple[OpInfo, list[Tensor]]]:
         """What every operation of a forward pass wrote, in order: [(operation, its outputs)]. For tests and debugging.
 
-        proj_bias_residual_norm2 writes two tensors, the residual stream and the int8 one.
+        proj_bias_residual_norm2 (Swin-V2: proj_bias_norm1_residual), proj_norm and mlp_norm write two tensors, the
+        residual stream and the int8 one; the mlp_norm of a stage's last block the residual stream alone.
         """
         outputs = iter(torch.ops.swin_int8.trace(images, self._weights(), *self._config_args()))
-        counts = {"proj_bias_residual_norm2": 2}
-        return [(op, [next(outputs) for _ in range(counts.get(op.name, 1))]) for op in self.ops(images.shape[0])]
+        return [(op, [next(outputs) for _ in range(self._outputs(op))]) for op in self.ops(images.shape[0])]
+
+    def _outputs(self, op: OpInfo) -> int:
+        """How many tensors an operation writes."""
+        if op.name == "mlp_norm":
+            return 1 if op.block == self.config.depths[op.stage] - 1 else 2
+        return 2 if op.name in ("proj_bias_residual_norm2", "proj_bias_norm1_residual", "proj_norm") else 1
 
     def ops(self, batch: int) -> list[OpInfo]:
         """The operations of a forward pass of `batch` images, in order."""
@@ -186,6 +192,24 @@ def engine_info() -> dict[str, str]:
     return dict(zip(("backend", "isa", "version", "compiler", "torch_version"), torch.ops.swin_int8.build_info()))
 
 
+@functools.cache
+def runs_graph(graph: str, device: str = "cpu") -> bool:
+    """Whether the loaded engine has `graph` and every operation of it on `device`: the micro model is tried there."""
+    from pyharness.config import MICRO_DIGITS
+    from pyharness.random_engine import random_engine_file
+
+    model = SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, graph)).to(device)
+    try:
+        model(torch.zeros(1, MICRO_DIGITS.in_chans, *MICRO_DIGITS.img_size, device=device))
+    except NotImplementedError:
+        return False
+    except ValueError as error:
+        if "there is no graph" in str(error):
+            return False
+        raise
+    return True
+
+
 def cpu_variants() -> list[str]:
     """Instruction sets the engine can use on this machine, best first."""
     load()
@@ -205,7 +229,8 @@ def measure_ceilings(threads: int) -> dict[str, float]:
     """This machine's ceilings, measured now on `threads` threads.
 
     copy_gb_s: bytes read plus written by a large copy; s8_gop_s: the GEMM's own integer dot product in registers only;
-    f32_gflop_s: float32 multiply-add, likewise. A multiply-add counts as two operations.
+    u8_gop_s: the one it uses where its input is known to be 0..127, as behind a ReLU; f32_gflop_s: float32
+    multiply-add, likewise. A multiply-add counts as two operations.
     """
     load()
-    return dict(zip(("copy_gb_s", "s8_gop_s", "f32_gflop_s"), torch.ops.swin_int8.ceilings(threads)))
+    return dict(zip(("copy_gb_s", "s8_gop_s", "u8_gop_s", "f32_gflop_s"), torch.ops.swin_int8.ceilings(threads)))

@@ -3,7 +3,8 @@
 The tensors keep the order of the list: each is stored under its position and its name, such as
 `0003.layers.0.blocks.0.attn.proj.bias`.
 The header's metadata holds the geometry, the graph and int8_mode, and how to make the file again.
-Source of names, order, shapes and dtypes: pyharness/ft_format.py and docs/weight_format.md.
+Source of names, order, shapes and dtypes: pyharness/ft_format.py and docs/weight_format.md; for the fused graph
+pyharness/fused_format.py and docs/fused.md.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyharness import ft_format
-from pyharness.config import GRAPHS, StageGeometry, SwinConfig
+from pyharness import ft_format, fused_format
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, GRAPHS, StageGeometry, SwinConfig
 from pyharness.errors import CalibrationError, FormatError
 from pyharness.tensor_file import load_tensors, save_tensors
 
@@ -41,16 +42,26 @@ class TensorSpec:
         return self.shape == (0,)
 
 
-def weight_specs(config: SwinConfig, graph: str) -> list[TensorSpec]:
-    """Name, dtype and shape of every tensor of the weight list of `config` and `graph`, in order."""
+def weight_specs(config: SwinConfig, graph: str, gelu: bool = False) -> list[TensorSpec]:
+    """Name, dtype and shape of every tensor of the weight list of `config` and `graph`, in order.
+
+    `gelu` says whether a model of the fused graph has GELU; FasterTransformer's graphs say it themselves.
+    """
+    lists = fused_format if graph == FUSED_GRAPH else ft_format
+    block_fields, stage_fields = ft_format.block_weights(config.version), ft_format.stage_weights(config.version)
+    if graph == FUSED_GRAPH:
+        if config.version != 1:
+            raise FormatError(f"{config.name}: {FUSED_GRAPH} runs Swin-V1 only; Swin-V2 has {' and '.join(GRAPHS)}")
+        block_fields, stage_fields = lists.BLOCK_WEIGHTS, lists.STAGE_WEIGHTS
+    gelu = gelu if graph == FUSED_GRAPH else graph == "ft_int8"
     specs: list[TensorSpec] = []
     for stage in config.stages():
         symbols = _stage_symbols(config, stage)
-        empty = _empty_slots(config, stage, graph)
+        empty = _empty_slots(config, stage, gelu)
         for block in range(stage.depth):
             prefix = f"layers.{stage.index}.blocks.{block}."
-            specs += _resolve(ft_format.BLOCK_WEIGHTS, prefix, symbols, empty)
-        specs += _resolve(ft_format.STAGE_WEIGHTS, f"layers.{stage.index}.", symbols, empty)
+            specs += _resolve(block_fields, prefix, symbols, empty)
+        specs += _resolve(stage_fields, f"layers.{stage.index}.", symbols, empty)
     symbols = {
         "E": config.embed_dim,
         "P": config.in_chans * config.patch_size**2,
@@ -58,10 +69,17 @@ def weight_specs(config: SwinConfig, graph: str) -> list[TensorSpec]:
         "K": config.num_classes,
     }
     empty = set() if config.patch_norm else {"patch_embed.norm.weight", "patch_embed.norm.bias"}
-    specs += _resolve(ft_format.FINAL_WEIGHTS, "", symbols, empty)
+    specs += _resolve(lists.FINAL_WEIGHTS, "", symbols, empty)
     if config.num_classes:
-        specs += _resolve(ft_format.HEAD_WEIGHTS, "", symbols, set())
+        specs += _resolve(lists.HEAD_WEIGHTS, "", symbols, set())
     return specs
+
+
+def weight_names(config: SwinConfig, graph: str) -> list[str]:
+    """Checkpoint names of the weight list, in order."""
+    if graph == FUSED_GRAPH:
+        return [spec.name for spec in weight_specs(config, graph)]
+    return ft_format.weight_names(config.depths, bool(config.num_classes), config.version)
 
 
 def _stage_symbols(config: SwinConfig, stage: StageGeometry) -> dict[str, int]:
@@ -74,14 +92,15 @@ def _stage_symbols(config: SwinConfig, stage: StageGeometry) -> dict[str, int]:
     }
 
 
-def _empty_slots(config: SwinConfig, stage: StageGeometry, graph: str) -> set[str]:
+def _empty_slots(config: SwinConfig, stage: StageGeometry, gelu: bool) -> set[str]:
     empty = set()
     if not config.qkv_bias:
         empty.add("attn.qkv.bias")
-    if graph == "geluless_int8":
+    if not gelu:
         empty.add("mlp.fc1.bias")
     if not stage.has_downsample:
-        empty.update(f.name for f in ft_format.STAGE_WEIGHTS if f.name.startswith("downsample."))
+        lists = (*ft_format.STAGE_WEIGHTS, *fused_format.STAGE_WEIGHTS)
+        empty.update(f.name for f in lists if f.name.startswith("downsample."))
     if not stage.shifts:
         empty.add("attn_mask")
     return empty
@@ -116,16 +135,21 @@ class EngineFile:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.graph not in GRAPHS:
-            raise FormatError(f"graph {self.graph!r} is unknown; choose one of {', '.join(GRAPHS)}")
-        if self.int8_mode not in (1, 2):
-            raise FormatError(f"int8_mode {self.int8_mode!r} is unknown; choose 1 or 2")
-        specs = weight_specs(self.config, self.graph)
+        if self.graph not in ENGINE_GRAPHS:
+            raise FormatError(f"graph {self.graph!r} is unknown; choose one of {', '.join(ENGINE_GRAPHS)}")
+        modes = (1,) if self.graph == FUSED_GRAPH else (1, 2)  # the fused graph has one arithmetic only
+        if self.int8_mode not in modes:
+            raise FormatError(
+                f"int8_mode {self.int8_mode!r} is unknown to {self.graph}; choose {' or '.join(map(str, modes))}"
+            )
+        require_int8_mode(self.config, self.int8_mode)
+        specs = weight_specs(self.config, self.graph, self.gelu)
         if len(self.tensors) != len(specs):
             raise FormatError(
                 f"the weight list of {self.config.name!r} ({self.graph}) has {len(specs)} tensors, "
                 f"found {len(self.tensors)}"
             )
+        self._check_activations_alike()
         for position, (tensor, spec) in enumerate(zip(self.tensors, specs)):
             if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
                 raise FormatError(
@@ -134,13 +158,38 @@ class EngineFile:
                 )
 
     @property
+    def gelu(self) -> bool:
+        """Whether the model has GELU: the graph says it, in the fused graph an FC1 bias that is not empty."""
+        if self.graph != FUSED_GRAPH:
+            return self.graph == "ft_int8"
+        return any(bias.numel() for bias in self._fc1_biases().values())
+
+    def _fc1_biases(self) -> dict[str, torch.Tensor]:
+        return {name: t for name, t in zip(self.names, self.tensors) if name.endswith(".mlp.fc1.bias")}
+
+    def _check_activations_alike(self) -> None:
+        """FormatError where a model of the fused graph has GELU in some blocks only."""
+        empty = [name for name, bias in self._fc1_biases().items() if not bias.numel()]
+        if self.graph == FUSED_GRAPH and self.gelu and empty:
+            raise FormatError(
+                f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty and other blocks have an FC1 bias; "
+                "all blocks have GELU, with a bias each, or none has"
+            )
+
+    @property
     def names(self) -> list[str]:
         """Checkpoint names of `tensors`, in order."""
-        return ft_format.weight_names(self.config.depths, bool(self.config.num_classes))
+        return weight_names(self.config, self.graph)
 
     def by_name(self) -> dict[str, torch.Tensor]:
         """`tensors` by their name."""
         return dict(zip(self.names, self.tensors))
+
+
+def require_int8_mode(config: SwinConfig, int8_mode: int) -> None:
+    """FormatError where FT's graph of `config` has no such int8_mode."""
+    if config.version == 2 and int8_mode != 1:
+        raise FormatError(f"{config.name}: Swin-V2 has int8_mode 1 only, found {int8_mode}; leave --int8-mode out")
 
 
 def scale_list(amax: Mapping[str, float], graph: str) -> torch.Tensor:
@@ -154,12 +203,15 @@ def scale_list(amax: Mapping[str, float], graph: str) -> torch.Tensor:
 
 
 def check_scales(ef: EngineFile, origin: str = "engine file") -> None:
-    """Check every scale list of `ef`.
+    """Check every scale list of `ef`; of the fused graph also what its scales belong to.
 
     Raises CalibrationError naming every required amax that is zero, negative or not finite, and FormatError where the
     lists contradict each other or themselves.
     """
     tensors = ef.by_name()
+    if ef.graph == FUSED_GRAPH:
+        _check_fused(ef, tensors, origin)
+        return
     bad: dict[str, None] = {}
     for stage in ef.config.stages():
         required = ft_format.required_scales(ef.graph, ef.int8_mode, stage.has_downsample)
@@ -192,6 +244,31 @@ def _check_consistent(tensors: Mapping[str, torch.Tensor], prefix: str, block: i
     raise FormatError(f"{origin}: {prefix}{block}.amaxList {fault}; convert the checkpoint again")
 
 
+def _check_fused(ef: EngineFile, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+    """CalibrationError for an amax that is no use; FormatError for a weight's step that is not above zero, a weight of
+    -128, or a number that is not finite."""
+    bad = []
+    for stage in ef.config.stages():
+        for block in range(stage.depth):
+            amax = zip(fused_format.AMAX_FIELDS, tensors[f"layers.{stage.index}.blocks.{block}.amax"].tolist())
+            bad += [amax_problem(ft_format.quantizer_name(name, stage.index, block), value) for name, value in amax]
+        amax = zip(fused_format.STAGE_AMAX_FIELDS, tensors[f"layers.{stage.index}.downsample.amax"].tolist())
+        bad += [amax_problem(ft_format.quantizer_name(name, stage.index, 0), value) for name, value in amax]
+    if any(bad):
+        problems = "; ".join(problem for problem in bad if problem)
+        raise CalibrationError(f"{origin}: {problems}. Calibrate again with pyharness/quantize.py.")
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.int8 and (tensor == -128).any():
+            fault = "holds -128; weights lie within -127..127"
+        elif tensor.dtype == torch.float32 and not tensor.isfinite().all():
+            fault = "holds NaN or infinity"
+        elif name.endswith(".weight_scale") and not (tensor > 0).all():
+            fault = f"has the step {tensor.min():g}; every step must be greater than zero"
+        else:
+            continue
+        raise FormatError(f"{origin}: {name} {fault}; convert the checkpoint again")
+
+
 SMALLEST_AMAX = 2.0**-24
 LARGEST_AMAX = 2.0**24
 """An amax must lie above the first (ModelOpt, too, takes less for zero) and below the second; within these bounds every
@@ -214,6 +291,7 @@ def _hint(ef: EngineFile) -> str:
     return ef.meta.get("hint") or (
         f"python pyharness/quantize.py --model {ef.config.name} --weights WEIGHTS --int8-mode {ef.int8_mode} "
         "--out calibrated.safetensors && python pyharness/convert.py to-engine calibrated.safetensors ENGINE_FILE"
+        + (f" --graph {FUSED_GRAPH}" if ef.graph == FUSED_GRAPH else "")
     )
 
 
@@ -264,8 +342,7 @@ def _from_header(path: str, tensors: dict[str, torch.Tensor], header: dict[str, 
     except ValueError as error:
         raise FormatError(f"{path}: the header is not readable: {error}") from None
     config, graph = SwinConfig.from_json(header["config"]), header["graph"]
-    names = ft_format.weight_names(config.depths, bool(config.num_classes))
-    keys = [f"{position:04d}.{name}" for position, name in enumerate(names)]
+    keys = [f"{position:04d}.{name}" for position, name in enumerate(weight_names(config, graph))]
     lacking, extra = sorted(set(keys) - tensors.keys()), sorted(tensors.keys() - set(keys))
     if lacking or extra:
         raise FormatError(

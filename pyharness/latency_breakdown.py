@@ -1,4 +1,4 @@
-"""Table 1 of the seed paper: what each fused operation costs, in both graphs.
+"""Table 1 of the seed paper: what each fused operation costs, in both of its graphs, and in the fused graph of ours.
 
 Three views of each operation: the drop in latency when it is left out (the paper's measure), its time when it runs by
 itself, and what the machine's measured ceilings would allow for the bytes and operations it needs (a roofline).
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from pyharness import gpu, measure, results
-from pyharness.config import GRAPHS
+from pyharness.config import ENGINE_GRAPHS
 from pyharness.errors import run_cli
 from pyharness.pipeline import Inputs, Pipeline
-from pyharness.reproduce_table2 import CPU, DEFAULT_BATCH, add_device_option, add_file_options
-from pyharness.results import Table1Row
+from pyharness.reproduce_table2 import CPU, DEFAULT_BATCH, add_device_option, add_file_options, names_that_run
+from pyharness.results import FUSED_GRAPH_OPS, Table1Row
 from pyharness.training import report
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Ceilings:
 
     def bound_ms(self, op: OpInfo) -> tuple[float, str]:
         """The least milliseconds that `op` can take, and the ceiling ("copy", "s8" or "f32") that sets it."""
-        arithmetic = ("s8", self.s8_gop_s) if op.kind == "gemm" else ("f32", self.f32_gflop_s)
+        integer = op.kind == "gemm" or op.name in FUSED_GRAPH_OPS
+        arithmetic = ("s8", self.s8_gop_s) if integer else ("f32", self.f32_gflop_s)
         bounds = (
             ((op.bytes_read + op.bytes_written) / self.copy_gb_s / 1e6, "copy"),
             (op.operations / arithmetic[1] / 1e6, arithmetic[0]),
@@ -144,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="latency_breakdown.py",
         description="Table 1: for each fused operation the latency drop when it is left out, its time by itself and "
-        "its distance from the machine's ceilings, in the FT graph and in the GELU-less one.",
+        "its distance from the machine's ceilings, in the FT graph, the GELU-less one and the fused one.",
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help="timm name, weights random (default: %(default)s)")
     add_device_option(parser)
@@ -179,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipeline, direct_runs = Pipeline(Inputs(args.model), args.work), DIRECT_RUNS[device.type]
     before = measured_ceilings(threads, device)
     timings = {
-        graph: time_graph(pipeline, graph, batch, runs, direct_runs, device, args.seconds) for graph in GRAPHS
+        graph: time_graph(pipeline, graph, batch, runs, direct_runs, device, args.seconds)
+        for graph in names_that_run(ENGINE_GRAPHS, device, pipeline.config.version)
     }
     ceilings = before.highest(measured_ceilings(threads, device))
     rows = [row for graph, timing in timings.items() for row in rows_of(timing, ceilings, args.model, batch, graph)]

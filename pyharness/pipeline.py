@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyharness.config import MICRO_DIGITS, SwinConfig
+from pyharness.config import FUSED_GRAPH, MICRO_DIGITS, SwinConfig
 from pyharness.errors import DataError, HarnessError
 from pyharness.results import ROOT
 from pyharness.training import report
@@ -34,8 +34,8 @@ DEFAULT_WORK = ROOT / "results" / "local" / "work"
 
 SOURCES = (
     "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
-    "fakequant", "ft_format", "models", "quantize", "tensor_file", "train_options", "trainer",
-    "training",
+    "fakequant", "fakequant_v2", "ft_format", "fused_convert", "fused_format", "models", "position_bias", "quantize",
+    "tensor_file", "train_options", "trainer", "training",
 )  # fmt: skip
 """Modules that what is kept depends on."""
 
@@ -50,8 +50,13 @@ GRAPH_OF_METHOD = {
     "ft_int8": "ft_int8",
     "geluless_int8": "geluless_int8",
     "geluless_int8_no_kd": "geluless_int8",
+    "fused_int8_gelu": FUSED_GRAPH,
+    "fused_int8": FUSED_GRAPH,
 }
 """The engine graph that runs each INT8 method."""
+
+CALIBRATED_AS = {"fused_int8_gelu": "ft_int8", "fused_int8": "geluless_int8"}
+"""The fused graph runs the calibrated checkpoint of another method: weights and scales are the same."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class Pipeline:
         from pyharness.models import config_of
         from pyharness.quantize import BATCH_SIZE, BATCHES, quantize
 
+        method = CALIBRATED_AS.get(method, method)
         source = None if method == "ft_int8" else self.student_path(distilled=method == "geluless_int8")
         options = {"int8_mode": self.inputs.int8_mode, "batches": BATCHES, "batch_size": BATCH_SIZE}
         path = self._folder(f"calibrated_{method}", options, source) / "calibrated.safetensors"
@@ -185,10 +191,10 @@ class Pipeline:
         from pyharness.convert import to_engine_file
         from pyharness.engine_file import save_engine_file
 
-        calibrated = self.calibrated_path(method)
-        path = calibrated.with_name("engine.safetensors")
+        calibrated, graph = self.calibrated_path(method), GRAPH_OF_METHOD[method]
+        path = calibrated.with_name(f"engine_{graph}.safetensors" if graph == FUSED_GRAPH else "engine.safetensors")
         if not path.exists():
-            save_engine_file(path, to_engine_file(load_calibrated(calibrated)))
+            save_engine_file(path, to_engine_file(load_calibrated(calibrated), graph))
         return path
 
     def engine_file(self, method: str) -> EngineFile:
@@ -198,7 +204,8 @@ class Pipeline:
 
         if self.inputs.has_weights:
             return load_engine_file(self.engine_path(method))
-        return random_engine_file(self.config, GRAPH_OF_METHOD[method], self.inputs.int8_mode)
+        activation = "gelu" if method == "fused_int8_gelu" else "relu"
+        return random_engine_file(self.config, GRAPH_OF_METHOD[method], self.inputs.int8_mode, activation=activation)
 
     def _model_of(self, source: Path | None) -> SwinTransformer:
         from pyharness.models import load_model

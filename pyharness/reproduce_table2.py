@@ -1,4 +1,5 @@
-"""Table 2 of the seed paper: accuracy and latency of fp32, FT INT8 and GELU-less INT8, with and without distillation.
+"""Table 2 of the seed paper: accuracy and latency of fp32, FT INT8 and GELU-less INT8, with and without distillation;
+beside them the fused graph, with GELU and GELU-less.
 
 By default the micro Swin on scikit-learn's digits goes through everything live (distil, calibrate, convert, run the
 INT8 engine), and Swin T / S / B / L are timed with random weights, their accuracy left empty.
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 
 from pyharness import gpu, measure, results
-from pyharness.config import MICRO_DIGITS
+from pyharness.config import GRAPHS, MICRO_DIGITS
 from pyharness.errors import HarnessError, run_cli
-from pyharness.pipeline import DEFAULT_WORK, Inputs, Pipeline
+from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline
 from pyharness.results import METHODS, Table2Row
 from pyharness.training import report
 
@@ -77,10 +78,12 @@ def predictors(pipeline: Pipeline, device: torch.device = CPU) -> dict[str, Pred
     """Images f32 [B, C, H, W] to logits [B, K], by method, in the order of the rows; on a GPU also timm in float16.
 
     GELU-less without distillation has a row only where it has an accuracy: its latency is that of the distilled one.
+    So have the methods of a graph that the engine has on `device`.
     """
     from pyharness.engine import SwinInt8
 
     names = [name for name in METHODS if name != "geluless_int8_no_kd" or pipeline.inputs.has_weights]
+    names = names_that_run(names, device, pipeline.config.version)
     engines = {name: SwinInt8.from_engine_file(pipeline.engine_file(name)) for name in names if name != "fp32"}
     if device.type == "cpu":
         return {"fp32": Predictor(pipeline.teacher), **{name: Predictor(engine) for name, engine in engines.items()}}
@@ -90,6 +93,18 @@ def predictors(pipeline: Pipeline, device: torch.device = CPU) -> dict[str, Pred
         "fp16": Predictor(copy.deepcopy(teacher).to(device, torch.half), device, torch.half),
         **{name: Predictor(engine.to(device), device) for name, engine in engines.items()},
     }
+
+
+def names_that_run(names: Sequence[str], device: torch.device, version: int = 1) -> list[str]:
+    """Those methods of `names` whose graph the engine has for Swin `version` on `device`; what is left out is said."""
+    from pyharness.engine import runs_graph
+
+    graphs = dict.fromkeys(GRAPH_OF_METHOD[name] for name in names if name in GRAPH_OF_METHOD)
+    others = [graph for graph in graphs if graph not in GRAPHS]
+    lacking = [graph for graph in others if version != 1 or not runs_graph(graph, device.type)]
+    for graph in lacking:
+        report(f"the engine has no {graph} on {device.type}{'' if version == 1 else ' for Swin-V2'}: no rows for it")
+    return [name for name in names if GRAPH_OF_METHOD.get(name) not in lacking]
 
 
 def evaluate(pipeline: Pipeline, methods: Mapping[str, Predictor], limit: int | None) -> dict:
@@ -231,7 +246,8 @@ def add_file_options(parser: argparse.ArgumentParser, files: str) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reproduce_table2.py",
-        description="Table 2: accuracy and latency of fp32, FT INT8 and GELU-less INT8, through the INT8 engine.",
+        description="Table 2: accuracy and latency of fp32, FT INT8, GELU-less INT8 and the fused graph, through the "
+        "INT8 engine.",
         epilog="On ImageNet: --models swin_tiny_patch4_window7_224 --weights swin_tiny_patch4_window7_224=FILE.pth "
         "--data IMAGENET. The student is then distilled live, which takes GPU hours or CPU weeks; give a finished one "
         "(pyharness/distill.py) with --student.",

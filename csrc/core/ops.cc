@@ -14,6 +14,9 @@ std::string TensorView::describe() const {
 
 namespace {
 
+// 2^31 / 128^2: from there on an int32 accumulator could overflow.
+constexpr std::int64_t kMaxGemmK = 131072;
+
 void expect(const char* op, const char* what, const TensorView& t, DType dtype,
             std::initializer_list<std::int64_t> dims) {
   const TensorView wanted(t.data, dtype, dims);
@@ -90,8 +93,8 @@ void check(const GemmS8Args& a, DType) {
   expect(op, "out", a.out, a.out.dtype, {a.x.dim(0), a.w->n});
   SWIN_CHECK(ValueError, op, a.epilogue == Epilogue::kNone || a.out.dtype == DType::kS8,
              "the ReLU epilogue needs an int8 output, found ", a.out.describe());
-  // 2^31 / 128^2: beyond it the int32 accumulator could overflow.
-  SWIN_CHECK(ShapeError, op, a.w->k > 0 && a.w->k < 131072, "K is ", a.w->k, "; 1 to 131071 keeps int32 exact");
+  SWIN_CHECK(ShapeError, op, a.w->k > 0 && a.w->k < kMaxGemmK, "K is ", a.w->k, "; 1 to ", kMaxGemmK - 1,
+             " keeps int32 exact");
 }
 
 void check(const QkvBiasArgs& a, DType f) {
@@ -190,6 +193,86 @@ void check(const DequantizeArgs& a, DType f) {
   expect(op, "out", a.out, f, {a.x.dim(0), a.x.dim(1)});
 }
 
+// The operands of a GEMM whose result has a scale and a bias per channel; an absent bias is 0.
+void check_linear(const char* op, const TensorView& x, const PackedWeight* w, const TensorView& scale,
+                  const TensorView& bias, DType f) {
+  SWIN_CHECK(ShapeError, op, w != nullptr, "weight is missing");
+  expect_rank(op, "x", x, 2);
+  expect(op, "x", x, DType::kS8, {x.dim(0), w->k});
+  SWIN_CHECK(ShapeError, op, w->k > 0 && w->k < kMaxGemmK, "K is ", w->k, "; 1 to ", kMaxGemmK - 1,
+             " keeps int32 exact");
+  expect(op, "scale", scale, f, {w->n});
+  if (bias) expect(op, "bias", bias, f, {w->n});
+}
+
+void check(const LinearS8Args& a, DType f) {
+  const char* op = "linear_s8";
+  check_linear(op, a.x, a.w, a.scale, a.bias, f);
+  SWIN_CHECK(DTypeError, op, a.out.dtype == DType::kS8 || a.out.dtype == f, "out is ", a.out.describe(), "; int8 or ",
+             name_of(f), " is needed");
+  expect(op, "out", a.out, a.out.dtype, {a.x.dim(0), a.w->n});
+}
+
+void check(const WindowAttentionArgs& a, DType f) {
+  const char* op = "window_attention";
+  expect_rank(op, "bias", a.bias, 3);
+  expect_rank(op, "out", a.out, 2);
+  const std::int64_t heads = a.bias.dim(0), n = a.bias.dim(1), rows = a.out.dim(0), c = a.out.dim(1);
+  expect(op, "bias", a.bias, f, {heads, n, n});
+  SWIN_CHECK(ShapeError, op, rows % n == 0 && c % heads == 0, "out is ", a.out.describe(),
+             ", which does not divide into windows of ", n, " tokens and ", heads, " heads");
+  expect(op, "out", a.out, DType::kS8, {rows, c});
+  expect(op, "qkv", a.qkv, DType::kS8, {rows, 3 * c});
+  if (a.mask) {
+    expect_rank(op, "mask", a.mask, 3);
+    expect(op, "mask", a.mask, f, {a.mask.dim(0), n, n});
+    SWIN_CHECK(ShapeError, op, rows / n % a.mask.dim(0) == 0, rows / n, " windows are not a multiple of the mask's ",
+               a.mask.dim(0));
+  }
+}
+
+// A residual of [M, C] and the LayerNorm and int8 output that may follow it.
+void check_residual_norm(const char* op, const TensorView& residual, const TensorView& gamma, const TensorView& beta,
+                         const TensorView& out, std::int64_t m, std::int64_t c, DType f) {
+  expect(op, "residual", residual, f, {m, c});
+  expect(op, "gamma", gamma, f, {c});
+  expect(op, "beta", beta, f, {c});
+  expect(op, "out", out, DType::kS8, {m, c});
+}
+
+void check(const LinearResidualNormArgs& a, DType f) {
+  const char* op = "linear_residual_norm";
+  check_geometry(op, a.geometry);
+  check_linear(op, a.x, a.w, a.scale, a.bias, f);
+  SWIN_CHECK(ShapeError, op, a.x.dim(0) == a.geometry.tokens(), "x is ", a.x.describe(), "; ", a.geometry.tokens(),
+             " rows are needed");
+  check_residual_norm(op, a.residual, a.gamma, a.beta, a.out, a.x.dim(0), a.w->n, f);
+}
+
+void check(const MlpResidualNormArgs& a, DType f) {
+  const char* op = "mlp_residual_norm";
+  check_linear(op, a.x, a.w1, a.scale1, a.bias1, f);
+  const std::int64_t m = a.x.dim(0), c = a.w1->k, hidden = a.w1->n;
+  SWIN_CHECK(ShapeError, op, a.w2 != nullptr && a.w2->n == c && a.w2->k == hidden, "the second weight must be [", c,
+             ", ", hidden, "]");
+  expect(op, "scale2", a.scale2, f, {c});
+  if (a.bias2) expect(op, "bias2", a.bias2, f, {c});
+  const bool relu = a.activation == Activation::kRelu;
+  SWIN_CHECK(ValueError, op, relu != bool(a.bias1),
+             relu ? "with ReLU there is no FC1 bias" : "GELU needs the FC1 bias");
+  SWIN_CHECK(ValueError, op, relu == (a.w2->input == InputRange::kNonNegative),
+             "the second weight must be packed for what the activation gives: 0..127 behind ReLU, any int8 behind GELU");
+  if (a.hidden) expect(op, "hidden", a.hidden, DType::kS8, {m, hidden});
+  if (a.out) {
+    check_geometry(op, a.geometry);
+    SWIN_CHECK(ShapeError, op, m == a.geometry.tokens(), "x is ", a.x.describe(), "; ", a.geometry.tokens(),
+               " rows are needed");
+    check_residual_norm(op, a.residual, a.gamma, a.beta, a.out, m, c, f);
+  } else {
+    expect(op, "residual", a.residual, f, {m, c});
+  }
+}
+
 void check(const FinalNormPoolArgs& a, DType f) {
   const char* op = "final_norm_pool";
   expect_rank(op, "residual", a.residual, 2);
@@ -211,6 +294,85 @@ void check(const HeadArgs& a, DType f) {
   expect(op, "weight", a.weight, f, {a.weight.dim(0), a.features.dim(1)});
   expect(op, "bias", a.bias, f, {a.weight.dim(0)});
   expect(op, "out", a.out, DType::kF32, {a.features.dim(0), a.weight.dim(0)});
+}
+
+void check(const ShiftPartitionArgs& a, DType f) {
+  const char* op = "shift_partition";
+  check_geometry(op, a.geometry);
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "out", a.out, DType::kS8, {m, c});
+}
+
+void check(const QkvBiasNormalizeArgs& a, DType f) {
+  const char* op = "qkv_bias_normalize";
+  expect_rank(op, "out", a.out, 5);
+  const std::int64_t m = a.out.dim(1) * a.out.dim(3), c = a.out.dim(2) * a.out.dim(4);
+  expect(op, "out", a.out, DType::kS8, {3, a.out.dim(1), a.out.dim(2), a.out.dim(3), a.out.dim(4)});
+  expect(op, "qkv", a.qkv, DType::kS8, {m, 3 * c});
+  expect(op, "bias", a.bias, f, {3 * c});
+}
+
+void check(const HeadScaleSoftmaxArgs& a, DType f) {
+  const char* op = "head_scale_softmax";
+  expect_rank(op, "scores", a.scores, 4);
+  const auto& s = a.scores.shape;
+  expect(op, "scores", a.scores, DType::kS8, {s[0], s[1], s[2], s[3]});
+  SWIN_CHECK(ShapeError, op, s[3] >= s[2], "pitch ", s[3], " is less than the window's ", s[2]);
+  expect(op, "head_scale", a.head_scale, f, {s[1]});
+  expect(op, "bias", a.bias, f, {s[1], s[2], s[2]});
+  expect(op, "out", a.out, DType::kS8, {s[0], s[1], s[2], s[3]});
+  if (a.mask) {
+    expect_rank(op, "mask", a.mask, 3);
+    expect(op, "mask", a.mask, f, {a.mask.dim(0), s[2], s[2]});
+    SWIN_CHECK(ShapeError, op, s[0] % a.mask.dim(0) == 0, s[0], " windows are not a multiple of the mask's ",
+               a.mask.dim(0));
+  }
+}
+
+void check(const ProjBiasNormResidualArgs& a, DType f) {
+  const char* op = "proj_bias_norm_residual";
+  check_geometry(op, a.geometry);
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
+  expect(op, "proj", a.proj, DType::kS8, {m, c});
+  expect(op, "bias", a.bias, f, {c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "out", a.out, DType::kS8, {m, c});
+}
+
+void check(const BiasNormResidualArgs& a, DType f) {
+  const char* op = "bias_norm_residual";
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.residual.dim(0), c = a.residual.dim(1);
+  expect(op, "x", a.x, DType::kS8, {m, c});
+  expect(op, "bias", a.bias, f, {c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "residual", a.residual, f, {m, c});
+}
+
+void check(const PatchMergeArgs& a, DType f) {
+  const char* op = "patch_merge";
+  SWIN_CHECK(ShapeError, op, a.batch > 0 && a.height > 0 && a.width > 0 && a.height % 2 == 0 && a.width % 2 == 0,
+             a.height, "x", a.width, " tokens cannot be merged 2x2; both sides must be even");
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.batch * a.height * a.width, c = a.residual.dim(1);
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "out", a.out, DType::kS8, {m / 4, 4 * c});
+}
+
+void check(const DequantizeNormArgs& a, DType f) {
+  const char* op = "dequantize_norm";
+  expect_rank(op, "x", a.x, 2);
+  const std::int64_t m = a.x.dim(0), c = a.x.dim(1);
+  expect(op, "x", a.x, DType::kS8, {m, c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "out", a.out, f, {m, c});
 }
 
 OpCost cost_of(std::initializer_list<TensorView> reads, std::initializer_list<TensorView> writes,
@@ -254,6 +416,26 @@ OpCost cost(const BiasResidualArgs& a) {
 }
 OpCost cost(const PatchMergeNormArgs& a) { return cost_of({a.residual, a.gamma, a.beta}, {a.out}, a.out.numel() * 10); }
 OpCost cost(const DequantizeArgs& a) { return cost_of({a.x}, {a.out}, a.out.numel()); }
+OpCost cost(const LinearS8Args& a) {
+  OpCost c = cost_of({a.x, a.scale, a.bias}, {a.out}, 2 * a.x.dim(0) * a.w->n * a.w->k);
+  c.bytes_read += a.w->n * a.w->k;
+  return c;
+}
+OpCost cost(const WindowAttentionArgs& a) {
+  return cost_of({a.qkv, a.bias, a.mask}, {a.out}, 4 * a.out.numel() * a.bias.dim(1));
+}
+OpCost cost(const LinearResidualNormArgs& a) {
+  OpCost c = cost_of({a.x, a.scale, a.bias, a.residual, a.gamma, a.beta}, {a.residual, a.out},
+                     2 * a.x.dim(0) * a.w->n * a.w->k);
+  c.bytes_read += a.w->n * a.w->k;
+  return c;
+}
+OpCost cost(const MlpResidualNormArgs& a) {
+  OpCost c = cost_of({a.x, a.scale1, a.bias1, a.scale2, a.bias2, a.residual, a.gamma, a.beta}, {a.residual, a.out},
+                     4 * a.x.dim(0) * a.w1->n * a.w1->k);
+  c.bytes_read += 2 * a.w1->n * a.w1->k;
+  return c;
+}
 OpCost cost(const FinalNormPoolArgs& a) {
   return cost_of({a.residual, a.gamma, a.beta}, {a.out}, a.residual.numel() * 8);
 }
@@ -261,9 +443,34 @@ OpCost cost(const HeadArgs& a) {
   return cost_of({a.features, a.weight, a.bias}, {a.out}, 2 * a.out.numel() * a.weight.dim(1));
 }
 
+OpCost cost(const ShiftPartitionArgs& a) { return cost_of({a.residual}, {a.out}, a.out.numel() * 3); }
+OpCost cost(const QkvBiasNormalizeArgs& a) {
+  // Of q and k, two thirds of the tensor, also a square, a sum and a division per element.
+  return cost_of({a.qkv, a.bias}, {a.out}, a.out.numel() * 7);
+}
+OpCost cost(const HeadScaleSoftmaxArgs& a) {
+  return cost_of({a.scores, a.head_scale, a.bias, a.mask}, {a.out},
+                 a.scores.numel() / a.scores.dim(3) * a.scores.dim(2) * (a.mask ? 12 : 11));
+}
+OpCost cost(const ProjBiasNormResidualArgs& a) {
+  return cost_of({a.proj, a.bias, a.gamma, a.beta, a.residual}, {a.residual, a.out}, a.out.numel() * 13);
+}
+OpCost cost(const BiasNormResidualArgs& a) {
+  return cost_of({a.x, a.bias, a.gamma, a.beta, a.residual}, {a.residual}, a.residual.numel() * 10);
+}
+OpCost cost(const PatchMergeArgs& a) { return cost_of({a.residual}, {a.out}, a.out.numel() * 3); }
+OpCost cost(const DequantizeNormArgs& a) { return cost_of({a.x, a.gamma, a.beta}, {a.out}, a.out.numel() * 8); }
+
 std::vector<TensorView> outputs(const PatchEmbedNormArgs& a) { return {a.x}; }
 std::vector<TensorView> outputs(const BiasResidualArgs& a) { return {a.residual}; }
 std::vector<TensorView> outputs(const ProjBiasResidualNormArgs& a) { return {a.residual, a.out}; }
+std::vector<TensorView> outputs(const LinearResidualNormArgs& a) { return {a.residual, a.out}; }
+std::vector<TensorView> outputs(const MlpResidualNormArgs& a) {
+  if (!a.out) return {a.residual};
+  return {a.residual, a.out};
+}
+std::vector<TensorView> outputs(const ProjBiasNormResidualArgs& a) { return {a.residual, a.out}; }
+std::vector<TensorView> outputs(const BiasNormResidualArgs& a) { return {a.residual}; }
 template <class Args>
 std::vector<TensorView> outputs(const Args& a) {
   return {a.out};
@@ -272,6 +479,10 @@ std::vector<TensorView> outputs(const Args& a) {
 bool in_place(const PatchEmbedNormArgs&) { return true; }
 bool in_place(const BiasResidualArgs&) { return true; }
 bool in_place(const ProjBiasResidualNormArgs&) { return true; }
+bool in_place(const LinearResidualNormArgs&) { return true; }
+bool in_place(const MlpResidualNormArgs&) { return true; }
+bool in_place(const ProjBiasNormResidualArgs&) { return true; }
+bool in_place(const BiasNormResidualArgs&) { return true; }
 template <class Args>
 bool in_place(const Args&) {
   return false;

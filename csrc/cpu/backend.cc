@@ -6,6 +6,14 @@
 #include <cstring>
 #include <new>
 
+#if defined(SWIN_HAVE_X86_VARIANTS)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include "kernels.h"
 #include "swin/cpu.h"
 #include "swin/error.h"
@@ -48,10 +56,10 @@ class CpuBackend : public Backend {
     return p;
   }
 
-  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host) const override {
+  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host, InputRange input) const override {
     SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
                "; int8 [N, K] is needed");
-    return kernels_.pack_weight(host.as<const std::int8_t>(), host.dim(0), host.dim(1));
+    return kernels_.pack_weight(host.as<const std::int8_t>(), host.dim(0), host.dim(1), input);
   }
 
   // A whole number of 16-byte vectors, which for the windows of 7 and 8 is one cache line.
@@ -62,15 +70,41 @@ class CpuBackend : public Backend {
   const cpu::Kernels& kernels_;
 };
 
+#if defined(SWIN_HAVE_X86_VARIANTS)
+bool has_avx512_vnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+// What __builtin_cpu_supports does not know in every compiler that builds this.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
+         (a >> 4 & 1) != 0;
+}
+
+// AMX's registers are large, so Linux lets a process use them only after it asked.
+bool has_amx_int8() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool tiles = (d >> 24 & 1) != 0 && (d >> 25 & 1) != 0;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return tiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const std::vector<CpuBackend>& backends() {
   static const std::vector<CpuBackend> all = [] {
     std::vector<CpuBackend> found;
 #if defined(SWIN_HAVE_X86_VARIANTS)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
-      found.emplace_back("avx512_vnni", cpu::avx512_vnni::kernels());
-    }
+    if (has_amx_int8()) found.emplace_back("amx_int8", cpu::amx_int8::kernels());
+    if (has_avx512_vnni()) found.emplace_back("avx512_vnni", cpu::avx512_vnni::kernels());
+    if (has_avx_vnni()) found.emplace_back("avx_vnni", cpu::avx_vnni::kernels());
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       found.emplace_back("avx2", cpu::avx2::kernels());
     }
@@ -136,6 +170,7 @@ Ceilings measure_cpu_ceilings(const std::string& variant, int threads) {
   const cpu::Kernels& kernels = find_backend(variant).kernels();
   Ceilings ceilings;
   ceilings.s8_gop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_s8(2'000'000); }) * 1e-9;
+  ceilings.u8_gop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_u8(2'000'000); }) * 1e-9;
   ceilings.f32_gflop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_f32(2'000'000); }) * 1e-9;
   constexpr std::int64_t kBytes = 128 << 20;  // per thread, well beyond any cache
   std::vector<DeviceBuffer> source, target;

@@ -1,224 +1,387 @@
-// The integer GEMM micro-kernel, exact in int32 on every instruction set.
+// The integer GEMM micro-kernels, exact in int32 on every instruction set.
 //
-// Computes acc[r, n] = sum_k a[r, k] * w[n, k] for a few rows and one or two vectors of columns, in registers.
-// Both operands are packed so that one step handles kStepK values of k from one 32-bit word of `a`, broadcast:
-//   avx512_vnni  4 x u8 (a + 128) times 4 x s8, vpdpbusd: accumulates in int32 without saturating. The offset is taken
-//                back by starting from -128 * sum_k w[n, k].
-//   avx2, sse2   2 x s16 times 2 x s16, (v)pmaddwd: |a*w| <= 2^14, so a pair's sum fits int32.
-//   elsewhere    the same with plain integers.
-// Not used: vpmaddubsw on machines without VNNI, since u8 x s8 pair sums saturate in int16 (docs/epilogues.md).
+// Computes acc[r, n] = sum_k a[r, k] * w[n, k] for a few rows and one or two vectors of columns, in registers. One step
+// handles kStepK values of k from one 32-bit word of `a`, broadcast. There are two ways to multiply, since what is
+// exact and fast depends on the range of `a`:
+//
+//                SignedDot: a in -128..127                       NonNegativeDot: a in 0..127
+//   VNNI         4 x u8 (a + 128) times 4 x s8, vpdpbusd: no     4 x u8 times 4 x s8, vpdpbusd, read from where it lies
+//   (AVX-512,    saturation. The offset is taken back by
+//   AVX)         starting from -128 * sum_k w[n, k]
+//   AVX2         2 x s16 times 2 x s16, vpmaddwd: a pair's sum   4 x u8 times 4 x s8, vpmaddubsw, then vpmaddwd by 1: a
+//                fits int32                                      pair's sum is at most 2 * 127 * 128 < 2^15, so int16 holds it
+//   SSE2, other  the same, pmaddwd or plain integers             as SignedDot
+//
+// vpmaddubsw does a third more per instruction than vpmaddwd; that a GELU-less model's FC2 may use it is one more gain
+// of the ReLU. For any other input it saturates and is not used (docs/epilogues.md).
 //
 // Packed weights: units of kLanes columns; in a unit, step by step, kLanes columns x kStepK values.
 #pragma once
 
 #include "simd.h"
 
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define SWIN_VNNI
+#define SWIN_DPBUSD(acc, u, s)                                                                                     \
+  reinterpret_cast<Vi>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(u), \
+                                           reinterpret_cast<__m512i>(s)))
+#elif defined(__AVXVNNI__)
+#define SWIN_VNNI
+#define SWIN_DPBUSD(acc, u, s)                                                                                         \
+  reinterpret_cast<Vi>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc), reinterpret_cast<__m256i>(u), \
+                                               reinterpret_cast<__m256i>(s)))
+#endif
+
 namespace swin::cpu::SWIN_ISA {
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-inline constexpr int kStepK = 4;
-inline constexpr int kMaxRows = 12;  // x 2 vectors of columns = 24 accumulators of 32 registers
-using PackedA = std::uint8_t;
-#else
-inline constexpr int kStepK = 2;
-#if defined(__AVX2__)
-inline constexpr int kMaxRows = 6;  // x 2 = 12 accumulators of 16 registers
+// Rows x 2 vectors of accumulators, and what a step needs beside them, fill the registers.
+#if defined(SWIN_MASKED_LANES)
+inline constexpr int kMaxRows = 14;
+#elif defined(__AVX2__)
+inline constexpr int kMaxRows = 6;
 #else
 inline constexpr int kMaxRows = 4;
 #endif
-using PackedA = std::int16_t;
-#endif
-inline constexpr std::int64_t kStepBytes = kLanes * kStepK;  // of packed weights, per unit
-
-static inline Vi load_weights(const std::int8_t* w) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return reinterpret_cast<Vi>(_mm512_loadu_si512(w));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Vi>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))));
-#elif defined(__SSE2__)
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w));
-  return reinterpret_cast<Vi>(_mm_unpacklo_epi8(bytes, _mm_cmpgt_epi8(_mm_setzero_si128(), bytes)));
-#else
-  Vi v;
-  std::int16_t pairs[kLanes * 2];
-  for (int i = 0; i < kLanes * 2; ++i) pairs[i] = w[i];
-  std::memcpy(&v, pairs, sizeof v);
-  return v;
-#endif
-}
 
 static inline Vi broadcast(std::int32_t word) { return Vi{} + word; }
+static inline Vi load_vector(const void* source) {
+  Vi v;
+  std::memcpy(&v, source, sizeof v);
+  return v;
+}
 
-static inline Vi dot(Vi acc, Vi a, Vi w) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return reinterpret_cast<Vi>(
-      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(w)));
-#elif defined(__AVX2__)
-  return acc + reinterpret_cast<Vi>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(w)));
+#if !defined(SWIN_VNNI)
+// 2 x s16 per word.
+struct PairDot {
+  static constexpr int kStepK = 2;
+  static constexpr bool kInPlace = false;  // rows are widened first
+  static constexpr std::int32_t kOffset = 0;
+
+  static Vi weights(const std::int8_t* w) {
+#if defined(__AVX2__)
+    return reinterpret_cast<Vi>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))));
 #elif defined(__SSE2__)
-  return acc + reinterpret_cast<Vi>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(w)));
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w));
+    return reinterpret_cast<Vi>(_mm_unpacklo_epi8(bytes, _mm_cmpgt_epi8(_mm_setzero_si128(), bytes)));
 #else
-  std::int16_t x[kLanes * 2], y[kLanes * 2];
-  std::memcpy(x, &a, sizeof a);
-  std::memcpy(y, &w, sizeof w);
-  for (int i = 0; i < kLanes; ++i) acc[i] += x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
-  return acc;
+    std::int16_t pairs[kLanes * 2];
+    for (int i = 0; i < kLanes * 2; ++i) pairs[i] = w[i];
+    return load_vector(pairs);
+#endif
+  }
+  static Vi dot(Vi acc, Vi a, Vi w) {
+#if defined(__AVX2__)
+    return acc + reinterpret_cast<Vi>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(w)));
+#elif defined(__SSE2__)
+    return acc + reinterpret_cast<Vi>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(w)));
+#else
+    std::int16_t x[kLanes * 2], y[kLanes * 2];
+    std::memcpy(x, &a, sizeof a);
+    std::memcpy(y, &w, sizeof w);
+    for (int i = 0; i < kLanes; ++i) acc[i] += x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    return acc;
+#endif
+  }
+  static void pack_row(const std::int8_t* source, std::int64_t k, void* packed) {
+    std::int16_t* target = static_cast<std::int16_t*>(packed);
+    for (std::int64_t i = 0; i < k; ++i) target[i] = source[i];
+    if (k % 2 != 0) target[k] = 0;  // meets a weight of zero
+  }
+};
+
+#endif
+
+#if defined(SWIN_VNNI)
+template <bool Signed>
+struct QuadDot {
+  static constexpr int kStepK = 4;
+  static constexpr bool kInPlace = !Signed;
+  static constexpr std::int32_t kOffset = Signed ? 128 : 0;
+
+  static Vi weights(const std::int8_t* w) { return load_vector(w); }
+  static Vi dot(Vi acc, Vi a, Vi w) { return SWIN_DPBUSD(acc, a, w); }
+  static void pack_row(const std::int8_t* source, std::int64_t k, void* packed) {
+    std::uint8_t* target = static_cast<std::uint8_t*>(packed);
+    for (std::int64_t i = 0; i < k; ++i) target[i] = static_cast<std::uint8_t>(source[i]) ^ (Signed ? 0x80u : 0u);
+    for (std::int64_t i = k; i % 4 != 0; ++i) target[i] = 0;  // meets weights of zero
+  }
+};
+using SignedDot = QuadDot<true>;
+using NonNegativeDot = QuadDot<false>;
+#elif defined(__AVX2__)
+struct UnsignedQuadDot {
+  static constexpr int kStepK = 4;
+  static constexpr bool kInPlace = true;
+  static constexpr std::int32_t kOffset = 0;
+
+  static Vi weights(const std::int8_t* w) { return load_vector(w); }
+  static Vi dot(Vi acc, Vi a, Vi w) {
+    const __m256i pairs = _mm256_maddubs_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(w));
+    return acc + reinterpret_cast<Vi>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static void pack_row(const std::int8_t* source, std::int64_t k, void* packed) {
+    std::int8_t* target = static_cast<std::int8_t*>(packed);
+    std::memcpy(target, source, k);
+    for (std::int64_t i = k; i % 4 != 0; ++i) target[i] = 0;
+  }
+};
+using SignedDot = PairDot;
+using NonNegativeDot = UnsignedQuadDot;
+#else
+using SignedDot = PairDot;
+using NonNegativeDot = PairDot;
+#endif
+
+template <class Dot>
+inline constexpr std::int64_t kStepBytes = kLanes * Dot::kStepK;  // of packed weights, per unit
+
+// 32-bit words of one row of k values.
+template <class Dot>
+static inline std::int64_t steps_of(std::int64_t k) {
+  return ceil_div(k, Dot::kStepK);
+}
+static inline std::int64_t units_of(std::int64_t n) { return ceil_div(n, kLanes); }
+template <class Dot>
+static inline std::int64_t unit_bytes(std::int64_t k) {
+  return steps_of<Dot>(k) * kStepBytes<Dot>;
+}
+
+// Rows as the micro-kernel reads them: row r's words begin at data + r * stride bytes.
+struct Rows {
+  const char* data;
+  std::int64_t stride;
+};
+
+// Bytes of scratch that prepare_rows may need.
+template <class Dot>
+static inline std::int64_t rows_bytes(std::int64_t rows, std::int64_t k) {
+  return rows * steps_of<Dot>(k) * 4;
+}
+
+// `rows` rows of k values, `stride` bytes apart, in the form of Dot: where they lie, or packed into `scratch`.
+template <class Dot>
+static inline Rows prepare_rows(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
+                                void* scratch) {
+  if (Dot::kInPlace && k % Dot::kStepK == 0) return {reinterpret_cast<const char*>(x), stride};
+  const std::int64_t packed = steps_of<Dot>(k) * 4;
+  for (std::int64_t r = 0; r < rows; ++r) Dot::pack_row(x + r * stride, k, static_cast<char*>(scratch) + r * packed);
+  return {static_cast<const char*>(scratch), packed};
+}
+
+#if defined(__AVX2__)
+static inline __m128i load16(const std::int8_t* source) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+}
+
+// kLanes rows of 16 bytes (`stride` apart) to 16 / kStep steps of kLanes words of kStep bytes: a transposition.
+template <int kStep>
+static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit) {
+#if defined(SWIN_MASKED_LANES)
+  __m512i r[4];  // row i, i + 4, i + 8 and i + 12
+  for (int i = 0; i < 4; ++i) {
+    const std::int8_t* row = rows + i * stride;
+    r[i] = _mm512_castsi128_si512(load16(row));
+    r[i] = _mm512_inserti32x4(r[i], load16(row + 4 * stride), 1);
+    r[i] = _mm512_inserti32x4(r[i], load16(row + 8 * stride), 2);
+    r[i] = _mm512_inserti32x4(r[i], load16(row + 12 * stride), 3);
+  }
+  const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+  const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+  _mm512_storeu_si512(unit, _mm512_unpacklo_epi64(a, c));
+  _mm512_storeu_si512(unit + 64, _mm512_unpackhi_epi64(a, c));
+  _mm512_storeu_si512(unit + 128, _mm512_unpacklo_epi64(b, d));
+  _mm512_storeu_si512(unit + 192, _mm512_unpackhi_epi64(b, d));
+#else
+  if constexpr (kStep == 4) {
+    __m256i r[4];  // row i and i + 4
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(rows + i * stride)), load16(rows + (i + 4) * stride), 1);
+    }
+    const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
+    const __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+    __m256i* target = reinterpret_cast<__m256i*>(unit);
+    _mm256_storeu_si256(target, _mm256_unpacklo_epi64(a, c));
+    _mm256_storeu_si256(target + 1, _mm256_unpackhi_epi64(a, c));
+    _mm256_storeu_si256(target + 2, _mm256_unpacklo_epi64(b, d));
+    _mm256_storeu_si256(target + 3, _mm256_unpackhi_epi64(b, d));
+  } else {
+    __m128i r[8], s[8];
+    for (int i = 0; i < 8; ++i) r[i] = load16(rows + i * stride);
+    for (int i = 0; i < 4; ++i) {  // pairs of rows, word by word
+      s[i] = _mm_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+      s[i + 4] = _mm_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    __m128i* target = reinterpret_cast<__m128i*>(unit);
+    for (int half = 0; half < 2; ++half) {
+      const __m128i *q = s + 4 * half;
+      const __m128i a = _mm_unpacklo_epi32(q[0], q[1]), b = _mm_unpackhi_epi32(q[0], q[1]);
+      const __m128i c = _mm_unpacklo_epi32(q[2], q[3]), d = _mm_unpackhi_epi32(q[2], q[3]);
+      _mm_storeu_si128(target + 4 * half, _mm_unpacklo_epi64(a, c));
+      _mm_storeu_si128(target + 4 * half + 1, _mm_unpackhi_epi64(a, c));
+      _mm_storeu_si128(target + 4 * half + 2, _mm_unpacklo_epi64(b, d));
+      _mm_storeu_si128(target + 4 * half + 3, _mm_unpackhi_epi64(b, d));
+    }
+  }
 #endif
 }
-
-// 32-bit words of one packed row of k values.
-static inline std::int64_t steps_of(std::int64_t k) { return ceil_div(k, kStepK); }
-static inline std::int64_t units_of(std::int64_t n) { return ceil_div(n, kLanes); }
-static inline std::int64_t unit_bytes(std::int64_t k) { return steps_of(k) * kStepBytes; }
-
-// Packs `rows` rows of k values, `stride` apart, each to steps_of(k) words.
-static inline void pack_rows(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
-                             std::int32_t* packed) {
-  const std::int64_t steps = steps_of(k);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    PackedA* target = reinterpret_cast<PackedA*>(packed + r * steps);
-    const std::int8_t* source = x + r * stride;
-    for (std::int64_t i = 0; i < k; ++i) {
-      if constexpr (kStepK == 4) {
-        target[i] = static_cast<PackedA>(static_cast<std::uint8_t>(source[i]) ^ 0x80u);
-      } else {
-        target[i] = static_cast<PackedA>(source[i]);
-      }
-    }
-    for (std::int64_t i = k; i < steps * kStepK; ++i) target[i] = 0;  // meets weights of zero
-  }
-}
+#endif
 
 // Packs columns [first, first + kLanes) of w[n, k] (row-major, `stride` apart) into one unit; missing ones are zero.
+template <class Dot>
 static inline void pack_unit_nk(const std::int8_t* w, std::int64_t stride, std::int64_t n, std::int64_t k,
                                 std::int64_t first, std::int8_t* unit) {
-  const std::int64_t columns = min_of(n - first, kLanes), full = k / kStepK;
-  if (columns < kLanes || full * kStepK < k) std::memset(unit, 0, unit_bytes(k));
+  constexpr std::int64_t kStep = Dot::kStepK;
+  const std::int64_t columns = min_of(n - first, kLanes), full = k / kStep;
+#if defined(__AVX2__)
+  if (columns == kLanes && k % 16 == 0) {
+    for (std::int64_t i = 0; i < k; i += 16) transpose_words<kStep>(w + first * stride + i, stride, unit + i * kLanes);
+    return;
+  }
+#endif
+  if (columns < kLanes || full * kStep < k) std::memset(unit, 0, unit_bytes<Dot>(k));
   for (std::int64_t j = 0; j < columns; ++j) {
     const std::int8_t* source = w + (first + j) * stride;
-    std::int8_t* target = unit + j * kStepK;
-    for (std::int64_t s = 0; s < full; ++s) std::memcpy(target + s * kStepBytes, source + s * kStepK, kStepK);
-    for (std::int64_t i = full * kStepK; i < k; ++i) target[full * kStepBytes + i - full * kStepK] = source[i];
+    std::int8_t* target = unit + j * kStep;
+    for (std::int64_t s = 0; s < full; ++s) std::memcpy(target + s * kStepBytes<Dot>, source + s * kStep, kStep);
+    for (std::int64_t i = full * kStep; i < k; ++i) target[full * kStepBytes<Dot> + i - full * kStep] = source[i];
   }
 }
 
 // Packs columns [first, first + kLanes) of w given as [k, n] (row-major, `stride` apart) into one unit.
+template <class Dot>
 static inline void pack_unit_kn(const std::int8_t* w, std::int64_t stride, std::int64_t n, std::int64_t k,
                                 std::int64_t first, std::int8_t* unit) {
+  constexpr std::int64_t kStep = Dot::kStepK, kBytes = kStepBytes<Dot>;
   const std::int64_t columns = min_of(n - first, kLanes);
-  [[maybe_unused]] const std::int64_t full = k / kStepK;
+  [[maybe_unused]] const std::int64_t full = k / kStep;
   std::int64_t s = 0;
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  if (columns == kLanes) {
-    for (; s < full; ++s) {  // four rows of 16 bytes to 16 words of four
+#if defined(__AVX2__)
+  if (columns == kLanes && kStep == 4) {
+    for (; s < full; ++s) {  // four rows of kLanes bytes to kLanes words of four
       const std::int8_t* row = w + s * 4 * stride + first;
-      const __m128i r0 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
-      const __m128i r1 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + stride));
-      const __m128i r2 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * stride));
-      const __m128i r3 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 3 * stride));
-      const __m128i a = _mm_unpacklo_epi8(r0, r1), b = _mm_unpackhi_epi8(r0, r1);
-      const __m128i c = _mm_unpacklo_epi8(r2, r3), d = _mm_unpackhi_epi8(r2, r3);
-      __m128i* target = reinterpret_cast<__m128i*>(unit + s * kStepBytes);
+      __m128i r[4];
+      for (int i = 0; i < 4; ++i) {
+        const __m128i* source = reinterpret_cast<const __m128i*>(row + i * stride);
+        r[i] = kLanes == 16 ? _mm_loadu_si128(source) : _mm_loadl_epi64(source);
+      }
+      const __m128i a = _mm_unpacklo_epi8(r[0], r[1]), c = _mm_unpacklo_epi8(r[2], r[3]);
+      __m128i* target = reinterpret_cast<__m128i*>(unit + s * kBytes);
       _mm_storeu_si128(target, _mm_unpacklo_epi16(a, c));
       _mm_storeu_si128(target + 1, _mm_unpackhi_epi16(a, c));
-      _mm_storeu_si128(target + 2, _mm_unpacklo_epi16(b, d));
-      _mm_storeu_si128(target + 3, _mm_unpackhi_epi16(b, d));
+      if constexpr (kLanes == 16) {
+        const __m128i b = _mm_unpackhi_epi8(r[0], r[1]), d = _mm_unpackhi_epi8(r[2], r[3]);
+        _mm_storeu_si128(target + 2, _mm_unpacklo_epi16(b, d));
+        _mm_storeu_si128(target + 3, _mm_unpackhi_epi16(b, d));
+      }
     }
-  }
-#elif defined(__AVX2__)
-  if (columns == kLanes) {
+  } else if (columns == kLanes && kStep == 2) {
     for (; s < full; ++s) {  // two rows of 8 bytes to 8 pairs
       const std::int8_t* row = w + s * 2 * stride + first;
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(unit + s * kStepBytes),
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(unit + s * kBytes),
                        _mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row)),
                                          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + stride))));
     }
   }
 #endif
-  for (; s < steps_of(k); ++s) {
-    std::memset(unit + s * kStepBytes, 0, kStepBytes);
-    for (std::int64_t i = 0; i < min_of(kStepK, k - s * kStepK); ++i) {
-      const std::int8_t* row = w + (s * kStepK + i) * stride + first;
-      for (std::int64_t j = 0; j < columns; ++j) unit[s * kStepBytes + j * kStepK + i] = row[j];
+  for (; s < steps_of<Dot>(k); ++s) {
+    std::memset(unit + s * kBytes, 0, kBytes);
+    for (std::int64_t i = 0; i < min_of(kStep, k - s * kStep); ++i) {
+      const std::int8_t* row = w + (s * kStep + i) * stride + first;
+      for (std::int64_t j = 0; j < columns; ++j) unit[s * kBytes + j * kStep + i] = row[j];
     }
   }
 }
 
-// What a unit's accumulators start from.
-static inline Vi start_of([[maybe_unused]] const std::int8_t* unit, [[maybe_unused]] std::int64_t steps) {
+// What the accumulators of a unit's kLanes columns start from; `starts` has room for them.
+template <class Dot>
+static inline void store_start(std::int32_t* starts, [[maybe_unused]] const std::int8_t* unit,
+                               [[maybe_unused]] std::int64_t steps) {
   Vi sum{};
-  if constexpr (kStepK == 4) {
+#if defined(SWIN_VNNI)
+  if constexpr (Dot::kOffset != 0) {
     const Vi offset = broadcast(static_cast<std::int32_t>(0x80808080u));
-    for (std::int64_t s = 0; s < steps; ++s) sum = dot(sum, offset, load_weights(unit + s * kStepBytes));
+    for (std::int64_t s = 0; s < steps; ++s) sum = Dot::dot(sum, offset, Dot::weights(unit + s * kStepBytes<Dot>));
   }
-  return -sum;
+#endif
+  sum = -sum;
+  std::memcpy(starts, &sum, sizeof sum);
 }
 
-// `a`: Rows packed rows; `units`: Vectors adjacent units; `start`: Vectors * kLanes numbers.
-// Gives each result to emit(row, vector, Vi).
-template <int Rows, int Vectors, class Emit>
-static inline void micro_kernel(const std::int32_t* a, std::int64_t steps, const std::int8_t* units,
+// Row pointers from few registers: base + {0, 1, 2} strides, a new base every third row.
+template <int Rows>
+struct RowPointers {
+  const char* base[(Rows + 2) / 3];
+  std::int64_t stride;
+
+  RowPointers(const char* data, std::int64_t stride) : stride(stride) {
+    for (int i = 0; i < (Rows + 2) / 3; ++i) base[i] = data + 3 * i * stride;
+  }
+  std::int32_t word(int r, std::int64_t step) const {
+    std::int32_t w;
+    std::memcpy(&w, base[r / 3] + (r % 3) * stride + step * 4, 4);
+    return w;
+  }
+};
+
+// R rows from `data`; `units`: V adjacent units; `start`: V * kLanes numbers.
+// Gives each row to emit.operator()<V>(row, vectors of results).
+template <class Dot, int R, int V, class Emit>
+static inline void micro_kernel(const char* data, std::int64_t stride, std::int64_t steps, const std::int8_t* units,
                                 const std::int32_t* start, Emit&& emit) {
-  Vi acc[Rows][Vectors];
-  for (int v = 0; v < Vectors; ++v) {
-    Vi first;
-    std::memcpy(&first, start + v * kLanes, sizeof first);
-    for (int r = 0; r < Rows; ++r) acc[r][v] = first;
+  Vi acc[R][V];
+  for (int v = 0; v < V; ++v) {
+    const Vi first = load_vector(start + v * kLanes);
+    for (int r = 0; r < R; ++r) acc[r][v] = first;
   }
-  const std::int64_t unit = steps * kStepBytes;
+  const std::int64_t unit = steps * kStepBytes<Dot>;
+  const RowPointers<R> rows(data, stride);
+#pragma GCC unroll 4
   for (std::int64_t s = 0; s < steps; ++s) {
-    Vi w[Vectors];
+    Vi w[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) w[v] = load_weights(units + v * unit + s * kStepBytes);
-#pragma GCC unroll 12
-    for (int r = 0; r < Rows; ++r) {
-      const Vi word = broadcast(a[r * steps + s]);
+    for (int v = 0; v < V; ++v) w[v] = Dot::weights(units + v * unit + s * kStepBytes<Dot>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vi word = broadcast(rows.word(r, s));
 #pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) acc[r][v] = dot(acc[r][v], word, w[v]);
+      for (int v = 0; v < V; ++v) acc[r][v] = Dot::dot(acc[r][v], word, w[v]);
     }
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) emit(r, v, acc[r][v]);
-  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) emit.template operator()<V>(r, acc[r]);
 }
 
-template <int Rows, class Emit>
-static inline void dispatch_rows(int rows, int vectors, const std::int32_t* a, std::int64_t steps,
+template <class Dot, int R, class Emit>
+static inline void dispatch_rows(int rows, int vectors, const char* data, std::int64_t stride, std::int64_t steps,
                                  const std::int8_t* units, const std::int32_t* start, Emit&& emit) {
-  if (rows == Rows) {
+  if (rows == R) {
     if (vectors == 2) {
-      micro_kernel<Rows, 2>(a, steps, units, start, emit);
+      micro_kernel<Dot, R, 2>(data, stride, steps, units, start, emit);
     } else {
-      micro_kernel<Rows, 1>(a, steps, units, start, emit);
+      micro_kernel<Dot, R, 1>(data, stride, steps, units, start, emit);
     }
-  } else if constexpr (Rows > 1) {
-    dispatch_rows<Rows - 1>(rows, vectors, a, steps, units, start, emit);
+  } else if constexpr (R > 1) {
+    dispatch_rows<Dot, R - 1>(rows, vectors, data, stride, steps, units, start, emit);
   }
 }
 
-// All `rows` packed rows of `a` against units [first_unit, last_unit); emit(row, column, Vi) gets each vector of
-// results, `column` being its first.
-template <class Emit>
-static inline void gemm_block(const std::int32_t* a, std::int64_t rows, std::int64_t steps, const std::int8_t* units,
-                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
-                              Emit&& emit) {
+// All `count` rows against units [first_unit, last_unit). emit.operator()<V>(row, column, const Vi* acc) gets the
+// results of V adjacent vectors of columns, `column` being their first.
+template <class Dot, class Emit>
+static inline void gemm_block(Rows rows, std::int64_t count, std::int64_t steps, const std::int8_t* units,
+                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit, Emit&& emit) {
   // Rows in equal groups, so that none is left with one or two.
-  const std::int64_t groups = ceil_div(rows, kMaxRows);
+  const std::int64_t groups = ceil_div(count, kMaxRows);
   for (std::int64_t u = first_unit; u < last_unit; u += 2) {
     const int vectors = static_cast<int>(min_of(2, last_unit - u));
     for (std::int64_t g = 0; g < groups; ++g) {
-      const std::int64_t first = g * rows / groups, last = (g + 1) * rows / groups;
-      dispatch_rows<kMaxRows>(static_cast<int>(last - first), vectors, a + first * steps, steps,
-                              units + u * steps * kStepBytes, starts + u * kLanes,
-                              [&](int r, int v, Vi acc) { emit(first + r, (u + v) * kLanes, acc); });
+      const std::int64_t first = g * count / groups, last = (g + 1) * count / groups;
+      dispatch_rows<Dot, kMaxRows>(
+          static_cast<int>(last - first), vectors, rows.data + first * rows.stride, rows.stride, steps,
+          units + u * steps * kStepBytes<Dot>, starts + u * kLanes,
+          [&]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
     }
   }
-}
-
-static inline void store_start(std::int32_t* starts, std::int64_t unit, Vi start) {
-  std::memcpy(starts + unit * kLanes, &start, sizeof start);
 }
 
 }  // namespace swin::cpu::SWIN_ISA

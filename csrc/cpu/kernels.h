@@ -10,10 +10,11 @@ namespace swin::cpu {
 struct Kernels {
   OpTable ops;
   // Packs s8 [N, K] for this instruction set's gemm_s8.
-  std::unique_ptr<PackedWeight> (*pack_weight)(const std::int8_t* w, std::int64_t n, std::int64_t k);
-  // Run register-only steps of the GEMM's dot product, or of a float32 multiply-add, and return the arithmetic
-  // operations done (a multiply-add is two).
+  std::unique_ptr<PackedWeight> (*pack_weight)(const std::int8_t* w, std::int64_t n, std::int64_t k, InputRange input);
+  // Run register-only steps of the GEMM's dot product for inputs of either range, or of a float32 multiply-add, and
+  // return the arithmetic operations done (a multiply-add is two).
   std::int64_t (*spin_s8)(std::int64_t iterations);
+  std::int64_t (*spin_u8)(std::int64_t iterations);
   std::int64_t (*spin_f32)(std::int64_t iterations);
 };
 
@@ -27,7 +28,13 @@ const Kernels& kernels();
 namespace avx2 {
 const Kernels& kernels();
 }
+namespace avx_vnni {
+const Kernels& kernels();
+}
 namespace avx512_vnni {
+const Kernels& kernels();
+}
+namespace amx_int8 {
 const Kernels& kernels();
 }
 
@@ -39,8 +46,9 @@ namespace swin::cpu::SWIN_ISA {
 SWIN_FOR_EACH_OP(SWIN_DECLARE_KERNEL)
 #undef SWIN_DECLARE_KERNEL
 
-std::unique_ptr<PackedWeight> pack_weight(const std::int8_t* w, std::int64_t n, std::int64_t k);
+std::unique_ptr<PackedWeight> pack_weight(const std::int8_t* w, std::int64_t n, std::int64_t k, InputRange input);
 std::int64_t spin_s8(std::int64_t iterations);
+std::int64_t spin_u8(std::int64_t iterations);
 std::int64_t spin_f32(std::int64_t iterations);
 }  // namespace swin::cpu::SWIN_ISA
 #endif

@@ -11,8 +11,9 @@ void norm_shift_partition(const NormShiftPartitionArgs& args, const ExecContext&
   const float* gamma = args.gamma.as<const float>();
   const float* beta = args.beta.as<const float>();
   parallel_rows(context, args.geometry.tokens(), 16, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t row = first; row < last; ++row) {
-      const float* x = args.residual.as<const float>() + image_row(args.geometry, row) * c;
+    ImageRows source(args.geometry, first);
+    for (std::int64_t row = first; row < last; ++row, source.next()) {
+      const float* x = args.residual.as<const float>() + source.row() * c;
       std::int8_t* out = args.out.as<std::int8_t>() + row * c;
       const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(x + i, n); });
       for_lanes(c, [&](std::int64_t i, std::int64_t n) {

@@ -6,20 +6,71 @@
 namespace swin::cpu::SWIN_ISA {
 namespace {
 
-constexpr int kRows = 4;  // patches that share one pass over the weights
+// Patches times vectors of channels that fill the registers with accumulators.
+#if defined(SWIN_MASKED_LANES)
+constexpr int kRows = 8, kVectors = 3;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kVectors = 2;
+#else
+constexpr int kRows = 4, kVectors = 1;
+#endif
 
-// out[r, :] = patches[r, :] @ weight_t for `rows` patches of k values; weight_t is [k, c], c a multiple of kLanes.
-template <int Rows>
+// out[r, i ...] = patches[r, :] @ weight_t[:, i ...] for V vectors of channels, of which the last has `lanes`; weight_t is
+// [k, c_padded], c_padded a multiple of kLanes.
+template <int R, int V>
+inline void multiply_columns(const float* patches, const float* weight_t, std::int64_t k, std::int64_t c_padded, float* out,
+                             std::int64_t c, std::int64_t i) {
+  Vf acc[R][V] = {};
+  for (std::int64_t j = 0; j < k; ++j) {
+    Vf w[V];
+    for (int v = 0; v < V; ++v) w[v] = load(weight_t + j * c_padded + i + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vf x = splat(patches[r * k + j]);
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) acc[r][v] += x * w[v];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) {
+      store(out + r * c + i + v * kLanes, acc[r][v], min_of(kLanes, c - i - v * kLanes));
+    }
+  }
+}
+
+template <int R>
 void multiply(const float* patches, const float* weight_t, std::int64_t k, std::int64_t c_padded, float* out,
               std::int64_t c) {
-  for_lanes(c, [&](std::int64_t i, std::int64_t n) {
-    Vf acc[Rows] = {};
-    for (std::int64_t j = 0; j < k; ++j) {
-      const Vf w = load(weight_t + j * c_padded + i);
-      for (int r = 0; r < Rows; ++r) acc[r] += patches[r * k + j] * w;
+  std::int64_t i = 0;
+  for (; i + kVectors * kLanes <= c_padded; i += kVectors * kLanes) {
+    multiply_columns<R, kVectors>(patches, weight_t, k, c_padded, out, c, i);
+  }
+  for (; i < c_padded; i += kLanes) multiply_columns<R, 1>(patches, weight_t, k, c_padded, out, c, i);
+}
+
+template <int R = kRows>
+void dispatch(std::int64_t rows, const float* patches, const float* weight_t, std::int64_t k, std::int64_t c_padded,
+              float* out, std::int64_t c) {
+  if (rows == R) {
+    multiply<R>(patches, weight_t, k, c_padded, out, c);
+  } else if constexpr (R > 1) {
+    dispatch<R - 1>(rows, patches, weight_t, k, c_padded, out, c);
+  }
+}
+
+// One patch's lines one after the other; a patch of four columns, as all Swins have, in copies of known size.
+inline void gather_patch(const float* corner, std::int64_t chans, std::int64_t p, std::int64_t height, std::int64_t width,
+                         float* patch) {
+  for (std::int64_t chan = 0; chan < chans; ++chan) {
+    for (std::int64_t line = 0; line < p; ++line, patch += p) {
+      const float* source = corner + (chan * height + line) * width;
+      if (p == 4) {
+        std::memcpy(patch, source, 4 * sizeof(float));
+      } else {
+        for (std::int64_t i = 0; i < p; ++i) patch[i] = source[i];
+      }
     }
-    for (int r = 0; r < Rows; ++r) store(out + r * c + i, acc[r], n);
-  });
+  }
 }
 
 // The first of `images` images of `pixels` values that holds NaN or infinity, or -1. Those have all exponent bits set.
@@ -54,26 +105,9 @@ void patch_embed(const PatchEmbedArgs& args, const ExecContext& context) {
       const std::int64_t rows = min_of(kRows, last - row);
       for (std::int64_t r = 0; r < rows; ++r) {
         const std::int64_t b = (row + r) / per_image, y = (row + r) % per_image / w_patches, x = (row + r) % w_patches;
-        for (std::int64_t line = 0; line < chans * p; ++line) {
-          const float* source = image + ((b * chans + line / p) * height + y * p + line % p) * width + x * p;
-          std::memcpy(patches + r * k + line * p, source, p * sizeof(float));
-        }
+        gather_patch(image + (b * chans * height + y * p) * width + x * p, chans, p, height, width, patches + r * k);
       }
-      float* out = args.out.as<float>() + row * c;
-      switch (rows) {
-        case 4:
-          multiply<4>(patches, weight_t, k, c_padded, out, c);
-          break;
-        case 3:
-          multiply<3>(patches, weight_t, k, c_padded, out, c);
-          break;
-        case 2:
-          multiply<2>(patches, weight_t, k, c_padded, out, c);
-          break;
-        default:
-          multiply<1>(patches, weight_t, k, c_padded, out, c);
-          break;
-      }
+      dispatch(rows, patches, weight_t, k, c_padded, args.out.as<float>() + row * c, c);
     }
   });
 }

@@ -13,8 +13,9 @@ void proj_bias_residual_norm(const ProjBiasResidualNormArgs& args, const ExecCon
   const float* gamma = args.gamma.as<const float>();
   const float* beta = args.beta.as<const float>();
   parallel_rows(context, args.geometry.tokens(), 16, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t row = first; row < last; ++row) {
-      const std::int64_t target = image_row(args.geometry, row);
+    ImageRows rows(args.geometry, first);
+    for (std::int64_t row = first; row < last; ++row, rows.next()) {
+      const std::int64_t target = rows.row();
       const std::int8_t* proj = args.proj.as<const std::int8_t>() + row * c;
       float* x = args.residual.as<float>() + target * c;
       std::int8_t* out = args.out.as<std::int8_t>() + target * c;

@@ -25,14 +25,34 @@ inline constexpr int kLanes = 8;
 inline constexpr int kLanes = 4;
 #endif
 
+// Of a lambda that is handed to a kernel template: a call for every row would cost more than what it does.
+#define SWIN_INLINE __attribute__((always_inline))
+
 typedef float Vf __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t Vi __attribute__((vector_size(4 * kLanes)));
 
 static inline std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 static inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 static inline Vf splat(float x) { return Vf{} + x; }
-static inline Vf max_of(Vf a, Vf b) { return a > b ? a : b; }
-static inline Vf min_of(Vf a, Vf b) { return a < b ? a : b; }
+// a > b ? a : b and a < b ? a : b, so b where one is NaN: what maxps and minps do.
+static inline Vf max_of(Vf a, Vf b) {
+#if defined(SWIN_MASKED_LANES)
+  return reinterpret_cast<Vf>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vf>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+static inline Vf min_of(Vf a, Vf b) {
+#if defined(SWIN_MASKED_LANES)
+  return reinterpret_cast<Vf>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vf>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
 static inline Vi bits_of(Vf x) { return reinterpret_cast<Vi>(x); }
 static inline Vf float_of(Vi x) { return reinterpret_cast<Vf>(x); }
 
@@ -43,6 +63,15 @@ static inline Vf keep(Vf x, std::int64_t n, float other) {
   return (lane < static_cast<std::int32_t>(n)) ? x : splat(other);
 }
 
+#if defined(SWIN_MASKED_LANES)
+static inline __mmask16 first_lanes(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+#elif defined(__AVX2__)
+static inline __m256i first_lanes(std::int64_t n) {
+  alignas(64) static constexpr std::int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - n));
+}
+#endif
+
 // n lanes of `source`, the rest zero. n is kLanes in all but the last step of a row.
 static inline Vf load(const float* source, std::int64_t n = kLanes) {
   Vf v{};
@@ -50,7 +79,9 @@ static inline Vf load(const float* source, std::int64_t n = kLanes) {
     std::memcpy(&v, source, sizeof v);
   } else {
 #if defined(SWIN_MASKED_LANES)
-    v = reinterpret_cast<Vf>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), source));
+    v = reinterpret_cast<Vf>(_mm512_maskz_loadu_ps(first_lanes(n), source));
+#elif defined(__AVX2__)
+    v = reinterpret_cast<Vf>(_mm256_maskload_ps(source, first_lanes(n)));
 #else
     std::memcpy(&v, source, n * sizeof(float));
 #endif
@@ -63,7 +94,9 @@ static inline void store(float* target, Vf v, std::int64_t n = kLanes) {
     std::memcpy(target, &v, sizeof v);
   } else {
 #if defined(SWIN_MASKED_LANES)
-    _mm512_mask_storeu_ps(target, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+    _mm512_mask_storeu_ps(target, first_lanes(n), reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(target, first_lanes(n), reinterpret_cast<__m256>(v));
 #else
     std::memcpy(target, &v, n * sizeof(float));
 #endif
@@ -98,7 +131,7 @@ static inline Vf load(const std::int8_t* source, std::int64_t n = kLanes) {
   if (n == kLanes) return load_full(source);
 #if defined(SWIN_MASKED_LANES)
   return reinterpret_cast<Vf>(
-      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << n) - 1), source))));
+      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), source))));
 #else
   std::int8_t lanes[kLanes] = {};
   std::memcpy(lanes, source, n);
@@ -112,19 +145,31 @@ static inline Vf round_even(Vf x) {
   return (x + magic) - magic;
 }
 
-// clamp(rne(x), -128, 127), NaN to 0 (docs/architecture.md).
-static inline void store_s8_full(std::int8_t* target, Vf x) {
-  x = (x == x) ? x : Vf{};
-  x = min_of(max_of(x, splat(-128.0f)), splat(127.0f));
+// clamp(rne(x), -128, 127), NaN to 0 (docs/architecture.md). What is below -128 saturates in the conversions, of which
+// the first turns everything beyond int32 into its least value: only the upper end needs a clamp.
 #if defined(SWIN_MASKED_LANES)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(target),
-                   _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(reinterpret_cast<__m512>(x))));
+static inline __m128i quantized(Vf x) {
+  const __m512 v = reinterpret_cast<__m512>(x);
+  const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+  return _mm512_cvtsepi32_epi8(_mm512_maskz_cvtps_epi32(number, _mm512_min_ps(v, _mm512_set1_ps(127.0f))));
+}
 #elif defined(__AVX2__)
-  const __m256i q = _mm256_cvtps_epi32(reinterpret_cast<__m256>(x));
+static inline __m128i quantized(Vf x) {  // the low 8 bytes
+  const __m256 v = reinterpret_cast<__m256>(x), number = _mm256_and_ps(v, _mm256_cmp_ps(v, v, _CMP_ORD_Q));
+  const __m256i q = _mm256_cvtps_epi32(_mm256_min_ps(number, _mm256_set1_ps(127.0f)));
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_packs_epi16(words, words));
+  return _mm_packs_epi16(words, words);
+}
+#endif
+
+static inline void store_s8_full(std::int8_t* target, Vf x) {
+#if defined(SWIN_MASKED_LANES)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(target), quantized(x));
+#elif defined(__AVX2__)
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(target), quantized(x));
 #else
-  const Vf q = round_even(x);
+  x = (x == x) ? x : Vf{};
+  const Vf q = round_even(min_of(max_of(x, splat(-128.0f)), splat(127.0f)));
   for (int i = 0; i < kLanes; ++i) target[i] = static_cast<std::int8_t>(q[i]);
 #endif
 }
@@ -134,58 +179,136 @@ static inline void store_s8(std::int8_t* target, Vf x, std::int64_t n = kLanes) 
     store_s8_full(target, x);
     return;
   }
+#if defined(SWIN_MASKED_LANES)
+  _mm_mask_storeu_epi8(target, first_lanes(n), quantized(x));
+#else
   std::int8_t lanes[kLanes];
   store_s8_full(lanes, x);
-  std::memcpy(target, lanes, n);
+  for (std::int64_t i = 0; i < n; ++i) target[i] = lanes[i];
+#endif
 }
 
-static inline float sum_of(Vf v) {
+// V (1 or 2) adjacent vectors as int8, clamp(rne(x), -128, 127), into the `left` columns that the row still has; x holds
+// no NaN. What rounds below -128 saturates, up to -2^31 and beyond, in the conversions themselves.
+template <int V>
+static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64_t left) {
+  if (V * kLanes <= left) {
+#if defined(SWIN_MASKED_LANES)
+    for (int v = 0; v < V; ++v) {
+      const __m512 low = _mm512_min_ps(reinterpret_cast<__m512>(x[v]), _mm512_set1_ps(127.0f));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(target + v * kLanes), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(low)));
+    }
+    return;
+#elif defined(__AVX2__)
+    __m256i q[2] = {};
+    for (int v = 0; v < V; ++v) {
+      q[v] = _mm256_cvtps_epi32(_mm256_min_ps(reinterpret_cast<__m256>(x[v]), _mm256_set1_ps(127.0f)));
+    }
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xD8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    if constexpr (V == 2) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bytes);
+    } else {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(target), bytes);
+    }
+    return;
+#endif
+  }
+  for (int v = 0; v < V && left > v * kLanes; ++v) store_s8(target + v * kLanes, x[v], min_of(kLanes, left - v * kLanes));
+}
+
+// Lane i of the result holds lane i + kLanes/2, kLanes/4, ... of v combined with it: lane 0 the whole.
+template <class Combine>
+static inline float reduce(Vf v, Combine&& combine) {
+#if defined(__AVX2__)
+#if defined(SWIN_MASKED_LANES)
+  const __m512 wide = reinterpret_cast<__m512>(v);
+  const __m256 half = combine(_mm512_castps512_ps256(wide), _mm512_extractf32x8_ps(wide, 1));
+#else
+  const __m256 half = reinterpret_cast<__m256>(v);
+#endif
+  __m128 x = combine(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  x = combine(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(combine(x, _mm_shuffle_ps(x, x, 1)));
+#else
   float lanes[kLanes];
   std::memcpy(lanes, &v, sizeof v);
   for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < width; ++i) lanes[i] = combine(lanes[i], lanes[i + width]);
   }
   return lanes[0];
+#endif
 }
-
+static inline float sum_of(Vf v) {
+  return reduce(v, [](auto a, auto b) { return a + b; });
+}
 static inline float max_lane(Vf v) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  float m = lanes[0];
-  for (int i = 1; i < kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
-  return m;
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// e^x for x <= 0; 0 below -87, NaN for NaN. Cephes' degree-5 polynomial on [-ln2/2, ln2/2], scaled by 2^n.
-static inline Vf exp_nonpositive(Vf x) {
-  const Vf clamped = (x < splat(-87.0f)) ? splat(-87.0f) : x;  // NaN stays NaN
-  const Vf n = round_even(clamped * splat(1.44269504f));
-  const Vf r = (clamped - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
-  Vf p = splat(1.9875691500e-4f);
-  p = p * r + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  p = p * (r * r) + r + splat(1.0f);
-  const Vi exponent = (__builtin_convertvector(n, Vi) + 127) << 23;
-  return (x < splat(-87.0f)) ? Vf{} : p * float_of(exponent);
+// rne(x), |x| < 2^22.
+static inline Vi rounded(Vf x) {
+#if defined(SWIN_MASKED_LANES)
+  return reinterpret_cast<Vi>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vi>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x)));
+#else
+  return __builtin_convertvector(round_even(x), Vi);
+#endif
+}
+// The lanes, each -128..127, as bytes.
+static inline void store_bytes(std::int8_t* target, Vi x) {
+#if defined(SWIN_MASKED_LANES)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+#elif defined(__AVX2__)
+  const __m256i v = reinterpret_cast<__m256i>(x);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_packs_epi16(words, words));
+#else
+  for (int i = 0; i < kLanes; ++i) target[i] = static_cast<std::int8_t>(x[i]);
+#endif
 }
 
-// GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)), within 4e-7 * max(1, |x|). erf after Abramowitz and Stegun 7.1.26
-// (error under 1.5e-7).
+// 2^t for t < 127, within 4e-7 of it, relatively; 2^-126 for t below -126, NaN for NaN. A polynomial of degree 5 on [-1/2, 1/2], times
+// 2^n by its exponent's bits.
+static inline Vf exp2_of(Vf t) {
+  const Vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves rne(t) in the lowest bits
+  const Vf clamped = max_of(splat(-126.0f), t);  // NaN stays NaN
+  const Vf shifted = clamped + magic;
+  const Vf r = clamped - (shifted - magic);
+  Vf p = splat(0.00133908633f);
+  p = p * r + splat(0.00967603177f);
+  p = p * r + splat(0.0555035695f);
+  p = p * r + splat(0.240221068f);
+  p = p * r + splat(0.693147182f);
+  p = p * r + splat(1.00000012f);
+  return p * float_of((bits_of(shifted) << 23) + (127 << 23));
+}
+
+// GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)), within 4e-7 * max(1, |x|).
+// max(x, 0) less that is even, smooth on either side, and below 2e-7 from |x| = 5.4 on. A polynomial of degree 16 in
+// |x|, interpolated at Chebyshev's points of [0, 5.4], stands for it: no division, no exponential.
 static inline Vf gelu(Vf x) {
-  const Vf z = x * splat(0.70710678f);
-  const Vf a = float_of(bits_of(z) & 0x7fffffff);
-  const Vf t = splat(1.0f) / (splat(1.0f) + splat(0.3275911f) * a);
-  Vf p = splat(1.061405429f);
-  p = p * t + splat(-1.453152027f);
-  p = p * t + splat(1.421413741f);
-  p = p * t + splat(-0.284496736f);
-  p = p * t + splat(0.254829592f);
-  const Vf tail = p * t * exp_nonpositive(-(a * a));  // 1 - erf(a)
-  const Vf phi = (z > Vf{}) ? splat(2.0f) - tail : tail;
-  return splat(0.5f) * x * phi;
+  const Vf a = min_of(splat(5.4f), float_of(bits_of(x) & 0x7fffffff));  // NaN stays NaN
+  const Vf u = a * splat(0.370370358f) - splat(1.0f);
+  Vf p = splat(-0.0143383993f);
+  p = p * u + splat(0.00259828242f);
+  p = p * u + splat(0.0864494592f);
+  p = p * u + splat(-0.0476269759f);
+  p = p * u + splat(-0.212978825f);
+  p = p * u + splat(0.232361197f);
+  p = p * u + splat(0.196728975f);
+  p = p * u + splat(-0.498639882f);
+  p = p * u + splat(0.204941079f);
+  p = p * u + splat(0.378397048f);
+  p = p * u + splat(-0.612220287f);
+  p = p * u + splat(0.303107649f);
+  p = p * u + splat(0.141120985f);
+  p = p * u + splat(-0.303587735f);
+  p = p * u + splat(0.200936243f);
+  p = p * u + splat(-0.0666095391f);
+  p = p * u + splat(0.00936082937f);
+  return max_of(x, Vf{}) - p;
 }
 
 // Calls body(i, n) for i = 0, kLanes, 2 kLanes, ... below `count`, n being the lanes in use.

@@ -12,6 +12,7 @@ const Kernels& kernels() {
 #undef SWIN_FILL_OP
     k.pack_weight = pack_weight;
     k.spin_s8 = spin_s8;
+    k.spin_u8 = spin_u8;
     k.spin_f32 = spin_f32;
     return k;
   }();

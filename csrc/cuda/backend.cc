@@ -138,7 +138,7 @@ class CudaBackend : public Backend {
     return p;
   }
 
-  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host) const override {
+  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host, InputRange) const override {
     SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
                "; int8 [N, K] is needed");
     DeviceBuffer memory = allocate(host.nbytes());

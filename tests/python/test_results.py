@@ -33,7 +33,7 @@ def meta() -> dict:
         "engine": {"backend": "cpu", "isa": "avx2"},
         "threads": 2,
         "command": "python pyharness/reproduce_table2.py",
-        "latency_ms": {"ft_int8": stats(60.0), "geluless_int8": stats(54.0)},
+        "latency_ms": {"ft_int8": stats(60.0), "geluless_int8": stats(54.0), "fused_int8": stats(30.0)},
         "ceilings": {"copy_gb_s": 20.0, "s8_gop_s": 600.0, "f32_gflop_s": 120.0},
     }
 
@@ -64,6 +64,8 @@ def table2_rows() -> list[Table2Row]:
         row("swin_micro_digits", "ft_int8", 1.0, 98.66),
         row("swin_micro_digits", "geluless_int8", 0.875, 98.49),
         row("swin_micro_digits", "geluless_int8_no_kd", 0.875, 41.21),
+        row("swin_micro_digits", "fused_int8_gelu", 0.625, 98.66),
+        row("swin_micro_digits", "fused_int8", 0.5, 98.49),
         row(TINY, "fp32", 2.5, None),
         row(TINY, "ft_int8", 1.0, None),
         row(TINY, "geluless_int8", 0.88, None),
@@ -85,7 +87,8 @@ def table1_rows() -> list[Table1Row]:
         ops = [op for op in results.FUSED_OPS if graph == "ft_int8" or op != "fc1_bias_gelu"]
         rows += [row(graph, op, "fused", 4.0 + index) for index, op in enumerate(ops)]
         rows.append(row(graph, "fc1_gemm", "gemm", None))
-    return rows
+    rows += [row("fused_int8", op, "fused", 3.0) for op in ("attention", "proj_norm", "mlp_norm", "patch_merge_norm")]
+    return [*rows, row("fused_int8", "qkv", "gemm", None)]
 
 
 # --- schema and files ------------------------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ def test_files_round_trip(tmp_path: Path, meta: dict, table2_rows: list[Table2Ro
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == [row.method for row in table2_rows]
     assert float(rows[0]["latency_ms_median"]) == 20.0
-    assert rows[4]["top1"] == rows[4]["top1_interval95_0"] == rows[4]["gemm_providers_s8"] == ""
+    assert rows[6]["top1"] == rows[6]["top1_interval95_0"] == rows[6]["gemm_providers_s8"] == ""
     assert "top1_interval95" not in rows[0] and "gemm_providers" not in rows[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table2.csv", "table2.json", "table2.md"]
 
@@ -179,6 +182,8 @@ def test_table2_shows_measured_claimed_and_published_apart(meta: dict, table2_ro
     assert micro["top-1 % (95 % interval)"] == "41.21 (40.21 to 41.71)"
     assert micro["the paper claims"].startswith("(ImageNet models")
     assert cells(text, "swin_micro_digits", "ft_int8")[header.index("vs FT INT8")] == "baseline"
+    fused = dict(zip(header, cells(text, "swin_micro_digits", "fused_int8")))
+    assert fused["vs FT INT8"] == "-50.0 %" and fused["the paper claims"] == fused["FT published"] == ""
     assert "Test CPU, 2 cores; 2 threads; engine cpu avx2" in text and "commit 0123456789ab" in text
 
 
@@ -187,12 +192,13 @@ def test_uncommitted_changes_are_said(meta: dict) -> None:
     assert "no git" in results.conditions({**meta, "commit": None, "dirty": None})
 
 
-def test_table1_shows_both_graphs(meta: dict, table1_rows: list) -> None:
+def test_table1_shows_every_graph(meta: dict, table1_rows: list) -> None:
     text = results.markdown_table1(results.document_of(meta, table1_rows))
     assert cells(text, "fc1_bias_gelu")[:5] == ["fc1_bias_gelu", "fused", "12", "8.00", "13.3 %"]
     graphs = text.split("`geluless_int8`")
     assert cells(graphs[0], "fc1_gemm")[3:5] == ["-", "-"]
     assert "fc1_bias_gelu" not in graphs[1]
+    assert "`fused_int8`" in text and cells(text, "mlp_norm")[:5] == ["mlp_norm", "fused", "12", "3.00", "5.0 %"]
     assert "20.0 GB/s" in text and "Softmax and GELU" in text
 
 
@@ -247,8 +253,8 @@ def test_pictures_show_every_method_and_op(tmp_path: Path, meta: dict, table2_ro
     drawn = plots.plot_table2(results.document_of(meta, table2_rows), tmp_path)
     assert [path.name for path in drawn] == ["table2_accuracy.png", "table2_latency.png"]
     plots.plot_breakdown(results.document_of(meta, table1_rows), tmp_path / "table1.png")
-    assert_png_with_content(tmp_path / "table2_accuracy.png", least_colours=4)
-    assert_png_with_content(tmp_path / "table2_latency.png", least_colours=5)
+    assert_png_with_content(tmp_path / "table2_accuracy.png", least_colours=6)
+    assert_png_with_content(tmp_path / "table2_latency.png", least_colours=7)
     assert_png_with_content(tmp_path / "table1.png", least_colours=9)
 
 
@@ -262,4 +268,4 @@ def test_a_picture_without_figures_is_left_out(tmp_path: Path, meta: dict, table
 def test_json_has_null_not_nan(tmp_path: Path, meta: dict, table2_rows: list) -> None:
     results.write_table(tmp_path, "table2", meta, table2_rows)
     text = (tmp_path / "table2.json").read_text()
-    assert "NaN" not in text and json.loads(text)["rows"][4]["top1"] is None
+    assert "NaN" not in text and json.loads(text)["rows"][6]["top1"] is None

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyharness import diff_baseline, latency_breakdown, pipeline, reproduce_table2, results
+from pyharness import diff_baseline, engine, latency_breakdown, pipeline, reproduce_table2, results
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
 from pyharness.diff_baseline import compare_logits, diffstat, side_by_side
 from pyharness.engine import OpInfo
 from pyharness.errors import DataError, FormatError, HarnessError
+from pyharness.fused_reference import FusedReferenceSwin
 from pyharness.latency_breakdown import WHOLE, Ceilings, GraphTiming
+from pyharness.models import load_model
 from pyharness.pipeline import Inputs, Pipeline
+from pyharness.reference import ReferenceSwin
 
 MICRO = "swin_micro_digits"
 SHORT = {"subset": 0.1, "epochs_per_block": 1}
@@ -34,6 +38,11 @@ def short_distillation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(path: Path) -> dict:
     return json.loads(path.read_text())
+
+
+def those_that_run(names: tuple[str, ...]) -> list[str]:
+    """`names` of methods or graphs without those of the fused graph where this engine has none."""
+    return [name for name in names if not name.startswith("fused") or engine.runs_graph(FUSED_GRAPH)]
 
 
 # --- pipeline --------------------------------------------------------------------------------------------------------
@@ -88,7 +97,7 @@ def test_table2_of_the_micro_model(work: Path, tmp_path: Path, capsys: pytest.Ca
     document = results.load_table(tmp_path, "table2")
     assert document["meta"]["engine"]["backend"] == "cpu" and document["meta"]["threads"] == 1
     rows = {row["method"]: row for row in document["rows"]}
-    assert tuple(rows) == results.METHODS
+    assert list(rows) == those_that_run(results.METHODS)
     for row in rows.values():
         assert (row["model"], row["img_size"], row["batch"], row["n_eval"]) == (MICRO, 28, 2, 200)
         assert row["top1_interval95"][0] < row["top1"] <= row["top1_interval95"][1]
@@ -107,9 +116,46 @@ def test_table2_without_weights_has_no_accuracy(tmp_path: Path, monkeypatch: pyt
     argv = ["--models", MICRO, "--runs", "2", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     assert reproduce_table2.main(argv) == 0
     rows = results.load_table(tmp_path, "table2")["rows"]
-    assert [row["method"] for row in rows] == ["fp32", "ft_int8", "geluless_int8"]
+    without = tuple(name for name in results.METHODS if name != "geluless_int8_no_kd")
+    assert [row["method"] for row in rows] == those_that_run(without)
     assert all(row["top1"] is None and row["n_eval"] is None for row in rows)
     assert not (tmp_path / "work").exists() and not (tmp_path / "table2_accuracy.png").exists()
+
+
+def test_methods_of_a_graph_that_the_engine_lacks_are_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, cpu = ("fp32", "ft_int8", "fused_int8_gelu", "fused_int8"), torch.device("cpu")
+    monkeypatch.setattr(engine, "runs_graph", lambda graph, device: True)
+    assert reproduce_table2.names_that_run(names, cpu) == list(names)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(engine, "runs_graph", lambda graph, device: graph != FUSED_GRAPH)
+    assert reproduce_table2.names_that_run(names, cpu) == ["fp32", "ft_int8"]
+    assert reproduce_table2.names_that_run(ENGINE_GRAPHS, cpu) == ["ft_int8", "geluless_int8"]
+    assert "the engine has no fused_int8 on cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fused", "ft"), [("fused_int8_gelu", "ft_int8"), ("fused_int8", "geluless_int8")])
+def test_the_fused_graph_runs_the_same_checkpoint_and_loses_less(fused: str, ft: str, work: Path) -> None:
+    """By the golden models, against the fp32 model each was calibrated from."""
+    made = Pipeline(Inputs(MICRO), work)
+    assert made.calibrated_path(fused) == made.calibrated_path(ft)
+    file = made.engine_file(fused)
+    assert file.graph == FUSED_GRAPH and file.gelu == (ft == "ft_int8")
+    assert made.engine_path(fused).parent == made.engine_path(ft).parent
+    floating = made.teacher if file.gelu else load_model(made.student_path(distilled=True))[0]
+    images = torch.stack([made.dataset(train=False)[i][0] for i in range(48)])
+    with torch.inference_mode():
+        expected = floating(images)
+    found = {fused: FusedReferenceSwin(file)(images), ft: ReferenceSwin(made.engine_file(ft))(images)}
+    sqnr = {name: compare_logits("fp32", expected, name, logits).sqnr_db for name, logits in found.items()}
+    assert sqnr[fused] > sqnr[ft] > 25
+
+
+def test_random_files_of_the_fused_methods_have_their_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inputs, "has_weights", False)
+    made = Pipeline(Inputs(MICRO, int8_mode=2))
+    assert made.engine_file("fused_int8_gelu").gelu and not made.engine_file("fused_int8").gelu
 
 
 def test_a_students_checkpoint_is_taken(work: Path, tmp_path: Path) -> None:
@@ -144,6 +190,12 @@ def test_a_row_sums_its_calls() -> None:
     assert gemm.drop_ms is gemm.share is gemm.drop_ms_quartiles is None
 
 
+def test_the_operations_of_a_gemm_within_a_fused_op_are_int8() -> None:
+    ceilings = Ceilings(copy_gb_s=10.0, s8_gop_s=500.0, f32_gflop_s=100.0)
+    assert ceilings.bound_ms(op("mlp_norm", "fused", 10, 10, 10**9)) == (pytest.approx(2.0), "s8")
+    assert ceilings.bound_ms(op("fc1_bias_gelu", "fused", 10, 10, 10**9)) == (pytest.approx(10.0), "f32")
+
+
 def test_the_highest_ceiling_counts() -> None:
     assert Ceilings(1.0, 5.0, 3.0).highest(Ceilings(2.0, 4.0, 3.0)) == Ceilings(2.0, 5.0, 3.0)
 
@@ -152,13 +204,18 @@ def test_table1_of_the_micro_model(work: Path, tmp_path: Path) -> None:
     argv = ["--model", MICRO, "--runs", "3", "--batch", "2", "--out", str(tmp_path), "--work", str(work)]
     assert latency_breakdown.main(argv) == 0
     document = results.load_table(tmp_path, "table1")
-    by_graph = {graph: [r for r in document["rows"] if r["graph"] == graph] for graph in ("ft_int8", "geluless_int8")}
+    graphs = list(dict.fromkeys(row["graph"] for row in document["rows"]))
+    assert graphs == those_that_run(ENGINE_GRAPHS)
+    by_graph = {graph: [r for r in document["rows"] if r["graph"] == graph] for graph in graphs}
     fused = {graph: [r["op"] for r in rows if r["kind"] == "fused"] for graph, rows in by_graph.items()}
     expected = [op for op in results.FUSED_OPS if op != "reduction_dequantize"]
     assert [op for op in fused["ft_int8"] if op != "reduction_dequantize"] == expected
     assert set(fused["ft_int8"]) - set(fused["geluless_int8"]) == {"fc1_bias_gelu"}
     calls = {row["op"]: row["calls"] for row in by_graph["ft_int8"]}
     assert calls["softmax"] == calls["fc1_gemm"] == 4 and calls["patch_merge_norm"] == calls["head"] == 1
+    if FUSED_GRAPH in by_graph:
+        calls = {row["op"]: row["calls"] for row in by_graph[FUSED_GRAPH]}
+        assert [calls[op] for op in results.FUSED_GRAPH_OPS] == [4, 4, 4, 4, 1]
     for rows in by_graph.values():
         assert sum(row["direct_share"] for row in rows) == pytest.approx(1)
         assert all((row["drop_ms"] is not None) == (row["kind"] == "fused") for row in rows)

@@ -49,8 +49,9 @@ class Backend {
 
   // `host` is float16 or float32 in host memory; the result is in ops().float_dtype.
   virtual Parameter upload_parameter(const TensorView& host) const = 0;
-  // `host` is s8 [N, K] in host memory.
-  virtual std::unique_ptr<PackedWeight> pack_weight(const TensorView& host) const = 0;
+  // `host` is s8 [N, K] in host memory. `input`: what the weight will be multiplied by.
+  virtual std::unique_ptr<PackedWeight> pack_weight(const TensorView& host,
+                                                    InputRange input = InputRange::kSigned) const = 0;
 
   // Columns of one row of attention scores in memory, at least `window_area`.
   virtual std::int64_t score_pitch(std::int64_t window_area) const = 0;

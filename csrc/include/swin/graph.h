@@ -13,6 +13,7 @@
 namespace swin {
 
 struct ModelConfig {
+  int version = 1;  // Swin-V1 or -V2
   int int8_mode = 1;
   std::int64_t img_h = 0, img_w = 0, patch_size = 0, in_chans = 0, embed_dim = 0, num_classes = 0;
   std::vector<std::int64_t> depths, num_heads, window_size;  // one entry per stage
@@ -38,6 +39,12 @@ class Graph {
 std::unique_ptr<Graph> make_graph(const std::string& name, const ModelConfig& config,
                                   const std::vector<TensorView>& weights, const Backend& backend);
 std::vector<std::string> graph_names();
+
+namespace fused_int8 {
+// `weights`: the fused graph's list (docs/fused.md).
+std::unique_ptr<Graph> make_graph(const ModelConfig& config, const std::vector<TensorView>& weights,
+                                  const Backend& backend);
+}  // namespace fused_int8
 
 }  // namespace swin
 

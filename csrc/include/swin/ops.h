@@ -20,6 +20,7 @@
 namespace swin {
 
 inline constexpr float kLayerNormEps = 1e-5f;
+inline constexpr float kNormalizeEps = 1e-12f;  // smallest length that cosine attention divides by
 
 struct WindowGeometry {
   std::int64_t batch = 0, height = 0, width = 0;
@@ -30,15 +31,20 @@ struct WindowGeometry {
   std::int64_t windows_per_image() const { return (height / window_h) * (width / window_w); }
 };
 
+// What a GEMM's activations are known to be: any int8, or 0..127, as behind a ReLU. A backend may have a faster exact
+// way to multiply for the latter; which one it is has to be known when the weights are packed.
+enum class InputRange { kSigned, kNonNegative };
+
 // s8 weights [N, K] in the layout a backend's GEMM wants; made once, at load.
 class PackedWeight {
  public:
-  PackedWeight(std::int64_t n, std::int64_t k) : n(n), k(k) {}
+  PackedWeight(std::int64_t n, std::int64_t k, InputRange input = InputRange::kSigned) : n(n), k(k), input(input) {}
   virtual ~PackedWeight() = default;
   PackedWeight(const PackedWeight&) = delete;
   PackedWeight& operator=(const PackedWeight&) = delete;
 
   const std::int64_t n, k;
+  const InputRange input;
 };
 
 enum class Epilogue { kNone, kRelu };
@@ -64,7 +70,7 @@ struct NormShiftPartitionArgs {
   float quant = 0;
 };
 
-// acc[m, n] = sum_k x[m, k] * w[n, k], exact in int32. x s8 [M, K], w s8 [N, K].
+// acc[m, n] = sum_k x[m, k] * w[n, k], exact in int32. x s8 [M, K], within w's InputRange; w s8 [N, K].
 // out s8 [M, N]:  clamp(rne(float(acc) * factor), -128, 127); with kRelu clamp(rne(max(0, float(acc)*factor)), 0, 127).
 // out s32 [M, N]: acc; factor is ignored and kRelu is refused.
 struct GemmS8Args {
@@ -97,7 +103,7 @@ struct SoftmaxArgs {
 };
 
 // out[window*N + i, head*d + e] = clamp(rne(float(sum_j p[i, j] * v[j, e]) * factor)), j < N.
-// p s8 [BW, h, N, pitch], v s8 [BW, h, N, d] -> out s8 [BW*N, h*d].
+// p s8 [BW, h, N, pitch] of 0..127 (quantized probabilities), v s8 [BW, h, N, d] -> out s8 [BW*N, h*d].
 struct PvGemmArgs {
   TensorView p, v, out;
   float factor = 0;
@@ -137,6 +143,53 @@ struct DequantizeArgs {
   float dequant = 0;
 };
 
+// --- the fused graph's (docs/fused.md); float32 scales, biases and factors
+
+// acc as in gemm_s8. out s8: clamp(rne(float(acc) * scale[n] + bias[n]), -128, 127); out float: the same sum, unrounded.
+// x s8 [M, K], scale, bias float [N] (no bias: 0) -> out s8 or float [M, N].
+struct LinearS8Args {
+  TensorView x;
+  const PackedWeight* w = nullptr;
+  TensorView scale, bias, out;
+};
+
+// Attention of one window and head after the other: with q, k, v the thirds of a row of qkv, split by head,
+//   x[j] = float(sum_e q[i, e] * k[j, e]) * qk_factor + bias[head, i, j] + mask[window, i, j]
+//   p[j] = rne(127 * exp(x[j] - max_j x[j])), 0..127
+//   out[window*N + i, head*d + e] = clamp(rne(float(sum_j p[j] * v[j, e]) * pv_factor / float(sum_j p[j])), -128, 127).
+// qkv s8 [BW*N, 3*h*d], bias float [h, N, N], mask float [windows, N, N] or none -> out s8 [BW*N, h*d].
+struct WindowAttentionArgs {
+  TensorView qkv, bias, mask, out;
+  float qk_factor = 0, pv_factor = 0;
+};
+
+// residual[image order] += float(acc) * scale[n] + bias[n]; out = quantize(LayerNorm(residual), quant), in image order.
+// x s8 [M, K] in the window order of `geometry`; scale, bias, gamma, beta float [C]; residual float [M, C], out s8 [M, C].
+struct LinearResidualNormArgs {
+  TensorView x;
+  const PackedWeight* w = nullptr;
+  TensorView scale, bias, residual, gamma, beta, out;
+  WindowGeometry geometry;
+  float quant = 0;
+};
+
+enum class Activation { kRelu, kGelu };
+
+// hidden: kRelu  clamp(rne(max(0, float(acc1) * scale1[f])), 0, 127), and there is no bias1
+//         kGelu  clamp(rne(GELU(float(acc1) * scale1[f] + bias1[f]) * hidden_quant), -128, 127)
+// residual += float(acc2) * scale2[n] + bias2[n]; out = quantize(LayerNorm(residual), quant), in the window order of
+// `geometry`. Without gamma, beta and out the residual alone is updated.
+// x s8 [M, C] in image order, w1 [F, C], w2 [C, F] (its InputRange kNonNegative for kRelu), residual float [M, C], out
+// s8 [M, C]; hidden s8 [M, F] or none: memory for all hidden rows, where the op had better run FC1 as a whole first.
+struct MlpResidualNormArgs {
+  TensorView x;
+  const PackedWeight *w1 = nullptr, *w2 = nullptr;
+  TensorView scale1, bias1, scale2, bias2, residual, gamma, beta, hidden, out;
+  WindowGeometry geometry;
+  Activation activation = Activation::kRelu;
+  float hidden_quant = 0, quant = 0;
+};
+
 // out[b] = mean over tokens of LayerNorm(residual). residual float [B*L, C] -> out f32 [B, C].
 struct FinalNormPoolArgs {
   TensorView residual, gamma, beta, out;
@@ -147,7 +200,65 @@ struct HeadArgs {
   TensorView features, weight, bias, out;
 };
 
-#define SWIN_FOR_EACH_OP(X)                            \
+// Swin-V2's own operations (docs/architecture.md, "Swin-V2").
+
+// out[window order] = quantize(residual[shifted], quant). residual float [M, C] -> out s8 [M, C].
+struct ShiftPartitionArgs {
+  TensorView residual, out;
+  WindowGeometry geometry;
+  float quant = 0;
+};
+
+// x = dequantize(qkv, dequant) + bias; q and k of every head divided by max(sqrt(sum_e x_e^2), kNormalizeEps);
+// out[t] = quantize(x, quant[t]) for t = q, k, v. qkv s8 [BW*N, 3*h*d], bias float [3*h*d] -> out s8 [3, BW, h, N, d].
+struct QkvBiasNormalizeArgs {
+  TensorView qkv, bias, out;
+  float dequant = 0, quant_q = 0, quant_k = 0, quant_v = 0;
+};
+
+// As softmax, with a scale of each head's own: out[i, :] = quantize(softmax_j(scores[i, j] * dequant * head_scale[head]
+// + bias[head, i, j] + mask[window, i, j]), quant), j < N; columns N..pitch-1 are 0. scores s8 [BW, h, N, pitch],
+// head_scale float [h], bias float [h, N, N], mask float [windows, N, N] or none -> out s8 [BW, h, N, pitch].
+struct HeadScaleSoftmaxArgs {
+  TensorView scores, head_scale, bias, mask, out;
+  float dequant = 0, quant = 0;
+};
+
+// residual += LayerNorm(dequantize(proj, dequant) + bias)[window reversed, unshifted]; out = quantize(residual, quant).
+// proj s8 [M, C] in window order; residual float [M, C], out s8 [M, C] in image order.
+struct ProjBiasNormResidualArgs {
+  TensorView proj, bias, gamma, beta, residual, out;
+  WindowGeometry geometry;
+  float dequant = 0, quant = 0;
+};
+
+// residual += LayerNorm(dequantize(x, dequant) + bias). x s8 [M, C], residual float [M, C].
+struct BiasNormResidualArgs {
+  TensorView x, bias, gamma, beta, residual;
+  float dequant = 0;
+};
+
+// Gathers as patch_merge_norm; out = quantize(gathered, quant).
+// residual float [B*H*W, C] -> out s8 [B*(H/2)*(W/2), 4C].
+struct PatchMergeArgs {
+  TensorView residual, out;
+  std::int64_t batch = 0, height = 0, width = 0;
+  float quant = 0;
+};
+
+// out = LayerNorm(x * dequant). x s8 [M, C] -> out float [M, C].
+struct DequantizeNormArgs {
+  TensorView x, gamma, beta, out;
+  float dequant = 0;
+};
+
+#define SWIN_FOR_EACH_FUSED_OP(X)                      \
+  X(linear_s8, LinearS8Args)                           \
+  X(window_attention, WindowAttentionArgs)             \
+  X(linear_residual_norm, LinearResidualNormArgs)      \
+  X(mlp_residual_norm, MlpResidualNormArgs)
+
+#define SWIN_FOR_EACH_FT_OP(X)                         \
   X(patch_embed, PatchEmbedArgs)                       \
   X(patch_embed_norm, PatchEmbedNormArgs)              \
   X(norm_shift_partition, NormShiftPartitionArgs)      \
@@ -162,7 +273,16 @@ struct HeadArgs {
   X(patch_merge_norm, PatchMergeNormArgs)              \
   X(dequantize, DequantizeArgs)                        \
   X(final_norm_pool, FinalNormPoolArgs)                \
-  X(head, HeadArgs)
+  X(head, HeadArgs)                                    \
+  X(shift_partition, ShiftPartitionArgs)               \
+  X(qkv_bias_normalize, QkvBiasNormalizeArgs)          \
+  X(head_scale_softmax, HeadScaleSoftmaxArgs)          \
+  X(proj_bias_norm_residual, ProjBiasNormResidualArgs) \
+  X(bias_norm_residual, BiasNormResidualArgs)          \
+  X(patch_merge, PatchMergeArgs)                       \
+  X(dequantize_norm, DequantizeNormArgs)
+
+#define SWIN_FOR_EACH_OP(X) SWIN_FOR_EACH_FT_OP(X) SWIN_FOR_EACH_FUSED_OP(X)
 
 // How and where one call runs. `threads` bounds the CPU threads used; `stream` is a backend's queue (null on CPU).
 struct ExecContext {

@@ -1,0 +1,35 @@
+// linear_s8: a GEMM with a scale and a bias per output channel: out = clamp(rne(float(acc) * scale[n] + bias[n])), or
+// the sum itself where out is float. x s8 [M, K], w s8 [N, K] packed at load -> out s8 or f32 [M, N]. Formula: swin/ops.h.
+#include "kernels.h"
+#include "linear.h"
+
+namespace swin::cpu::SWIN_ISA {
+
+void linear_s8(const LinearS8Args& args, const ExecContext& context) {
+  const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
+  const std::int64_t m = args.x.dim(0), k = w.k, n = w.n;
+  const Channels channels(args.scale, args.bias, n);
+  parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
+    const auto multiply = [&](auto&& emit) {
+      multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
+                     scratch, task.same_rows, emit);
+    };
+    if (args.out.dtype == DType::kS8) {
+      std::int8_t* out = args.out.as<std::int8_t>() + task.first * n;
+      multiply([=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
+        Vf y[V];
+        channels.apply<V>(acc, column, y);
+        store_s8_columns<V>(out + row * n + column, y, n - column);
+      });
+    } else {
+      float* out = args.out.as<float>() + task.first * n;
+      multiply([=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
+        Vf y[V];
+        channels.apply<V>(acc, column, y);
+        channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE { store(out + row * n + i, y[v], lanes); });
+      });
+    }
+  });
+}
+
+}  // namespace swin::cpu::SWIN_ISA

@@ -1,0 +1,95 @@
+// mlp_residual_norm: FC1, activation, FC2, residual, LayerNorm and quantization of the next block, x s8 [M, C] ->
+// residual f32 [M, C], out s8 [M, C] in the next block's window order. Formula: swin/ops.h.
+//
+// A block of rows goes through both GEMMs at once, its hidden rows in the thread's cache. Where the caller gives memory for
+// all hidden rows, the GEMMs run one after the other instead: with few rows and large weights it is the weights whose
+// way is long, and split by columns each thread reads only its own.
+#include "kernels.h"
+#include "linear.h"
+
+namespace swin::cpu::SWIN_ISA {
+namespace {
+
+struct Mlp {
+  const MlpResidualNormArgs& args;
+  const CpuPackedWeight &w1, &w2;
+  const std::int64_t m, c, f;
+  const Channels channels1, channels2;
+  const NormQuantize norm;
+
+  explicit Mlp(const MlpResidualNormArgs& args)
+      : args(args),
+        w1(static_cast<const CpuPackedWeight&>(*args.w1)),
+        w2(static_cast<const CpuPackedWeight&>(*args.w2)),
+        m(args.x.dim(0)),
+        c(w2.n),
+        f(w1.n),
+        channels1(args.scale1, args.bias1, f),
+        channels2(args.scale2, args.bias2, c),
+        norm{args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant} {}
+
+  // Hidden columns of `task`'s rows, to `hidden` [rows, f].
+  void first(const BlockTask& task, std::int8_t* hidden, void* scratch) const {
+    const auto multiply = [&](auto activate) {
+      multiply_block(w1, args.x.as<const std::int8_t>() + task.first * c, c, task.rows, task.first_unit, task.last_unit,
+                     scratch, task.same_rows, [=, channels = channels1, f = f]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
+                       Vf y[V];
+                       channels.template apply<V>(acc, column, y);
+                       for (int v = 0; v < V; ++v) y[v] = activate(y[v]);
+                       store_s8_columns<V>(hidden + row * f + column, y, f - column);
+                     });
+    };
+    if (args.activation == Activation::kRelu) {
+      multiply([](Vf y) SWIN_INLINE { return max_of(y, Vf{}); });
+    } else {
+      const float quant = args.hidden_quant;
+      multiply([quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
+    }
+  }
+
+  // Adds FC2 of `hidden` [rows, f] to the columns of `task`.
+  void second(const BlockTask& task, const std::int8_t* hidden, void* scratch) const {
+    std::int64_t target[kBlockRows];
+    for (std::int64_t r = 0; r < task.rows; ++r) target[r] = task.first + r;
+    multiply_block(w2, hidden, f, task.rows, task.first_unit, task.last_unit, scratch, task.same_rows,
+                   ResidualAdd{channels2, args.residual.as<float>(), target});
+  }
+
+  void finish(const BlockTask& task) const {
+    if (!args.out) return;
+    WindowRows target(args.geometry, task.first);
+    for (std::int64_t row = task.first; row < task.first + task.rows; ++row, target.next()) {
+      norm(args.residual.as<const float>() + row * c, args.out.as<std::int8_t>() + target.row() * c);
+    }
+  }
+};
+
+}  // namespace
+
+void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& context) {
+  const Mlp mlp(args);
+  const std::int64_t scratch1 = block_bytes(mlp.w1, kBlockRows), scratch2 = block_bytes(mlp.w2, kBlockRows);
+  if (args.hidden) {
+    std::int8_t* hidden = args.hidden.as<std::int8_t>();
+    parallel_blocks(context, mlp.m, mlp.w1, scratch1, [&](const BlockTask& task, void* scratch) {
+      mlp.first(task, hidden + task.first * mlp.f, scratch);
+    });
+    BlockCounts counts(mlp.m);
+    parallel_blocks(context, mlp.m, mlp.w2, scratch2, [&](const BlockTask& task, void* scratch) {
+      mlp.second(task, hidden + task.first * mlp.f, scratch);
+      if (counts.completes(task)) mlp.finish(task);
+    });
+    return;
+  }
+  const std::int64_t scratch_bytes = scratch1 > scratch2 ? scratch1 : scratch2;
+  parallel_row_blocks(context, mlp.m, scratch_bytes + kBlockRows * mlp.f, [&](BlockTask task, void* scratch) {
+    std::int8_t* hidden = static_cast<std::int8_t*>(scratch) + scratch_bytes;
+    task.last_unit = units_of(mlp.f);
+    mlp.first(task, hidden, scratch);
+    task.last_unit = units_of(mlp.c);
+    mlp.second(task, hidden, scratch);
+    mlp.finish(task);
+  });
+}
+
+}  // namespace swin::cpu::SWIN_ISA

@@ -1,0 +1,135 @@
+// Weights packed at load, and a block of rows multiplied by some of their columns: what gemm_s8 and the fused linear
+// operations share. With AMX the block runs on tiles (gemm_amx.h), elsewhere on the micro-kernels of gemm_core.h.
+#pragma once
+
+#include <new>
+
+#include "gemm_core.h"
+#if defined(__AMX_INT8__)
+#include "gemm_amx.h"
+#endif
+
+namespace swin::cpu::SWIN_ISA {
+
+class CpuPackedWeight : public PackedWeight {
+ public:
+  CpuPackedWeight(std::int64_t n, std::int64_t k, InputRange input)
+      : PackedWeight(n, k, input),
+        units(static_cast<std::int8_t*>(::operator new(units_of(n) * bytes_per_unit(k, input), std::align_val_t{64}))),
+        starts(static_cast<std::int32_t*>(
+            ::operator new(units_of(n) * kLanes * sizeof(std::int32_t), std::align_val_t{64}))) {}
+  ~CpuPackedWeight() override {
+    ::operator delete(units, std::align_val_t{64});
+    ::operator delete(starts, std::align_val_t{64});
+  }
+
+  static std::int64_t bytes_per_unit(std::int64_t k, InputRange input) {
+#if defined(__AMX_INT8__)
+    static_cast<void>(input);
+    return tile_padded(k) * kLanes;
+#else
+    return input == InputRange::kNonNegative ? unit_bytes<NonNegativeDot>(k) : unit_bytes<SignedDot>(k);
+#endif
+  }
+
+  std::int8_t* const units;
+  std::int32_t* const starts;
+};
+
+// Scratch that multiply_block needs for `rows` rows, a multiple of 64.
+static inline std::int64_t block_bytes(const CpuPackedWeight& w, std::int64_t rows) {
+#if defined(__AMX_INT8__)
+  return tile_scratch_bytes(rows, w.k);
+#else
+  const std::int64_t bytes =
+      w.input == InputRange::kNonNegative ? rows_bytes<NonNegativeDot>(rows, w.k) : rows_bytes<SignedDot>(rows, w.k);
+  return ceil_div(bytes, 64) * 64;
+#endif
+}
+
+// acc[r, n] of `rows` rows of x (`stride` bytes apart) for the units [first_unit, last_unit) of w, to
+// emit.operator()<V>(row, column, const Vi* acc). `scratch` holds block_bytes(w, rows); with `prepared`, the block
+// before on this thread was of the same rows and the same scratch.
+template <class Emit>
+static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x, std::int64_t stride,
+                                  std::int64_t rows, std::int64_t first_unit, std::int64_t last_unit, void* scratch,
+                                  bool prepared, Emit&& emit) {
+#if defined(__AMX_INT8__)
+  multiply_tiles(x, stride, rows, w.k, w.units, first_unit, last_unit, scratch, prepared, emit);
+#else
+  const auto run = [&]<class Dot>(Dot) {
+    const std::int64_t steps = steps_of<Dot>(w.k);
+    const Rows packed = prepared && !(Dot::kInPlace && w.k % Dot::kStepK == 0)
+                            ? Rows{static_cast<const char*>(scratch), steps * 4}
+                            : prepare_rows<Dot>(x, stride, rows, w.k, scratch);
+    gemm_block<Dot>(packed, rows, steps, w.units, w.starts, first_unit, last_unit, emit);
+  };
+  if (w.input == InputRange::kNonNegative) {
+    run(NonNegativeDot{});
+  } else {
+    run(SignedDot{});
+  }
+#endif
+}
+
+// Rows of a task. x K of packed rows: 288 KiB at most for Swin-L's K = 6144 and VNNI. Tiles read rows where they lie, and
+// a larger block reads the weights less often.
+#if defined(__AMX_INT8__)
+inline constexpr std::int64_t kBlockRows = 128, kRowAlign = 2 * kTile;
+#else
+inline constexpr std::int64_t kBlockRows = 48, kRowAlign = 1;
+#endif
+inline constexpr std::int64_t kMinUnits = 8;  // fewer columns a task would prepare rows for too little work
+inline constexpr std::int64_t kMaxSplitBlocks = 1024;   // blocks of rows that are still split by columns
+inline constexpr std::int64_t kWeightsInCache = 1 << 19;  // bytes of weights that stay in a core's cache while rows pass
+
+struct BlockTask {
+  std::int64_t first, rows;            // of x
+  std::int64_t first_unit, last_unit;  // of the weights
+  std::int64_t block, splits;          // the block of rows, and how many tasks share it
+  bool same_rows;                      // as the task before on this thread, whose scratch this is
+};
+
+// Splits m rows times w's columns into tasks and calls body(task, scratch of `scratch_bytes`) on the pool's threads: by
+// rows; where that gives too few tasks, by columns too; and where the weights are larger than a cache, by columns
+// first, so that a part of them stays there while all rows pass.
+template <class Body>
+static inline void parallel_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
+                                   std::int64_t scratch_bytes, Body&& body) {
+  const std::int64_t units = units_of(w.n), row_blocks = ceil_div(m, kBlockRows), groups = ceil_div(m, kRowAlign);
+  const std::int64_t for_threads = context.threads > 1 ? ceil_div(4 * context.threads, row_blocks) : 1;
+  const std::int64_t for_cache = row_blocks > 1 ? ceil_div(w.n * w.k, kWeightsInCache) : 1;
+  const std::int64_t wanted = for_threads > for_cache ? for_threads : for_cache;
+  const std::int64_t most = units / kMinUnits > 1 && row_blocks <= kMaxSplitBlocks ? units / kMinUnits : 1;
+  const std::int64_t splits = wanted < most ? wanted : most;
+  const bool columns_first = for_cache > 1;
+  parallel_rows(context, row_blocks * splits, 1, [&](std::int64_t first_task, std::int64_t last_task) {
+    void* scratch = thread_scratch(scratch_bytes);
+    for (std::int64_t task = first_task; task < last_task; ++task) {
+      const std::int64_t block = columns_first ? task % row_blocks : task / splits;
+      const std::int64_t split = columns_first ? task / row_blocks : task % splits;
+      const std::int64_t first = block * groups / row_blocks * kRowAlign;
+      const std::int64_t last = min_of(m, (block + 1) * groups / row_blocks * kRowAlign);
+      body(BlockTask{first, last - first, split * units / splits, (split + 1) * units / splits, block, splits,
+                     task != first_task && split != 0 && !columns_first},
+           scratch);
+    }
+  });
+}
+
+// The same by rows alone: body(task, scratch), a task without columns.
+template <class Body>
+static inline void parallel_row_blocks(const ExecContext& context, std::int64_t m, std::int64_t scratch_bytes,
+                                       Body&& body) {
+  const std::int64_t row_blocks = ceil_div(m, kBlockRows), groups = ceil_div(m, kRowAlign);
+  parallel_rows(context, row_blocks, 1, [&](std::int64_t first_block, std::int64_t last_block) {
+    void* scratch = thread_scratch(scratch_bytes);
+    for (std::int64_t block = first_block; block < last_block; ++block) {
+      const std::int64_t first = block * groups / row_blocks * kRowAlign;
+      const std::int64_t last = min_of(m, (block + 1) * groups / row_blocks * kRowAlign);
+      body(BlockTask{first, last - first, 0, 0, block, 1, false}, scratch);
+    }
+  });
+}
+
+}  // namespace swin::cpu::SWIN_ISA

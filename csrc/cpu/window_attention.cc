@@ -1,0 +1,266 @@
+// window_attention: Q K^T, position bias, shift mask, softmax and P V of one window and head after the other, the scores
+// never leaving the thread's cache. qkv s8 [BW*N, 3*h*d] -> out s8 [BW*N, h*d]. Formula: swin/ops.h.
+//
+// Probabilities are quantized before they are normalized, relative to their row's largest, and the sum that normalizes
+// them is that of the quantized ones: the row's weights add up to one exactly, and P V gets all 127 steps.
+#include "gemm_core.h"
+#include "kernels.h"
+#if defined(__AMX_INT8__)
+#include "gemm_amx.h"
+#endif
+
+namespace swin::cpu::SWIN_ISA {
+namespace {
+
+constexpr float kLog2E = 1.44269504f, kLog2Of127 = 6.98868469f;
+
+// Rows of one window and head on their way from scores to probabilities. `pitch` is N rounded up to whole vectors.
+struct SoftmaxRows {
+  const std::int32_t* scores;  // [n, pitch], columns from n on anything
+  const float *bias, *mask;    // [n, n]; mask: null where there is none
+  std::int8_t* p;              // [n, pitch], 0 from column n on
+  float* factor;               // [n]: pv_factor over the row's sum of p
+  std::int64_t n, pitch;
+  float qk_factor, pv_factor;
+};
+
+// kVectors = pitch / kLanes as a constant keeps a row in registers; 0: any, through `memory`.
+template <int kVectors, bool kMasked>
+inline void softmax_rows(const SoftmaxRows& s, Vf* memory) {
+  const std::int64_t count = kVectors > 0 ? kVectors : s.pitch / kLanes, last = s.n - (count - 1) * kLanes;
+  Vf registers[kVectors > 0 ? kVectors : 1];
+  Vf* x = kVectors > 0 ? registers : memory;
+  for (std::int64_t row = 0; row < s.n; ++row) {
+    Vf largest = splat(-3.0e38f);
+    for (std::int64_t v = 0; v < count; ++v) {
+      const std::int64_t j = v * kLanes, lanes = v + 1 < count ? kLanes : last;
+      Vf y = load(s.scores + row * s.pitch + j) * s.qk_factor + load(s.bias + row * s.n + j, lanes);
+      if constexpr (kMasked) y += load(s.mask + row * s.n + j, lanes);
+      x[v] = v + 1 < count ? y : keep(y, lanes, -3.0e38f);
+      largest = max_of(largest, x[v]);
+    }
+    const Vf top = splat(max_lane(largest));
+    Vi sum{};
+    for (std::int64_t v = 0; v < count; ++v) {
+      const Vi q = rounded(exp2_of((x[v] - top) * kLog2E + kLog2Of127));
+      store_bytes(s.p + row * s.pitch + v * kLanes, q);
+      sum += q;
+    }
+    s.factor[row] = s.pv_factor / sum_of(__builtin_convertvector(sum, Vf));
+  }
+}
+
+template <int kVectors = 9>
+inline void softmax_of(const SoftmaxRows& s, Vf* memory) {
+  if (s.pitch == kVectors * kLanes) {
+    if (s.mask != nullptr) {
+      softmax_rows<kVectors, true>(s, memory);
+    } else {
+      softmax_rows<kVectors, false>(s, memory);
+    }
+  } else if constexpr (kVectors > 1) {
+    softmax_of<kVectors - 1>(s, memory);
+  } else if (s.mask != nullptr) {
+    softmax_rows<0, true>(s, memory);
+  } else {
+    softmax_rows<0, false>(s, memory);
+  }
+}
+
+// Q K^T and P V of one window and head with the micro-kernels of gemm_core.h; the scratch of one thread.
+class VectorHeads {
+ public:
+  VectorHeads(std::int64_t n, std::int64_t d) : n_(n), d_(d), pitch_(units_of(n) * kLanes) {
+    assign(static_cast<char*>(thread_scratch(assign(nullptr))));
+    std::memset(starts_v_, 0, units_of(d) * kLanes * 4);
+  }
+
+  std::int64_t pitch() const { return pitch_; }
+  std::int32_t* scores() const { return scores_; }
+  std::int8_t* p() const { return p_; }
+  float* factor() const { return factor_; }
+  Vf* row() const { return row_; }
+
+  // scores = q k^T; q, k s8 [n, d], `stride` apart.
+  void multiply_keys(const std::int8_t* q, const std::int8_t* k, std::int64_t stride) {
+    const std::int64_t steps = steps_of<SignedDot>(d_), unit = unit_bytes<SignedDot>(d_), units = units_of(n_);
+    for (std::int64_t u = 0; u < units; ++u) {
+      pack_unit_nk<SignedDot>(k, stride, n_, d_, u * kLanes, packed_k_ + u * unit);
+      store_start<SignedDot>(starts_k_ + u * kLanes, packed_k_ + u * unit, steps);
+    }
+    gemm_block<SignedDot>(
+        prepare_rows<SignedDot>(q, stride, n_, d_, rows_), n_, steps, packed_k_, starts_k_, 0, units,
+        [scores = scores_, pitch = pitch_]<int V>(std::int64_t row, std::int64_t column, const Vi* acc)
+            SWIN_INLINE { std::memcpy(scores + row * pitch + column, acc, V * sizeof(Vi)); });
+  }
+
+  // out = p v, row by row times factor; v s8 [n, d], `stride` apart; out rows `out_stride` apart.
+  void multiply_values(const std::int8_t* v, std::int64_t stride, std::int8_t* out, std::int64_t out_stride) {
+    const std::int64_t steps = steps_of<NonNegativeDot>(n_), unit = unit_bytes<NonNegativeDot>(n_);
+    const std::int64_t units = units_of(d_);
+    for (std::int64_t u = 0; u < units; ++u) {
+      pack_unit_kn<NonNegativeDot>(v, stride, d_, n_, u * kLanes, packed_v_ + u * unit);
+    }
+    // P's columns from N on are zero, so its rows may be read in whole steps where they lie.
+    const Rows p = NonNegativeDot::kInPlace ? Rows{reinterpret_cast<const char*>(p_), pitch_}
+                                            : prepare_rows<NonNegativeDot>(p_, pitch_, n_, n_, rows_);
+    gemm_block<NonNegativeDot>(p, n_, steps, packed_v_, starts_v_, 0, units,
+                               [out, out_stride, d = d_, factor = factor_]<int V>(std::int64_t row, std::int64_t column,
+                                                                                  const Vi* acc) SWIN_INLINE {
+                                 Vf y[V];
+                                 for (int i = 0; i < V; ++i) y[i] = __builtin_convertvector(acc[i], Vf) * factor[row];
+                                 store_s8_columns<V>(out + row * out_stride + column, y, d - column);
+                               });
+  }
+
+ private:
+  // Lays the parts out from `memory` on, if there is any; returns their bytes.
+  std::int64_t assign(char* memory) {
+    std::int64_t offset = 0;
+    const auto part = [&](std::int64_t bytes) {
+      char* start = memory + offset;
+      offset += ceil_div(bytes, 64) * 64;
+      return static_cast<void*>(start);
+    };
+    const std::int64_t q_bytes = rows_bytes<SignedDot>(n_, d_), p_bytes = rows_bytes<NonNegativeDot>(n_, n_);
+    packed_k_ = static_cast<std::int8_t*>(part(units_of(n_) * unit_bytes<SignedDot>(d_)));
+    packed_v_ = static_cast<std::int8_t*>(part(units_of(d_) * unit_bytes<NonNegativeDot>(n_)));
+    starts_k_ = static_cast<std::int32_t*>(part(pitch_ * 4));
+    starts_v_ = static_cast<std::int32_t*>(part(units_of(d_) * kLanes * 4));
+    scores_ = static_cast<std::int32_t*>(part(n_ * pitch_ * 4));
+    p_ = static_cast<std::int8_t*>(part(n_ * pitch_));
+    factor_ = static_cast<float*>(part(n_ * 4));
+    rows_ = part(q_bytes > p_bytes ? q_bytes : p_bytes);
+    row_ = static_cast<Vf*>(part(pitch_ * 4));
+    return offset;
+  }
+
+  const std::int64_t n_, d_, pitch_;
+  std::int8_t *packed_k_, *packed_v_, *p_;
+  std::int32_t *starts_k_, *starts_v_, *scores_;
+  float* factor_;
+  void* rows_;  // Q, then P, in the form of the GEMM
+  Vf* row_;     // one row of scores
+};
+
+#if defined(__AMX_INT8__)
+// The same on tiles, for windows of at most 64 tokens and heads of at most 64 channels, a multiple of four.
+class TileHeads {
+ public:
+  static bool fits(std::int64_t n, std::int64_t d) { return n <= kTokens && d <= 64 && d % 4 == 0; }
+
+  // The caller configures the tiles (`configure`) and releases them.
+  TileHeads(std::int64_t n, std::int64_t d) : n_(n), d_(d), memory_(static_cast<Memory*>(thread_scratch(sizeof(Memory)))) {
+    std::memset(memory_, 0, sizeof *memory_);
+  }
+  void configure() const {
+    configure_tiles_as([d = d_](int tile) {  // 0..3 results, 4 and 5 Q and K, 6 and 7 P and V
+      return TileShape{tile == 5 ? d / 4 : kTile, tile == 4 ? d : 64};
+    });
+  }
+
+  std::int64_t pitch() const { return ceil_div(n_, kTile) * kTile; }
+  std::int32_t* scores() const { return memory_->scores; }
+  std::int8_t* p() const { return memory_->p; }
+  float* factor() const { return memory_->factor; }
+  Vf* row() const { return nullptr; }  // a row of at most 64 scores stays in registers
+
+  void multiply_keys(const std::int8_t* q, const std::int8_t* k, std::int64_t stride) {
+    const std::int64_t tiles = ceil_div(n_, kTile), unit = d_ * kTile;
+    for (std::int64_t u = 0; u < tiles; ++u) {
+      pack_unit_nk<NonNegativeDot>(k, stride, n_, d_, u * kTile, memory_->keys + u * unit);
+    }
+    // The last tile's rows beyond N may lie behind the end of the tensor.
+    const std::int64_t last = (tiles - 1) * kTile;
+    for (std::int64_t r = last; r < n_; ++r) std::memcpy(memory_->last_queries + (r - last) * d_, q + r * stride, d_);
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const bool whole = (t + 1) * kTile <= n_;
+      _tile_loadd(4, whole ? q + t * kTile * stride : memory_->last_queries, whole ? stride : d_);
+      std::int32_t* out = memory_->scores + t * kTile * pitch();
+      const std::int8_t* keys = memory_->keys;
+// The intrinsics want the tile's number itself; each result has a tile of its own, so that none waits for another.
+#define SWIN_KEY_TILE(i)                             \
+  if (tiles > i) {                                   \
+    _tile_zero(i);                                   \
+    _tile_loadd(5, keys + i * unit, 64);             \
+    _tile_dpbssd(i, 4, 5);                           \
+    _tile_stored(i, out + i * kTile, pitch() * 4);   \
+  }
+      SWIN_KEY_TILE(0)
+      SWIN_KEY_TILE(1)
+      SWIN_KEY_TILE(2)
+      SWIN_KEY_TILE(3)
+#undef SWIN_KEY_TILE
+    }
+  }
+
+  void multiply_values(const std::int8_t* v, std::int64_t stride, std::int8_t* out, std::int64_t out_stride) {
+    for (std::int64_t column = 0; column < d_; column += kTile) {
+      pack_unit_kn<NonNegativeDot>(v, stride, d_, n_, column, memory_->values);
+      _tile_loadd(7, memory_->values, 64);
+      for (std::int64_t t = 0; t < n_; t += kTile) {
+        _tile_zero(0);
+        _tile_loadd(6, memory_->p + t * pitch(), pitch());
+        _tile_dpbssd(0, 6, 7);
+        _tile_stored(0, memory_->results + t * kTile, 64);
+      }
+      for (std::int64_t r = 0; r < n_; ++r) {
+        const Vf y = load(memory_->results + r * kTile) * memory_->factor[r];
+        store_s8_columns<1>(out + r * out_stride + column, &y, d_ - column);
+      }
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kTokens = 64;
+
+  // What lies behind the N-th row of P or value of a unit meets zeros, or gives rows that nobody reads; it only has to be
+  // memory of ours: a tile of P reads 64 columns, whatever the pitch.
+  struct alignas(64) Memory {
+    std::int8_t keys[4 * 64 * kTile], values[kTokens * kTile], last_queries[kTile * 64];
+    std::int32_t scores[kTokens * kTokens], results[kTokens * kTile];
+    std::int8_t p[kTokens * kTokens + 64];
+    float factor[kTokens];
+  };
+
+  const std::int64_t n_, d_;
+  Memory* const memory_;
+};
+#endif
+
+template <class Heads>
+void attend(const WindowAttentionArgs& args, Heads& heads_of, std::int64_t first, std::int64_t last) {
+  const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), c = args.out.dim(1), d = c / heads;
+  const std::int64_t masks = args.mask ? args.mask.dim(0) : 1, pitch = heads_of.pitch();
+  for (std::int64_t index = first; index < last; ++index) {
+    const std::int64_t window = index / heads, head = index % heads;
+    const std::int8_t* q = args.qkv.as<const std::int8_t>() + window * n * 3 * c + head * d;
+    const float* mask = args.mask ? args.mask.as<const float>() + window % masks * n * n : nullptr;
+    heads_of.multiply_keys(q, q + c, 3 * c);
+    softmax_of({heads_of.scores(), args.bias.as<const float>() + head * n * n, mask, heads_of.p(), heads_of.factor(), n,
+                pitch, args.qk_factor, args.pv_factor},
+               heads_of.row());
+    heads_of.multiply_values(q + 2 * c, 3 * c, args.out.as<std::int8_t>() + window * n * c + head * d, c);
+  }
+}
+
+}  // namespace
+
+void window_attention(const WindowAttentionArgs& args, const ExecContext& context) {
+  const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), d = args.out.dim(1) / heads;
+  parallel_rows(context, args.out.dim(0) / n * heads, 1, [&](std::int64_t first, std::int64_t last) {
+#if defined(__AMX_INT8__)
+    if (TileHeads::fits(n, d)) {
+      TileHeads tiles(n, d);
+      tiles.configure();
+      attend(args, tiles, first, last);
+      _tile_release();
+      return;
+    }
+#endif
+    VectorHeads vectors(n, d);
+    attend(args, vectors, first, last);
+  });
+}
+
+}  // namespace swin::cpu::SWIN_ISA

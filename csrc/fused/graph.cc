@@ -1,0 +1,222 @@
+// The fused graph (docs/fused.md): four operations a block, accumulators never written, LayerNorm where its rows are
+// made.
+#include <algorithm>
+#include <utility>
+
+#include "weights.h"
+
+namespace swin::fused_int8 {
+namespace {
+
+// Up to this many bytes of FC1 and FC2 weights stay in a core's cache while row after row passes them. With more, or with
+// few rows, each GEMM of an MLP runs over all rows before the next.
+constexpr std::int64_t kMlpWeightsInCache = 1536 << 10;
+constexpr std::int64_t kFewRows = 256;
+
+bool keeps_hidden(const StageGeometry& g, std::int64_t rows) {
+  return rows <= kFewRows || 2 * g.dim * g.hidden > kMlpWeightsInCache;
+}
+
+// The memory one forward pass works in, sized for the largest stage and shared by all blocks. QKV and the hidden rows are
+// never needed at the same time.
+struct Buffers {
+  void *residual, *merged;  // float [M, C]; the two change places at each stage
+  void *tokens, *attended;  // s8 [M, C]: what enters QKV and, in image order, FC1; what enters the projection and, when
+                            // a block ends, the next one's QKV: the two change places at each block
+  void* wide;               // s8 [M, 3C], or [M, F]
+
+  Buffers(Plan& plan, const std::vector<StageGeometry>& stages) {
+    std::int64_t tokens_c = 0, merged_c = 0, wide_c = 0;
+    for (const StageGeometry& g : stages) {
+      const std::int64_t rows = plan.batch() * g.height * g.width;
+      tokens_c = std::max(tokens_c, rows * g.dim);
+      wide_c = std::max(wide_c, rows * 3 * g.dim);
+      if (keeps_hidden(g, rows)) wide_c = std::max(wide_c, rows * g.hidden);
+      if (&g != &stages.front()) merged_c = std::max(merged_c, rows * g.dim);
+    }
+    const DType wide_type = plan.backend().ops().float_dtype;
+    residual = plan.buffer("residual", wide_type, tokens_c);
+    merged = plan.buffer("merged", wide_type, merged_c);
+    tokens = plan.buffer("tokens", DType::kS8, tokens_c);
+    attended = plan.buffer("attended", DType::kS8, tokens_c);
+    wide = plan.buffer("wide", DType::kS8, wide_c);
+  }
+};
+
+class FusedInt8 : public Graph {
+ public:
+  FusedInt8(const ModelConfig& config, const std::vector<TensorView>& weights, const Backend& backend)
+      : config_(config),
+        backend_(backend),
+        stages_(stage_geometries(config)),
+        weights_(load_weights(config, weights, backend)) {}
+
+  const ModelConfig& config() const override { return config_; }
+  const Backend& backend() const override { return backend_; }
+
+  std::unique_ptr<Plan> make_plan(std::int64_t batch, void* stream) const override {
+    auto plan = std::make_unique<Plan>(backend_, batch, stream);
+    Buffers buffers(*plan, stages_);
+    append_patch_embed(*plan, buffers);
+    for (std::size_t i = 0; i < stages_.size(); ++i) append_stage(*plan, static_cast<int>(i), buffers);
+    append_classifier(*plan, buffers);
+    return plan;
+  }
+
+ private:
+  DType wide() const { return backend_.ops().float_dtype; }
+
+  WindowGeometry windows_of(const StageGeometry& g, std::int64_t batch, std::size_t block) const {
+    const bool shifted = block % 2 == 1;
+    return {batch, g.height, g.width, g.window_h, g.window_w, shifted ? g.shift_h : 0, shifted ? g.shift_w : 0};
+  }
+
+  void append_patch_embed(Plan& plan, const Buffers& b) const {
+    const std::int64_t tokens = plan.batch() * stages_.front().height * stages_.front().width;
+    const TensorView residual(b.residual, wide(), {tokens, config_.embed_dim});
+    plan.add("patch_embed", OpKind::kFloat, -1, -1,
+             PatchEmbedArgs{
+                 .image = TensorView(nullptr, DType::kF32, {plan.batch(), config_.in_chans, config_.img_h, config_.img_w}),
+                 .weight = weights_.patch_weight.view,
+                 .out = residual,
+                 .patch_size = config_.patch_size});
+    plan.add("patch_embed_norm", OpKind::kFloat, -1, -1,
+             PatchEmbedNormArgs{.x = residual,
+                                .bias = weights_.patch_bias.view,
+                                .gamma = weights_.patch_gamma.view,
+                                .beta = weights_.patch_beta.view});
+  }
+
+  void append_stage(Plan& plan, int stage, Buffers& b) const {
+    const StageGeometry& g = stages_[stage];
+    const StageWeights& w = weights_.stages[stage];
+    const std::int64_t m = plan.batch() * g.height * g.width;
+    plan.add("norm1_shift_partition", OpKind::kFused, stage, 0,
+             NormShiftPartitionArgs{.residual = TensorView(b.residual, wide(), {m, g.dim}),
+                                    .gamma = w.blocks.front().norm1_gamma.view,
+                                    .beta = w.blocks.front().norm1_beta.view,
+                                    .out = TensorView(b.tokens, DType::kS8, {m, g.dim}),
+                                    .geometry = windows_of(g, plan.batch(), 0),
+                                    .quant = w.blocks.front().qkv_quant});
+    for (std::size_t j = 0; j < w.blocks.size(); ++j) append_block(plan, stage, j, b);
+    if (g.has_downsample) append_downsample(plan, stage, b);
+  }
+
+  void append_block(Plan& plan, int stage, std::size_t block, Buffers& b) const {
+    const StageGeometry& g = stages_[stage];
+    const StageWeights& s = weights_.stages[stage];
+    const BlockWeights& w = s.blocks[block];
+    const BlockWeights* next = block + 1 < s.blocks.size() ? &s.blocks[block + 1] : nullptr;
+    const std::int64_t m = plan.batch() * g.height * g.width, c = g.dim;
+    const bool shifted = block % 2 == 1 && (g.shift_h > 0 || g.shift_w > 0);
+    const TensorView residual(b.residual, wide(), {m, c});
+    const TensorView tokens(b.tokens, DType::kS8, {m, c});
+    const TensorView attended(b.attended, DType::kS8, {m, c});
+    const TensorView qkv(b.wide, DType::kS8, {m, 3 * c});
+    const auto add = [&](const char* name, OpKind kind, OpArgs args) {
+      plan.add(name, kind, stage, static_cast<int>(block), std::move(args));
+    };
+    add("qkv", OpKind::kGemm,
+        LinearS8Args{
+            .x = tokens, .w = w.qkv.weight.get(), .scale = w.qkv.scale.view, .bias = w.qkv.bias.view, .out = qkv});
+    add("attention", OpKind::kFused,
+        WindowAttentionArgs{.qkv = qkv,
+                            .bias = w.relative_position_bias.view,
+                            .mask = shifted ? s.attn_mask.view : TensorView(),
+                            .out = attended,
+                            .qk_factor = w.qk_factor,
+                            .pv_factor = w.pv_factor});
+    // The projection's rows leave in image order, over the ones in window order that QKV read.
+    add("proj_norm", OpKind::kGemm,
+        LinearResidualNormArgs{.x = attended,
+                               .w = w.proj.weight.get(),
+                               .scale = w.proj.scale.view,
+                               .bias = w.proj.bias.view,
+                               .residual = residual,
+                               .gamma = w.norm2_gamma.view,
+                               .beta = w.norm2_beta.view,
+                               .out = tokens,
+                               .geometry = windows_of(g, plan.batch(), block),
+                               .quant = w.fc1_quant});
+    MlpResidualNormArgs mlp{.x = tokens,
+                            .w1 = w.fc1.weight.get(),
+                            .w2 = w.fc2.weight.get(),
+                            .scale1 = w.fc1.scale.view,
+                            .bias1 = w.fc1.bias.view,
+                            .scale2 = w.fc2.scale.view,
+                            .bias2 = w.fc2.bias.view,
+                            .residual = residual,
+                            .gamma = {},
+                            .beta = {},
+                            .hidden = {},
+                            .out = {},
+                            .geometry = {},
+                            .activation = weights_.activation,
+                            .hidden_quant = w.hidden_quant,
+                            .quant = 0};
+    if (keeps_hidden(g, m)) mlp.hidden = TensorView(b.wide, DType::kS8, {m, g.hidden});
+    if (next != nullptr) {
+      mlp.gamma = next->norm1_gamma.view;
+      mlp.beta = next->norm1_beta.view;
+      mlp.out = attended;
+      mlp.geometry = windows_of(g, plan.batch(), block + 1);
+      mlp.quant = next->qkv_quant;
+    }
+    add("mlp_norm", OpKind::kGemm, mlp);
+    std::swap(b.tokens, b.attended);
+  }
+
+  void append_downsample(Plan& plan, int stage, Buffers& b) const {
+    const StageGeometry& g = stages_[stage];
+    const StageWeights& w = weights_.stages[stage];
+    const std::int64_t m = plan.batch() * g.height * g.width;
+    const TensorView gathered(b.tokens, DType::kS8, {m / 4, 4 * g.dim});
+    plan.add("patch_merge_norm", OpKind::kFused, stage, -1,
+             PatchMergeNormArgs{.residual = TensorView(b.residual, wide(), {m, g.dim}),
+                                .gamma = w.merge_gamma.view,
+                                .beta = w.merge_beta.view,
+                                .out = gathered,
+                                .batch = plan.batch(),
+                                .height = g.height,
+                                .width = g.width,
+                                .quant = w.reduction_quant});
+    plan.add("reduction", OpKind::kGemm, stage, -1,
+             LinearS8Args{.x = gathered,
+                          .w = w.reduction.weight.get(),
+                          .scale = w.reduction.scale.view,
+                          .bias = {},
+                          .out = TensorView(b.merged, wide(), {m / 4, 2 * g.dim})});
+    std::swap(b.residual, b.merged);
+  }
+
+  void append_classifier(Plan& plan, const Buffers& b) const {
+    const StageGeometry& last = stages_.back();
+    const std::int64_t tokens = plan.batch() * last.height * last.width;
+    const TensorView features(nullptr, DType::kF32, {plan.batch(), last.dim});
+    plan.add("final_norm_pool", OpKind::kFloat, -1, -1,
+             FinalNormPoolArgs{.residual = TensorView(b.residual, wide(), {tokens, last.dim}),
+                               .gamma = weights_.norm_gamma.view,
+                               .beta = weights_.norm_beta.view,
+                               .out = features});
+    if (config_.num_classes == 0) return;
+    plan.add("head", OpKind::kFloat, -1, -1,
+             HeadArgs{.features = features,
+                      .weight = weights_.head_weight.view,
+                      .bias = weights_.head_bias.view,
+                      .out = TensorView(nullptr, DType::kF32, {plan.batch(), config_.num_classes})});
+  }
+
+  const ModelConfig config_;
+  const Backend& backend_;
+  const std::vector<StageGeometry> stages_;
+  const ModelWeights weights_;
+};
+
+}  // namespace
+
+std::unique_ptr<Graph> make_graph(const ModelConfig& config, const std::vector<TensorView>& weights,
+                                  const Backend& backend) {
+  return std::make_unique<FusedInt8>(config, weights, backend);
+}
+
+}  // namespace swin::fused_int8

@@ -1,0 +1,139 @@
+"""From a calibrated checkpoint to an engine file of the fused graph, and such a file described in words.
+
+Linear weights become int8 with a step per output channel; everything else stays float32. Source: docs/fused.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyharness.attention_geometry import attention_mask, expand_bias_table
+from pyharness.calibrated import CalibratedCheckpoint
+from pyharness.config import FUSED_GRAPH
+from pyharness.convert import ListBuilder
+from pyharness.engine_file import EngineFile, TensorSpec, amax_problem, weight_specs
+from pyharness.errors import CalibrationError, CheckpointError
+from pyharness.ft_format import quantizer_name
+from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
+
+
+def channel_steps(weight: Tensor) -> Tensor:
+    """The step of each output channel, float32 [N], of a weight [N, K]: its largest absolute value over 127.
+
+    1 where the channel is zero, or so small that its step would be no normal float32.
+    """
+    steps = (weight.double().abs().amax(1) / 127).float()
+    return torch.where(steps < torch.finfo(torch.float32).tiny, 1.0, steps)
+
+
+def quantize_channels(weight: Tensor, steps: Tensor) -> Tensor:
+    """int8 [N, K]: clamp(rne(w / step of its channel), -127, 127), in float64."""
+    return (weight.double() / steps.double()[:, None]).round().clamp(-127, 127).to(torch.int8)
+
+
+def to_fused_engine_file(checkpoint: CalibratedCheckpoint) -> EngineFile:
+    """The engine file of the fused graph, from a checkpoint of either FasterTransformer graph and either int8_mode.
+
+    Of the quantizers only the seven of a block that the fused graph applies, and the reductions' inputs, are read.
+    Raises CalibrationError naming every one of them that is missing or no use; CheckpointError for tensors that are
+    missing, left over, of the wrong shape, or not finite.
+    """
+    _check_amax(checkpoint)
+    builder = _FusedListBuilder(checkpoint)
+    specs = weight_specs(checkpoint.config, FUSED_GRAPH, gelu=checkpoint.graph == "ft_int8")
+    tensors = [builder.tensor(spec) for spec in specs]
+    builder.check_nothing_left_over()
+    return EngineFile(checkpoint.config, FUSED_GRAPH, 1, tensors, {**checkpoint.meta, "made_from": checkpoint.graph})
+
+
+def _check_amax(checkpoint: CalibratedCheckpoint) -> None:
+    problems: dict[str, None] = {}  # a dict, since every block of a stage has the reduction's
+    for stage in checkpoint.config.stages():
+        needed = AMAX_FIELDS + (STAGE_AMAX_FIELDS if stage.has_downsample else ())
+        for block in range(stage.depth):
+            amax = checkpoint.amax(stage.index, block)
+            for scale in needed:
+                name = quantizer_name(scale, stage.index, block)
+                missing = None if scale in amax else f"{name} has no amax"
+                problem = missing or amax_problem(name, amax[scale])
+                if problem:
+                    problems[problem] = None
+    if problems:
+        raise CalibrationError(f"{'; '.join(problems)}. Calibrate the checkpoint with pyharness/quantize.py")
+
+
+class _FusedListBuilder(ListBuilder):
+    """Makes the tensors of the fused graph's list, in order."""
+
+    def tensor(self, spec: TensorSpec) -> Tensor:
+        if spec.is_empty:
+            return torch.zeros(spec.shape, dtype=spec.dtype)
+        if spec.name.endswith("amax"):
+            return self._amax(spec.name)
+        if spec.name.endswith(".attn_mask"):
+            return attention_mask(self._stage(spec.name))
+        if spec.name.endswith(".relative_position_bias"):
+            window = self._stage(spec.name).window
+            rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+            table = self._take(f"{spec.name}_table", (rows, spec.shape[0]))
+            return expand_bias_table(_to_float32(f"{spec.name}_table", table), window)
+        if spec.name == "patch_embed.proj.weight":
+            config = self._checkpoint.config
+            kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
+            return _to_float32(spec.name, kernel.flatten(1))
+        if spec.name.endswith(".weight_scale"):
+            return channel_steps(self._checkpoint.state[spec.name.removesuffix("_scale")])  # taken just before
+        values = self._take(spec.name, spec.shape)
+        if spec.dtype == torch.int8:
+            return quantize_channels(values, channel_steps(values))
+        return _to_float32(spec.name, values)
+
+    def _amax(self, name: str) -> Tensor:
+        """amax of `layers.0.blocks.1.amax` or `layers.0.downsample.amax`."""
+        _, stage, *block, _ = name.split(".")
+        of_block = block[0] == "blocks"
+        values = self._checkpoint.amax(int(stage), int(block[1]) if of_block else 0)
+        return torch.tensor([values[scale] for scale in (AMAX_FIELDS if of_block else STAGE_AMAX_FIELDS)])
+
+
+def _to_float32(name: str, values: Tensor) -> Tensor:
+    result = values.float().contiguous()
+    if not result.isfinite().all():
+        raise CheckpointError(f"{name} reaches {float(values.abs().max()):g}, beyond float32")
+    return result
+
+
+def describe_fused(ef: EngineFile) -> list[str]:
+    """Table rows of a fused engine file: per block every amax, and the range of the weights' steps."""
+    tensors = ef.by_name()
+    blocks = [(stage.index, block) for stage in ef.config.stages() for block in range(stage.depth)]
+    columns = [_column(tensors, *block) for block in blocks]
+    lines = []
+    for start in range(0, len(blocks), 4):
+        part = slice(start, start + 4)
+        lines.append(f"{'amax; steps of weights':<24}" + "".join(f"{f'{i}.{j}':>22}" for i, j in blocks[part]))
+        lines += [f"{name:<24}" + "".join(f"{cells[name]:>22}" for cells in columns[part]) for name in columns[0]]
+        lines.append("")
+    merges = [stage.index for stage in ef.config.stages() if stage.has_downsample]
+    if merges:
+        lines.append(f"{'patch merging behind':<24}" + "".join(f"{i:>22}" for i in merges))
+        steps = [_range(tensors[f"layers.{i}.downsample.reduction.weight_scale"]) for i in merges]
+        amax = [float(tensors[f"layers.{i}.downsample.amax"]) for i in merges]
+        lines.append(f"{'reduction_input':<24}" + "".join(f"{value:>22.5g}" for value in amax))
+        lines.append(f"{'reduction.weight':<24}" + "".join(f"{text:>22}" for text in steps))
+        lines.append("")
+    return lines
+
+
+def _column(tensors: dict[str, Tensor], stage: int, block: int) -> dict[str, str]:
+    prefix = f"layers.{stage}.blocks.{block}."
+    amax = tensors[prefix + "amax"].tolist()
+    cells = {name: f"{value:.5g}" for name, value in zip(AMAX_FIELDS, amax)}
+    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        cells[f"{layer}.weight"] = _range(tensors[f"{prefix}{layer}.weight_scale"])
+    return cells
+
+
+def _range(steps: Tensor) -> str:
+    return f"{float(steps.min()):.3g}..{float(steps.max()):.3g}"

@@ -1,0 +1,136 @@
+"""The fused graph on the engine, held to its golden model operation by operation; what test_engine.py is for FT's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from fused_walk import golden_logits, outputs_by_node, walk
+from op_targets import CPU_VARIANTS, target
+from test_engine import CONFIGS, images_for, sqnr_db
+
+from pyharness import engine
+from pyharness.config import FUSED_GRAPH, MICRO_DIGITS
+from pyharness.engine import SwinInt8
+from pyharness.engine_file import EngineFile
+from pyharness.fused_format import AMAX_FIELDS
+from pyharness.random_engine import random_engine_file
+
+engine.load()
+pytestmark = pytest.mark.skipif(not engine.runs_graph(FUSED_GRAPH), reason="this engine has no graph fused_int8")
+
+SQNR_BOUND_DB = 90.0
+"""Logits against the golden ones that follow the engine: what is left is float32 against float64."""
+
+ACTIVATIONS = pytest.mark.parametrize("activation", ["relu", "gelu"])
+
+
+@pytest.fixture(params=CPU_VARIANTS)
+def variant(request):
+    with target(request.param):
+        yield request.param
+
+
+def fused_file(config, activation: str, seed: int) -> EngineFile:
+    return random_engine_file(config, FUSED_GRAPH, seed=seed, activation=activation)
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_op_of_a_forward_pass(name, activation, record_ties, seed):
+    file = fused_file(CONFIGS[name], activation, seed)
+    images, model = images_for(file.config, 3, seed), SwinInt8.from_engine_file(file)
+    wanted = walk(file, images, outputs_by_node(model, images), record_ties)
+    for batch in (3, 1, 2):  # the batch changes from call to call
+        found = model(images[:batch])
+        assert found.shape == wanted[:batch].shape and found.dtype == torch.float32
+        assert sqnr_db(found, wanted[:batch]) > SQNR_BOUND_DB
+
+
+@ACTIVATIONS
+def test_every_variant_equals_the_golden_model(variant, activation, record_ties, seed):
+    file = fused_file(MICRO_DIGITS, activation, seed)
+    images, model = images_for(MICRO_DIGITS, 4, seed), SwinInt8.from_engine_file(file)
+    assert sqnr_db(model(images), walk(file, images, outputs_by_node(model, images), record_ties)) > SQNR_BOUND_DB
+
+
+def changed(file: EngineFile, name: str, change) -> EngineFile:
+    tensors = [change(t.clone()) if each == name else t for each, t in zip(file.names, file.tensors)]
+    return dataclasses.replace(file, tensors=tensors)
+
+
+def scaled(index: int, factor: float):
+    def change(tensor):
+        tensor[index] *= factor
+        return tensor
+
+    return change
+
+
+def test_a_wrong_step_stops_the_walk_and_breaks_the_bound(record_ties, seed):
+    file, images = fused_file(MICRO_DIGITS, "gelu", seed), images_for(MICRO_DIGITS, 4, seed)
+    wrong = changed(file, "layers.0.blocks.1.attn.proj.weight_scale", scaled(5, 1.1))
+    model = SwinInt8.from_engine_file(wrong)
+    outputs = outputs_by_node(model, images)
+    with pytest.raises(AssertionError, match="stage=0, block=1, op='proj_norm'"):
+        walk(file, images, outputs, record_ties)
+    assert sqnr_db(model(images), golden_logits(file, images, outputs)) < SQNR_BOUND_DB
+
+
+def test_op_sequence(seed):
+    model = SwinInt8.from_engine_file(fused_file(MICRO_DIGITS, "relu", seed))
+    block = ["qkv", "attention", "proj_norm", "mlp_norm"]
+    stage = ["norm1_shift_partition", *block, *block]
+    wanted = ["patch_embed", "patch_embed_norm", *stage, "patch_merge_norm", "reduction", *stage, "final_norm_pool", "head"]
+    infos = model.ops(batch=3)
+    assert [info.name for info in infos] == wanted
+    mlp = next(info for info in infos if info.name == "mlp_norm")
+    rows, c = 3 * 14 * 14, 32
+    assert mlp.operations >= 2 * 2 * rows * 4 * c * c, "both GEMMs count"
+
+
+@ACTIVATIONS
+def test_poisoned_outputs_change_nothing(activation, seed):
+    file = fused_file(CONFIGS["three stages, head size 12 to 24"], activation, seed)
+    images, model = images_for(file.config, 2, seed), SwinInt8.from_engine_file(file)
+    assert torch.equal(model.forward_checked(images), model(images))
+
+
+@ACTIVATIONS
+def test_threads_do_not_change_the_result(activation, seed):
+    model = SwinInt8.from_engine_file(fused_file(MICRO_DIGITS, activation, seed))
+    images = images_for(MICRO_DIGITS, 3, seed)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(model(images))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+BAD_LISTS = {
+    "amax of zero": ("layers.0.blocks.1.amax", scaled(AMAX_FIELDS.index("proj_input"), 0.0), "attn.proj._input_quantizer"),
+    "NaN amax": ("layers.0.downsample.amax", scaled(0, float("nan")), "downsample"),
+    "step of zero": ("layers.0.blocks.0.mlp.fc1.weight_scale", scaled(3, 0.0), "mlp.fc1.weight_scale"),
+    "weight of -128": ("layers.1.blocks.0.attn.qkv.weight", lambda w: w.fill_(-128), "attn.qkv.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_bad_weight_lists(case, seed):
+    name, change, message = BAD_LISTS[case]
+    model = SwinInt8.from_engine_file(changed(fused_file(MICRO_DIGITS, "relu", seed), name, change))
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        model(torch.zeros(1, 1, 28, 28))
+
+
+def test_gelu_in_some_blocks_only_is_refused(seed):
+    tensors = list((file := fused_file(MICRO_DIGITS, "gelu", seed)).tensors)
+    at = file.names.index("layers.1.blocks.0.mlp.fc1.bias")
+    tensors[at] = tensors[at][:0]
+    with pytest.raises(ValueError, match=r"layers\.1\.blocks\.0\.mlp\.fc1\.bias"):
+        SwinInt8(tensors, MICRO_DIGITS, FUSED_GRAPH)(torch.zeros(1, 1, 28, 28))

@@ -1,0 +1,239 @@
+"""The fused graph's operations on every instruction set this machine has, against their golden functions.
+
+As test_ops.py: integers are equal, an int8 behind floating-point work may be off by one only next to a rounding tie, or
+where a tie within the operation allows it. Odd shapes, saturating values, poisoned outputs, guard bytes behind them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_buffers import GuardedOutput, guarded_copy
+from op_targets import CPU_VARIANTS, target
+from torch import Tensor
+
+from pyharness import engine, fused_reference
+from pyharness.config import StageGeometry
+from pyharness.fused_reference import Linear, Norm, Quantized, difference
+from pyharness.reference import window_order
+
+engine.load()
+ops = torch.ops.swin_int8
+
+EXTREMES = torch.tensor([-128, 127, -127, 126, 0, 1], dtype=torch.int8)
+
+
+@pytest.fixture(params=CPU_VARIANTS)
+def variant(request):
+    """Runs the test on one instruction set."""
+    with target(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def rng(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def f32(x: float) -> float:
+    """`x` as the float32 the engine will compute with."""
+    return torch.tensor(x, dtype=torch.float32).item()
+
+
+def s8(rng, *shape, lowest: int = -128) -> Tensor:
+    return torch.randint(lowest, 128, shape, generator=rng, dtype=torch.int8)
+
+
+def normal(rng, *shape, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=rng) * scale
+
+
+def linear(rng, n: int, k: int, spread: float = 60.0, bias: bool = True) -> Linear:
+    """A layer of random int8 inputs whose results have a standard deviation of about `spread`; channels differ."""
+    scale = spread / (74 * 74 * k**0.5) * (0.5 + torch.rand(n, generator=rng))
+    return Linear(s8(rng, n, k, lowest=-127), scale, normal(rng, n, scale=spread / 3) if bias else torch.zeros(0))
+
+
+def norm(rng, c: int) -> Norm:
+    return Norm(1 + normal(rng, c, scale=0.3), normal(rng, c), f32(127 / 3.5))
+
+
+def geometry(batch, height, width, window, shift):
+    """The op's seven numbers, and the window order of one image."""
+    stage = StageGeometry(0, 0, 2, 1, (height, width), window, shift, False)
+    return [batch, height, width, *window, *shift], window_order(stage, shift)
+
+
+def optional(tensor: Tensor) -> Tensor | None:
+    return tensor if tensor.numel() else None
+
+
+def assert_right(value: Quantized | Tensor, found: Tensor, record_ties=None, slack=0.0) -> None:
+    wrong = difference(value, found, slack)
+    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} values are wrong"
+    if isinstance(value, Quantized):
+        off = found.reshape(value.q.shape) != value.q
+        assert (found.reshape(value.q.shape).int() - value.q.int()).abs().max() <= 1
+        record_ties(int(off.sum()), off.numel())
+
+
+# Rows and columns around every block, tile and vector; K with and without a tile step, odd, and Swin's own.
+LINEAR_SHAPES = [(1, 1, 1), (5, 33, 7), (17, 31, 96), (49, 288, 96), (50, 40, 130), (129, 24, 64), (7, 8, 3072), (33, 65, 36)]
+
+
+@pytest.mark.parametrize("m,n,k", LINEAR_SHAPES)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_linear_s8(variant, rng, record_ties, m, n, k, bias):
+    x, layer = s8(rng, m, k), linear(rng, n, k, bias=bias)
+    out, real = GuardedOutput((m, n), torch.int8), GuardedOutput((m, n), torch.float32)
+    ops.linear_s8(x, layer.weight, layer.scale, optional(layer.bias), out.tensor)
+    assert_right(fused_reference.linear_s8(x, layer), out.check(), record_ties)
+    ops.linear_s8(x, layer.weight, layer.scale, optional(layer.bias), real.tensor)
+    assert_right(fused_reference.linear_float(x, layer), real.check())
+
+
+def test_linear_s8_saturates(variant, rng):
+    """Accumulators at both ends of their range, times factors beyond int32: clamped, never wrapped round."""
+    x = torch.stack([torch.full((768,), value, dtype=torch.int8) for value in (-128, 127)])
+    weight = torch.stack([torch.full((768,), value, dtype=torch.int8) for value in (-127, 127)] * 9)
+    for scale in (1.0, 1e3, 1e30):
+        layer = Linear(weight, torch.full((18,), scale), torch.zeros(0))
+        out = GuardedOutput((2, 18), torch.int8)
+        ops.linear_s8(x, layer.weight, layer.scale, None, out.tensor)
+        assert torch.equal(out.check(), torch.tensor([[127, -128], [-128, 127]], dtype=torch.int8).repeat(1, 9))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_linear_s8_split_by_columns(variant, rng, record_ties, threads):
+    """Weights beyond a cache are split by columns; so are few rows among several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, layer = s8(rng, 130, 768), linear(rng, 1200, 768)
+        out = GuardedOutput((130, 1200), torch.int8)
+        ops.linear_s8(x, layer.weight, layer.scale, layer.bias, out.tensor)
+    finally:
+        torch.set_num_threads(before)
+    assert_right(fused_reference.linear_s8(x, layer), out.check(), record_ties)
+
+
+# Windows of one vector, of whole vectors, with a rest, larger than the registers; heads of any width.
+ATTENTION_SHAPES = [(4, 3, 49, 32), (1, 2, 64, 16), (3, 2, 5, 7), (2, 1, 144, 24), (1, 1, 1, 1), (2, 2, 16, 33), (1, 1, 200, 8)]
+
+
+@pytest.mark.parametrize("windows,heads,n,d", ATTENTION_SHAPES)
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+def test_window_attention(variant, rng, record_ties, windows, heads, n, d, masked):
+    images = 2
+    rows, c = images * windows * n, heads * d
+    qkv, bias = s8(rng, rows, 3 * c), normal(rng, heads, n, n)
+    mask = torch.where(normal(rng, windows, n, n) > 0.5, -100.0, 0.0) if masked else None
+    qk, pv = f32(2.0 / (74 * 74 * d**0.5)), f32(0.8 + 0.3 * n**0.5)
+    out = GuardedOutput((rows, c), torch.int8)
+    ops.window_attention(qkv, bias, mask, qk, pv, out.tensor)
+    assert_right(fused_reference.window_attention(qkv, heads, qk, bias, mask, pv), out.check(), record_ties)
+
+
+def test_window_attention_of_extreme_values(variant, rng, record_ties):
+    """Every operand at an end of its range: pairs of p v are as large as they get, and so are the logits."""
+    n, d, heads = 49, 32, 2
+    qkv = EXTREMES[torch.randint(0, len(EXTREMES), (2 * n, 3 * heads * d), generator=rng)]
+    bias = normal(rng, heads, n, n, scale=5)
+    for qk in (0.0, 1e-6, 1e-3):
+        out = GuardedOutput((2 * n, heads * d), torch.int8)
+        ops.window_attention(qkv, bias, None, f32(qk), 1.0, out.tensor)
+        assert_right(fused_reference.window_attention(qkv, heads, f32(qk), bias, None, 1.0), out.check(), record_ties)
+    # All keys alike: every p is 127, and the result is the mean of values that are all -128, or all 127.
+    for value in (-128, 127):
+        same = torch.full((n, 3 * d), value, dtype=torch.int8)
+        out = GuardedOutput((n, d), torch.int8)
+        ops.window_attention(same, torch.zeros(1, n, n), None, 1.0, 1.0, out.tensor)
+        assert (out.check() == value).all()
+
+
+@pytest.mark.parametrize("c,k", [(96, 96), (33, 50), (768, 768)])
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2)], ids=["no shift", "shift"])
+def test_linear_residual_norm(variant, rng, record_ties, c, k, shift):
+    batch, height, width = 2, 6, 9
+    numbers, order = geometry(batch, height, width, (3, 3), shift)
+    m = batch * height * width
+    x, layer, after = s8(rng, m, k), linear(rng, c, k, spread=1.0), norm(rng, c)
+    residual = normal(rng, batch, height, width, c, scale=2)
+    stream, out = guarded_copy(residual.reshape(m, c)), GuardedOutput((m, c), torch.int8)
+    ops.linear_residual_norm(
+        x, layer.weight, layer.scale, layer.bias, stream.tensor, after.weight, after.bias, numbers, after.inverse_scale,
+        out.tensor,
+    )  # fmt: skip
+    golden = fused_reference.linear_residual(x, layer, residual, order)
+    assert_right(golden, stream.check())
+    # LayerNorm on the engine's own stream, so that its float32 does not count twice.
+    own = stream.tensor.reshape(residual.shape)
+    assert_right(fused_reference.normalize(own, after), out.check(), record_ties)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("c,f,size", [(96, 384, (6, 9)), (33, 50, (3, 6)), (128, 512, (21, 15)), (768, 3072, (3, 3))])
+@pytest.mark.parametrize("whole", [False, True], ids=["by blocks", "hidden rows kept"])
+def test_mlp_residual_norm(variant, rng, record_ties, activation, c, f, size, whole):
+    batch, (height, width) = 2, size
+    numbers, order = geometry(batch, height, width, (3, 3), (1, 2))
+    m, gelu = batch * height * width, activation == "gelu"
+    x, after = s8(rng, m, c), norm(rng, c)
+    fc1, fc2 = linear(rng, f, c, spread=2.0 if gelu else 60.0, bias=gelu), linear(rng, c, f, spread=1.0)
+    inverse = f32(127 / 4.5) if gelu else None
+    residual = normal(rng, batch, height, width, c, scale=2)
+    hidden = GuardedOutput((m, f), torch.int8) if whole else None
+    golden = fused_reference.mlp_residual_norm(x, fc1, fc2, residual, inverse)
+    for last in (False, True):  # the last block of a stage writes the residual stream alone
+        stream, out = guarded_copy(residual.reshape(m, c)), GuardedOutput((m, c), torch.int8)
+        ops.mlp_residual_norm(
+            x, fc1.weight, fc1.scale, optional(fc1.bias), inverse or 0.0, fc2.weight, fc2.scale, fc2.bias, stream.tensor,
+            None if last else after.weight, None if last else after.bias, numbers, after.inverse_scale,
+            hidden.tensor if hidden else None, None if last else out.tensor,
+        )  # fmt: skip
+        assert_right(golden.residual, stream.check(), slack=golden.slack)
+        if hidden:
+            hidden.check()
+        if not last:
+            own = stream.tensor.reshape(residual.shape)
+            assert_right(fused_reference.normalize(own, after, order), out.check(), record_ties)
+
+
+def test_relu_range_is_exact_where_pairs_are_largest(variant):
+    """127 times -128 and 127 times 127, pair by pair: what vpmaddubsw's int16 just holds."""
+    x = torch.full((5, 64), 127, dtype=torch.int8)
+    for value in (-128, 127):
+        w, out = torch.full((9, 64), value, dtype=torch.int8), GuardedOutput((5, 9), torch.int32)
+        ops.gemm_s8(x, w, 0.0, False, out.tensor, nonnegative_x=True)
+        assert (out.check() == 127 * value * 64).all()
+
+
+@pytest.mark.parametrize("m,n,k", LINEAR_SHAPES)
+def test_relu_range_gives_the_same_integers(variant, rng, m, n, k):
+    x, w = s8(rng, m, k) & 127, s8(rng, n, k)
+    out = GuardedOutput((m, n), torch.int32)
+    ops.gemm_s8(x, w, 0.0, False, out.tensor, nonnegative_x=True)
+    assert torch.equal(out.check(), (x.long() @ w.long().T).int())
+
+
+S8 = {"dtype": torch.int8}
+BAD_CALLS = {
+    "scale of another width": (ValueError, r"linear_s8 .*scale is float32 \[2\]; float32 \[3\] is needed",
+        lambda: ops.linear_s8(torch.zeros(4, 8, **S8), torch.zeros(3, 8, **S8), torch.ones(2), None, torch.zeros(4, 3, **S8))),
+    "int32 output": (TypeError, r"linear_s8 .*out is int32 \[4, 3\]; int8 or float32 is needed",
+        lambda: ops.linear_s8(torch.zeros(4, 8, **S8), torch.zeros(3, 8, **S8), torch.ones(3), None, torch.zeros(4, 3, dtype=torch.int32))),
+    "rows that are no windows": (ValueError, r"window_attention .*does not divide into windows of 4 tokens and 2 heads",
+        lambda: ops.window_attention(torch.zeros(6, 12, **S8), torch.zeros(2, 4, 4), None, 1.0, 1.0, torch.zeros(6, 4, **S8))),
+    "mask of another model": (ValueError, r"window_attention .*3 windows are not a multiple of the mask's 2",
+        lambda: ops.window_attention(torch.zeros(12, 12, **S8), torch.zeros(2, 4, 4), torch.zeros(2, 4, 4), 1.0, 1.0, torch.zeros(12, 4, **S8))),
+    "second weight of another shape": (ValueError, r"mlp_residual_norm .*second weight must be \[8, 16\]",
+        lambda: ops.mlp_residual_norm(torch.zeros(4, 8, **S8), torch.zeros(16, 8, **S8), torch.ones(16), None, 0.0, torch.zeros(8, 12, **S8),
+                                      torch.ones(8), None, torch.zeros(4, 8), None, None, [], 1.0, None, None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_arguments_are_named(case):
+    error, message, call = BAD_CALLS[case]
+    with pytest.raises(error, match=message):
+        call()
