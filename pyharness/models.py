@@ -45,6 +45,7 @@ __all__ = [
     "load_weights",
     "make_geluless",
     "make_geluless_block",
+    "make_relu_block",
     "model_from_config",
     "save_checkpoint",
     "to_microsoft_layout",
@@ -55,6 +56,9 @@ __all__ = [
 ACTIVATIONS = ("gelu", "relu")
 MICRO_TEACHER = Path(__file__).resolve().parent / "assets" / "swin_micro_digits.safetensors"
 """The trained GELU model of the digits, made by pyharness/train_teacher.py; "pretrained" of the micro model."""
+
+RELU_WITH_FC1_BIAS = "relu_with_fc1_bias"
+"""The activation, in meta data, of an ablation's student: ReLU, but with FC1 biases, which no graph has a place for."""
 
 _LAYER_NORM_EPS = 1e-5
 """What the engine computes with."""
@@ -194,6 +198,9 @@ def load_model(
     model = model_from_config(config)
     if (activation or meta.get("activation")) == "relu":
         make_geluless(model)
+    elif meta.get("activation") == RELU_WITH_FC1_BIAS:
+        for block in blocks_of(model):
+            make_relu_block(block)
     load_state(model, state, meta, str(path))
     return model.eval(), meta
 
@@ -363,6 +370,11 @@ def make_geluless_block(block: SwinTransformerBlock) -> None:
     block.mlp.fc1.bias.requires_grad_(False)
 
 
+def make_relu_block(block: SwinTransformerBlock) -> None:
+    """ReLU for GELU, in place; the FC1 bias stays and is trained on. Such a model is no GELU-less one."""
+    block.mlp.act = nn.ReLU()
+
+
 def make_geluless(model: SwinTransformer) -> None:
     """`make_geluless_block` on every block, in place."""
     for block in blocks_of(model):
@@ -372,6 +384,11 @@ def make_geluless(model: SwinTransformer) -> None:
 def is_geluless(model: SwinTransformer) -> bool:
     """True where every block has ReLU and a zero FC1 bias; a half-converted model is not GELU-less."""
     return all(_activation_of(b) == "relu" and not b.mlp.fc1.bias.any() for b in blocks_of(model))
+
+
+def _has_relu(model: SwinTransformer) -> bool:
+    """True where every block has ReLU, with or without an FC1 bias."""
+    return all(_activation_of(block) == "relu" for block in blocks_of(model))
 
 
 def _activation_of(block: SwinTransformerBlock) -> str | None:
@@ -389,7 +406,8 @@ def _activation_of(block: SwinTransformerBlock) -> str | None:
 def checkpoint_meta(model: SwinTransformer, name: str, **extra: Any) -> dict[str, Any]:
     """Meta data of a checkpoint: model, activation, config, and whatever else describes its origin."""
     config = dataclasses.asdict(config_of(model, name))
-    return {"model": name, "activation": "relu" if is_geluless(model) else "gelu", "config": config, **extra}
+    activation = "relu" if is_geluless(model) else RELU_WITH_FC1_BIAS if _has_relu(model) else "gelu"
+    return {"model": name, "activation": activation, "config": config, **extra}
 
 
 def save_checkpoint(path: str | Path, model: SwinTransformer, meta: Mapping[str, Any]) -> None:
@@ -430,9 +448,12 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     if faults:
         found = f"Found {describe_state(state)} of {describe_geometry(state) or 'unknown size'}. "
         raise CheckpointError(f"{source}: does not fit the model. {found}{_advice(shapes)}{'; '.join(faults)}")
-    geluless = is_geluless(model)
+    biased_relu = meta.get("activation") == RELU_WITH_FC1_BIAS
+    geluless = is_geluless(model) and not biased_relu
     if meta.get("activation") == "relu" and not geluless:
         raise CheckpointError(f"{source}: is a GELU-less checkpoint and the model has GELU; use activation 'relu'")
+    if biased_relu and not _has_relu(model):
+        raise CheckpointError(f"{source}: is an ablation's student, ReLU with FC1 biases; only `load_model` reads it")
     biased = [name for name in shared if name.endswith("mlp.fc1.bias") and state[name].any()]
     if geluless and biased:
         raise CheckpointError(f"{source}: has FC1 biases ({biased[0]}, ...), which a GELU-less model must not have")

@@ -182,6 +182,36 @@ def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def plot_ablation(document: Mapping[str, Any], path: Path) -> None:
+    """KL from the teacher (log scale) and top-1 of every variant of Algorithm 1: each seed a dot, the mean a bar."""
+    plt = pyplot()
+    summary, rows = document["summary"], document["rows"]
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 0.42 * len(summary) + 1.9), sharey=True, layout="constrained")
+    panels = (
+        (axes[0], "divergence", "KL from the teacher, nats (log scale; less is better)"),
+        (axes[1], "top1", "top-1 on 597 held-out digits, %"),
+    )
+    for axis, key, label in panels:
+        for place, row in enumerate(summary):
+            colour = "#0072B2" if place == 0 else "#D55E00"
+            seeds = [r[key] for r in rows if (r["choice"], r["chosen"]) == (row["choice"], row["chosen"])]
+            axis.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.55, markersize=7, markeredgewidth=0)
+            axis.plot([row[key]], [place], "|", color=colour, markersize=20, markeredgewidth=2.4)
+        axis.axvline(summary[0][key], color="#0072B2", linewidth=0.8, linestyle="--", zorder=0)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_xscale("log")
+    axes[1].axvline(document["teacher"]["top1"], color="#555555", linewidth=0.8, linestyle=":", zorder=0)
+    axes[1].annotate(
+        "teacher", (document["teacher"]["top1"], 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+        textcoords="offset points", ha="center", fontsize=9, color="#555555",
+    )  # fmt: skip
+    axes[0].set_yticks(range(len(summary)), [f"{row['choice']}: {row['chosen']}" for row in summary], fontsize=10)
+    axes[0].invert_yaxis()
+    figure.suptitle("Algorithm 1 with one choice changed at a time (dot: a seed, bar: the mean)", fontsize=12)
+    save(figure, path)
+
+
 def plot_table2(document: Mapping[str, Any], folder: Path) -> Sequence[Path]:
     """Draw `table2_accuracy.png` and `table2_latency.png` into `folder`; returns those that were drawn."""
     wanted = (

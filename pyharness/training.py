@@ -1,4 +1,4 @@
-"""What the two training programs share: repeatable arithmetic, progress on stderr, logs."""
+"""What the training programs share: repeatable arithmetic, progress on stderr, logs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pyharness import distributed
 from pyharness.atomic import atomic_path
 
 
@@ -36,17 +37,20 @@ def repeatable(seed: int) -> Iterator[None]:
 
 
 def progress(batches: Iterable, *, total: int, initial: int, label: str) -> Iterable:
-    """`batches` with a progress bar on stderr; without a terminal, unchanged (the caller reports each step's end)."""
+    """`batches` with a progress bar on stderr; without a terminal, unchanged (the caller reports each step's end).
+
+    Of many processes, the first alone shows one.
+    """
     from tqdm import tqdm
 
-    return tqdm(
-        batches, total=total, initial=initial, desc=label, unit="batch", leave=False, disable=not sys.stderr.isatty()
-    )
+    hidden = not (sys.stderr.isatty() and distributed.is_main())
+    return tqdm(batches, total=total, initial=initial, desc=label, unit="batch", leave=False, disable=hidden)
 
 
 def report(line: str) -> None:
-    """One line of progress on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """One line of progress on stderr, of many processes from the first alone."""
+    if distributed.is_main():
+        print(line, file=sys.stderr, flush=True)
 
 
 def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

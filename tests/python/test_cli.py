@@ -14,11 +14,13 @@ import pytest
 from pyharness.errors import HarnessError, run_cli
 
 PROGRAMS = (
+    "ablate_distillation",
     "convert",
     "diff_baseline",
     "distill",
     "evaluate",
     "latency_breakdown",
+    "qat",
     "quantize",
     "reproduce_table2",
     "results",
@@ -30,11 +32,13 @@ PROGRAMS = (
 TINY = "swin_tiny_patch4_window7_224"
 
 MISTAKES = {
+    "ablate_distillation": (["--seeds", "0"], "--seeds must be at least 1, found 0"),
     "convert": (["show", "/no/such/file.safetensors"], "/no/such/file.safetensors"),
     "diff_baseline": (["--runs", "0"], "--runs must be at least 1, found 0"),
     "distill": (["--out", "{tmp}", "--subset", "0"], "subset"),
     "evaluate": (["/no/such/file.pth"], "/no/such/file.pth"),
     "latency_breakdown": (["--batch", "-3"], "--batch must be at least 1, found -3"),
+    "qat": (["/no/such/file.safetensors", "--out", "{tmp}"], "/no/such/file.safetensors"),
     "quantize": (["--weights", "/no/such/file.pth", "--out", "{tmp}/out.pth"], "/no/such/file.pth"),
     "reproduce_table2": (["--weights", "a=/no/such/file.pth"], "there is no file /no/such/file.pth"),
     "results": (["{tmp}"], "reproduce.sh"),

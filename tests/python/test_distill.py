@@ -222,7 +222,7 @@ def test_a_program_killed_inside_a_block_resumes_bit_for_bit(teacher, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert state["block"] < 4 and not (tmp_path / "killed" / "student.safetensors").exists()
+    assert state["phase"] < 4 and not (tmp_path / "killed" / "student.safetensors").exists()
 
     assert d.main([*options, "--out", str(tmp_path / "killed")]) == 0
     whole = d.distill(teacher, MICRO, DigitsDataset(train=True), d.DistillOptions(batch_size=8), tmp_path / "whole")
@@ -234,7 +234,7 @@ def _state_inside_a_block(path, first_block):
     if not path.exists():
         return None
     state = torch.load(path, weights_only=True)["state"]
-    return state if state["block"] >= first_block and state["step"] >= 2 else None
+    return state if state["phase"] >= first_block and state["step"] >= 2 else None
 
 
 def _wait_for(condition, process, seconds=120):

@@ -58,16 +58,11 @@ run_cli(main)
 """
 
 
-@pytest.mark.parametrize(
-    ("what", "status"),
-    [("import os; os._exit(7)", 7), ("raise d.HarnessError('the disk is full')", 2)],
-    ids=["killed", "user error"],
-)
-def test_a_process_that_goes_ends_the_others_with_a_message(what, status):
+def test_a_process_that_goes_ends_the_others_with_a_message():
     begin = time.monotonic()
-    first, second = torchrun_helper.run(["-c", GONE.format(what=what)], 2)
+    first, second = torchrun_helper.run(["-c", GONE.format(what="raise d.HarnessError('the disk is full')")], 2)
     assert time.monotonic() - begin < 60
-    assert second[0] == status
+    assert second[0] == 2 and "error: the disk is full" in second[2]
     assert first[0] == 2 and "another process failed, was killed" in first[2] and "Traceback" not in first[2], first[2]
 
 

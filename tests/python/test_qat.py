@@ -1,0 +1,178 @@
+"""Quantization-aware training: what it lowers, what it leaves alone, and that the engine runs its result."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from quant_helpers import one_thread, sqnr_db
+from torch import nn
+from torch.utils.data import Subset
+
+from pyharness import models, qat
+from pyharness.calibrated import load_calibrated
+from pyharness.config import MICRO_DIGITS
+from pyharness.convert import to_engine_file
+from pyharness.data import DigitsDataset, make_loader
+from pyharness.engine_file import load_engine_file, save_engine_file
+from pyharness.errors import CheckpointError, HarnessError
+from pyharness.fakequant import make_quantizer
+from pyharness.quantize import quantize
+from pyharness.trainer import divergence
+
+__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MICRO = MICRO_DIGITS.name
+OPTIONS = qat.QatOptions(batch_size=16, subset=1.0, epochs=2, seed=5)
+"""On 80 images: ten steps."""
+CASES = [("ft_int8", 1), ("ft_int8", 2), ("geluless_int8", 1), ("geluless_int8", 2)]
+HELDOUT = Subset(DigitsDataset(train=False), range(200))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return models.create_model(MICRO, weights="pretrained")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Subset(DigitsDataset(train=True), range(80))
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    """(graph, int8_mode) -> the calibrated checkpoint. The GELU-less student has had no distillation."""
+    made = {}
+
+    def get(graph, int8_mode):
+        if (graph, int8_mode) not in made:
+            activation = "relu" if graph == "geluless_int8" else "gelu"
+            model = models.create_model(MICRO, weights="pretrained", activation=activation)
+            loader = make_loader(DigitsDataset(train=True), 8, shuffle=True)
+            batches = [x for x, _ in itertools.islice(loader, 4)]
+            made[graph, int8_mode] = quantize(model, MICRO_DIGITS, batches, int8_mode=int8_mode)
+        return made[graph, int8_mode]
+
+    return get
+
+
+def amax_of(checkpoint):
+    return {name: float(tensor) for name, tensor in checkpoint.state.items() if name.endswith("._amax")}
+
+
+def loss_of(checkpoint, teacher):
+    return divergence(checkpoint.to_model(), teacher, HELDOUT)
+
+
+@pytest.mark.parametrize(("graph", "int8_mode"), CASES)
+def test_it_lowers_the_loss_on_unseen_images_and_the_engine_agrees(
+    teacher, images, calibrated, tmp_path, graph, int8_mode
+):
+    """Divergence of the fake-quantized model from the teacher, before and after ten steps."""
+    before = calibrated(graph, int8_mode)
+    summary = qat.train_quantized(before, teacher, images, OPTIONS, tmp_path)
+    after = load_calibrated(summary.path)
+    assert (after.graph, after.int8_mode, after.state.keys()) == (graph, int8_mode, before.state.keys())
+    assert amax_of(after) == amax_of(before), "as calibrated"
+    weights = [name for name in before.state if not name.endswith("._amax")]
+    assert all(not torch.equal(after.state[name], before.state[name]) for name in weights), "every weight learns"
+    assert loss_of(after, teacher) < {"ft_int8": 1.0, "geluless_int8": 0.5}[graph] * loss_of(before, teacher)
+    assert summary.rows[1]["loss"] < summary.rows[0]["loss"] or graph == "ft_int8"
+
+    from pyharness.engine import SwinInt8
+
+    save_engine_file(tmp_path / "engine.safetensors", to_engine_file(after))
+    engine = SwinInt8.from_engine_file(load_engine_file(tmp_path / "engine.safetensors"))
+    x = DigitsDataset(train=False).images[:200]
+    fake = after.to_model()
+    fake.round_parameters_to_fp16()
+    with torch.no_grad():
+        expected = fake(x)
+    found = engine(x).float()
+    assert sqnr_db(expected, found) > 45  # measured 52 to 54
+    assert (expected.argmax(1) == found.argmax(1)).float().mean() >= 0.99
+
+
+def test_it_resumes_bit_for_bit_and_says_what_it_did(teacher, images, calibrated, tmp_path):
+    before, options = calibrated("geluless_int8", 1), qat.QatOptions(**{**vars(OPTIONS), "learn_amax": True})
+    whole = qat.train_quantized(before, teacher, images, options, tmp_path / "whole", eval_dataset=images)
+    for steps in (5, 3):
+        folder = tmp_path / "pieces"
+        assert qat.train_quantized(before, teacher, images, options, folder, stop_after_steps=steps) is None
+    pieces = qat.train_quantized(before, teacher, images, options, tmp_path / "pieces")
+    assert all(torch.equal(pieces.checkpoint.state[name], tensor) for name, tensor in whole.checkpoint.state.items())
+    meta = load_calibrated(whole.path).meta
+    assert meta["calibration"] == before.meta["calibration"] and meta["qat"]["learn_amax"] is True
+    assert json.loads((tmp_path / "whole" / "options.json").read_text()) == vars(options)
+    assert [row["epoch"] for row in whole.rows] == [1, 2] and whole.rows[1]["eval_accuracy"] is not None
+    # Learned scales moved, and what they give is a calibrated checkpoint of the same names that converts.
+    moved = [name for name, amax in amax_of(whole.checkpoint).items() if amax != amax_of(before)[name]]
+    assert len(moved) > 0.9 * len(amax_of(before)), "63 of 67, measured"
+    assert min(amax_of(whole.checkpoint).values()) > 0
+    assert loss_of(whole.checkpoint, teacher) < 0.5 * loss_of(before, teacher)
+    assert to_engine_file(load_calibrated(whole.path)).graph == "geluless_int8"
+    with pytest.raises(CheckpointError, match="learn amax was True, now False"):
+        qat.train_quantized(before, teacher, images, OPTIONS, tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="int8 mode was 1, now 2|calibrated was"):
+        qat.train_quantized(calibrated("geluless_int8", 2), teacher, images, options, tmp_path / "whole")
+
+
+def test_a_learned_quantizer_is_modelopts_with_lsqs_gradient(seed):
+    x = torch.randn(3000, generator=torch.Generator().manual_seed(seed))
+    amax = torch.tensor(1.5)
+    fixed = make_quantizer()
+    fixed.amax = amax
+    learned = qat.LearnedQuantizer(amax)
+    torch.testing.assert_close(learned(x), fixed(x), atol=1e-6, rtol=0)
+    inputs = x.clone().requires_grad_()
+    learned(inputs).sum().backward()
+    scaled = x * 127 / amax
+    inside = (scaled >= -128) & (scaled <= 127)
+    torch.testing.assert_close(inputs.grad, inside.float())
+    lsq = torch.where(inside, scaled.round() - scaled, scaled.clamp(-128, 127)) / 127
+    expected = lsq.sum() * 127**2 / (127 * 3000) ** 0.5
+    torch.testing.assert_close(learned._amax.grad, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_learned_amax_does_not_sink_to_zero(teacher, images, calibrated, tmp_path):
+    from pyharness.train_options import Machine
+
+    options = qat.QatOptions(**{**vars(OPTIONS), "learn_amax": True})
+    run = qat._Run(calibrated("ft_int8", 1), teacher, images, options, tmp_path, None, Machine())
+    learned = [module for module in run.student.modules() if isinstance(module, qat.LearnedQuantizer)]
+    before = learned[0]._amax.item()
+    with torch.no_grad():
+        learned[0]._amax.fill_(-1.0)
+    run.after_step()
+    assert learned[0]._amax.item() == pytest.approx(before * qat.AMAX_FLOOR)
+
+
+def test_teacher_and_checkpoint_must_match(images, calibrated, tmp_path):
+    other = models.create_model(MICRO, num_classes=7)
+    with pytest.raises(HarnessError, match="num_classes 7, the calibrated checkpoint of swin_micro_digits 10"):
+        qat.train_quantized(calibrated("ft_int8", 1), other, images, OPTIONS, tmp_path)
+
+
+def test_the_program(calibrated, tmp_path, capsys):
+    from pyharness.calibrated import save_calibrated
+
+    save_calibrated(tmp_path / "c.safetensors", calibrated("ft_int8", 1))
+    arguments = [str(tmp_path / "c.safetensors"), "--out", str(tmp_path / "out"), "--subset", "0.02", "--epochs", "1"]
+    assert qat.main([*arguments, "--threads", "1", "--no-tensorboard"]) == 0
+    assert "ft_int8, int8_mode 1, held-out accuracy 99" in capsys.readouterr().out
+    assert load_calibrated(tmp_path / "out" / "calibrated.safetensors").meta["qat"]["epochs"] == 1
+    with pytest.raises(HarnessError, match="at least one epoch"):
+        qat.main([*arguments, "--epochs", "0"])
+
+
+def test_quantizers_pass_gradients_straight_through(teacher, calibrated):
+    """Outside the range too, as ModelOpt's do unless told otherwise."""
+    quantizer = make_quantizer()
+    quantizer.amax = torch.tensor(1.0)
+    x = torch.tensor([0.3, 0.9999, 5.0], requires_grad=True)
+    quantizer(x).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0, 1.0]
+    assert isinstance(calibrated("ft_int8", 1).to_model().layers[0].blocks[0].mlp.act, nn.GELU)
