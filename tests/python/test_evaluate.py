@@ -285,3 +285,12 @@ def test_floating_point_types_each_give_a_row(tmp_path):
     opened = list(evaluate.open_predictors(models.MICRO_TEACHER, None, torch.device("cpu"), ["fp16"]))[0]
     assert next(opened.model.parameters()).dtype == torch.float16
     assert opened.predict(torch.zeros(1, 1, 28, 28)).dtype == torch.float16
+
+
+def test_a_folders_digest_follows_its_files(tmp_path):
+    folders = [tmp_path / "x", tmp_path / "y", tmp_path / "z"]
+    for folder, content in zip(folders, "112"):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(content)
+    same, again, other = map(evaluate._weights_digest, folders)
+    assert same == again != other
