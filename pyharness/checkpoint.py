@@ -7,7 +7,7 @@ and Microsoft differ in names only, each line by itself, since older versions of
 |---|---|
 | `layers.{i+1}.downsample.*`, at the start of stage i+1 | `layers.{i}.downsample.*`, at the end of stage i |
 | `head.fc.*` | `head.*` |
-| not stored | buffers `relative_position_index`, `attn_mask` |
+| not stored | buffers `relative_position_index`, `attn_mask`; Swin-V2's `relative_coords_table` |
 
 Both gather a 2x2 patch for the reduction in the order (row, column) = (0,0), (1,0), (0,1), (1,1), so its columns are
 the same; tests/python/test_models.py holds that down.
@@ -41,7 +41,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 AMAX_SUFFIX = "_quantizer._amax"
 """How the names of a calibrated checkpoint's scales end."""
 
-_DERIVED_BUFFERS = ("relative_position_index", "attn_mask")
+_DERIVED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 
 
