@@ -202,6 +202,10 @@ def _recognized(
         weights = {**{key: t for key, t in model.state_dict().items() if key.endswith(".mlp.fc1.bias")}, **weights}
     load_state(model, weights, {}, str(path))
     config = config_of(model, name)
+    if config.version != 1:
+        raise CheckpointError(
+            f"{path}: is of a Swin-V2 and does not say so itself; such files are read for Swin-V1 only"
+        )
     kept = {key: tensor for key, tensor in state.items() if not (geluless and key in biases)}
     graph = "geluless_int8" if geluless else "ft_int8"
     return CalibratedCheckpoint(config, graph, int8_mode, to_microsoft_layout(kept), {"weights": Path(path).name})

@@ -90,7 +90,14 @@ def open_source(path: Path, name: str | None = None, activation: str | None = No
     return Source(model, config_of(model, meta["model"]), {**meta, "activation": activation})
 
 
+def need_v1(config: SwinConfig, what: str) -> None:
+    """ModelError for a Swin-V2: `what` says what is done for Swin-V1 only."""
+    if config.version != 1:
+        raise ModelError(f"{config.name}: is a Swin-V2; {what} for Swin-V1 only")
+
+
 def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
+    need_v1(checkpoint.config, "a calibrated model holds its position bias as tables, and goes back to a checkpoint")
     from pyharness.models import load_state, make_geluless, model_from_config
 
     model = model_from_config(checkpoint.config)
@@ -120,6 +127,7 @@ def resized(source: Source, img_size: tuple[int, int] | None, window: int | None
     from pyharness.models import load_state, make_geluless, model_from_config
 
     old = source.config
+    need_v1(old, "windows and images are resized")
     windows = old.window_size if window is None else (window,) * len(old.depths)
     config = dataclasses.replace(old, img_size=img_size or old.img_size, window_size=windows)
     config = dataclasses.replace(config, name=published_name(config) or old.name)
@@ -158,8 +166,10 @@ def export(source: Source, command: str, out: Path) -> dict[str, Any]:
         save_state_dict(out, state, meta)
     elif command == "to-microsoft":
         check_one_window_rule(source.config, "Microsoft's")
-        save_state_dict(out, {**to_microsoft_layout(state), **microsoft_buffers(source.config)}, meta)
+        buffers = microsoft_buffers(source.config) if source.config.version == 1 else {}
+        save_state_dict(out, {**to_microsoft_layout(state), **buffers}, meta)
     else:
+        need_v1(source.config, "Hugging Face folders are written")
         save_folder(out, to_microsoft_layout(state), source.config, source.activation, meta)
     return meta
 

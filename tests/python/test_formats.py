@@ -543,3 +543,17 @@ def test_the_source_says_what_it_is(tmp_path, seed):
     export(source_of(MICRO_DIGITS, seed, geluless=True), "to-hf", tmp_path / "hf")
     source = open_source(tmp_path / "hf")
     assert (source.config, source.activation, source.notes) == (MICRO_DIGITS, "relu", ())
+
+
+def test_a_swin_v2_goes_where_it_can_and_is_refused_elsewhere(tmp_path, seed):
+    config = dataclasses.replace(MICRO_DIGITS, name="v2", version=2)
+    source = source_of(config, seed)
+    for command in ("to-timm", "to-microsoft"):
+        path = tmp_path / f"{command}.pth"
+        export(source, command, path)
+        loaded, meta = models.load_model(path)
+        assert models.config_of(loaded, meta["model"]) == config and same_function(source.model, loaded, config)
+    with pytest.raises(ModelError, match="is a Swin-V2; Hugging Face"):
+        export(source, "to-hf", tmp_path / "hf")
+    with pytest.raises(ModelError, match="is a Swin-V2; windows"):
+        resized(source, (56, 56), None)
