@@ -168,8 +168,10 @@ def measure_group(
     runs: int,
     seconds: float | None,
     memory_of: Callable[[Ready], float | None] | None = None,
+    keep: Callable[[list[PeerRow]], None] = lambda found: None,
 ) -> list[PeerRow]:
-    """Build, check and time `methods` in alternation; memory by `memory_of`, where it is given."""
+    """Build, check and time `methods` in alternation; memory by `memory_of`, where it is given. `keep` gets the rows as
+    soon as there are latencies, before the processes that measure memory."""
     torch.compiler.reset()
     measure.set_threads(setting.threads)
     wanted = setting.model(setting.images)
@@ -179,12 +181,14 @@ def measure_group(
     if calls:
         report(f"time {len(calls)} methods in turn, at most {runs} rounds")
         samples = measure.time_alternating(calls, runs, limit_s=seconds)
+    found = rows.timed_rows([entry.row for entry in ready], samples)
+    keep(found)
     if memory_of is not None:
         report("memory of each in a process of its own")
-        for entry in ready:
+        for index, entry in enumerate(ready):
             if entry.built is not None:
-                entry.row = dataclasses.replace(entry.row, peak_memory_mb=memory_of(entry))
-    return rows.timed_rows([entry.row for entry in ready], samples)
+                found[index] = dataclasses.replace(found[index], peak_memory_mb=memory_of(entry))
+    return found
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
@@ -299,9 +303,13 @@ def run(args: argparse.Namespace, isa: str) -> int:
                     prepare(method, setting, wanted, meta["device"])
         else:
             memory_of = None if args.no_memory else lambda entry: peak_memory(child_command(entry, args.work))
-            new = measure_group(methods, setting, meta["device"], args.runs, args.seconds, memory_of)
+
+            def keep(new: list[PeerRow], group: rows.Group = group, so_far: Sequence[Mapping] = tuple(found)) -> None:
+                rows.write(args.out, meta, rows.merged(so_far, group, new))
+
+            new = measure_group(methods, setting, meta["device"], args.runs, args.seconds, memory_of, keep)
+            keep(new)
             found = rows.merged(found, group, new)
-            rows.write(args.out, meta, found)
         report(f"{model}, batch {batch}, {threads} threads, {isa}: {time.monotonic() - started:.0f} s")
         del setting
         gc.collect()

@@ -27,7 +27,8 @@ def _panel(axis: Any, rows: list[Mapping[str, Any]], title: str) -> None:
         )  # fmt: skip
         axis.annotate(
             f"{results.milliseconds(row['latency_ms']['median'])} ms  ({ratio:.2f}x)", (ratio, place), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=8.5,
+            textcoords="offset points", va="center", fontsize=8.5, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
     axis.set_yticks(range(len(ordered)), [row["method"] for row in ordered], fontsize=9)
     for label, row in zip(axis.get_yticklabels(), ordered):
@@ -50,7 +51,7 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
         plt = plots.pyplot()
         from matplotlib.patches import Patch
 
-        columns = min(COLUMNS, len(groups))
+        columns = 2 if len(groups) == 4 else min(COLUMNS, len(groups))
         lines = math.ceil(len(groups) / columns)
         most = max(sum(group_of(row) == group for row in rows) for group in groups)
         figure, axes = plt.subplots(

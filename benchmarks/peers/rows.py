@@ -233,8 +233,8 @@ def reasons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 NOTES = """\
 Medians of whole forward passes, all methods of a column in alternation in one process, each call after untimed calls of
 the same method. Bold: the fastest peer. `X vs best peer`: change of X's latency against it, median of the ratios within
-each round. A dash was not measured. Peers run timm's GELU model on the same images; `ft_int8`{gelu} run a GELU model,
-{relu} its GELU-less variant.
+each round. A dash was not measured. Peers run timm's GELU model on the same images; `ft_int8`{gelu} run a GELU
+model{relu}.
 """
 
 DETAILS = """\
@@ -256,8 +256,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         text += f"{name}, median ms:\n\n{_matrix([row for row in rows if row['isa'] == isa])}\n"
     methods = {row["method"] for row in rows}
     gelu = " and `fused_int8_gelu`" if "fused_int8_gelu" in methods else ""
-    relu = " and ".join(f"`{name}`" for name in ("geluless_int8", "fused_int8") if name in methods) or "no method"
-    text += NOTES.format(gelu=gelu, relu=relu)
+    relu = " and ".join(f"`{name}`" for name in ("geluless_int8", FUSED) if name in methods)
+    text += NOTES.format(gelu=gelu, relu=f", {relu} its GELU-less variant" if relu else "")
     text += "".join(f"\n- {line}" for line in reasons(rows)) + ("\n" if any(r["reason"] for r in rows) else "")
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items() if version)
     machine, _, rest = results.conditions(meta).split("; ", 2)

@@ -340,7 +340,12 @@ def test_a_group_of_the_engine_timm_and_a_fake_peer(setting: methods.Setting) ->
     known = peers_cpu.all_methods()
     chosen = [known["ft_int8"], known["timm_fp32"], peer(build), peer(build, packages=("no_such_package",))]
     chosen[3] = dataclasses.replace(chosen[3], name="gone")
-    found = peers_cpu.measure_group(chosen, setting, "A CPU", runs=3, seconds=None, memory_of=lambda ready: 100.0)
+    kept: list[float | None] = []
+    found = peers_cpu.measure_group(
+        chosen, setting, "A CPU", runs=3, seconds=None, memory_of=lambda ready: 100.0,
+        keep=lambda rows: kept.extend(row.peak_memory_mb for row in rows if row.latency_ms),
+    )  # fmt: skip
+    assert kept == [None] * 3  # latencies are kept before memory is measured
     ours, timm, fake, gone = found
     assert (ours.side, timm.side, fake.side) == (rows.OURS, rows.PEER, rows.PEER)
     assert all(r.latency_ms["runs"] == 3 and r.peak_memory_mb == 100.0 for r in (ours, timm, fake))
