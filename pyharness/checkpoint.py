@@ -6,7 +6,7 @@ The two layouts differ in names only:
 |---|---|
 | `layers.{i+1}.downsample.*`, at the start of stage i+1 | `layers.{i}.downsample.*`, at the end of stage i |
 | `head.fc.*` | `head.*` |
-| not stored | buffers `relative_position_index`, `attn_mask` |
+| not stored | buffers `relative_position_index`, `attn_mask`; Swin-V2's `relative_coords_table` |
 
 Both gather a 2x2 patch for the reduction in the order (row, column) = (0,0), (1,0), (0,1), (1,1), so its columns are
 the same; tests/python/test_models.py holds that down.
@@ -32,7 +32,7 @@ FORMAT = "swin-checkpoint"
 WRAPPERS = ("model", "state_dict", "model_ema")
 """Keys under which training programs store the state dict, the first found counts."""
 
-_DERIVED_BUFFERS = ("relative_position_index", "attn_mask")
+_DERIVED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 
 

@@ -33,7 +33,7 @@ from pyharness.engine_file import (
     weight_specs,
 )
 from pyharness.errors import CheckpointError, HarnessError, run_cli
-from pyharness.ft_format import FIELD_BY_NAME, decode_scales, quantizer_name
+from pyharness.ft_format import SCALE_FIELDS, decode_scales, quantizer_name
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["dequantize_weight", "quantize_weight", "random_engine_file", "to_checkpoint", "to_engine_file"]
@@ -96,6 +96,10 @@ class ListBuilder:
             rows = (2 * window[0] - 1) * (2 * window[1] - 1)
             table = self._take(f"{spec.name}_table", (rows, spec.shape[0]))
             return expand_bias_table(_to_fp16(f"{spec.name}_table", table), window)
+        if spec.name.endswith(".logit_scale"):
+            return self._take(spec.name, (*spec.shape, 1, 1)).flatten().float()
+        if spec.name.endswith(".attn.qkv.bias") and self._checkpoint.config.version == 2:
+            return self._qkv_bias_v2(spec)
         if spec.name == "patch_embed.proj.weight":
             config = self._checkpoint.config
             kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
@@ -105,6 +109,13 @@ class ListBuilder:
             amax = self._checkpoint.state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"]
             return quantize_weight(values, float(amax))
         return _to_fp16(spec.name, values)
+
+    def _qkv_bias_v2(self, spec: TensorSpec) -> Tensor:
+        """(q, 0, v): Swin-V2's k has no bias."""
+        channels = spec.shape[0] // 3
+        names = (spec.name.replace("qkv.bias", "q_bias"), spec.name.replace("qkv.bias", "v_bias"))
+        q, v = (_to_fp16(name, self._take(name, (channels,))) for name in names)
+        return torch.cat((q, torch.zeros_like(q), v))
 
     def _stage(self, name: str) -> StageGeometry:
         return self._stages[".".join(name.split(".")[:2])]
@@ -156,7 +167,7 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
     for stage in config.stages():
         for block in range(stage.depth):
             prefix = f"layers.{stage.index}.blocks.{block}."
-            for scale, value in decode_scales(tensors[prefix + "amaxList"].tolist()).items():
+            for scale, value in decode_scales(tensors[prefix + "amaxList"].tolist(), config.version).items():
                 if value:
                     state[f"{quantizer_name(scale, stage.index, block)}._amax"] = torch.tensor(value)
             bias = tensors[prefix + "attn.relative_position_bias"].float()
@@ -168,11 +179,23 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
         if spec.dtype == torch.int8:
             amax = float(state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"])
             state[spec.name] = dequantize_weight(tensor, amax)
+        elif config.version == 2 and spec.name.endswith(".attn.qkv.bias"):
+            state |= _split_qkv_bias(spec.name, tensor.float())
+        elif spec.name.endswith(".logit_scale"):
+            state[spec.name] = tensor[:, None, None].clone()
         else:
             state[spec.name] = tensor.float()
     kernel = (config.embed_dim, config.in_chans, config.patch_size, config.patch_size)
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].reshape(kernel)
     return CalibratedCheckpoint(config, ef.graph, ef.int8_mode, state, dict(ef.meta))
+
+
+def _split_qkv_bias(name: str, bias: Tensor) -> dict[str, Tensor]:
+    """Swin-V2's q_bias and v_bias [C] from the list's (q, 0, v)."""
+    q, k, v = bias.chunk(3)
+    if k.any():
+        raise CheckpointError(f"{name} has a bias for k, which a Swin-V2 checkpoint has no place for")
+    return {name.replace("qkv.bias", "q_bias"): q.clone(), name.replace("qkv.bias", "v_bias"): v.clone()}
 
 
 def describe(ef: EngineFile) -> str:
@@ -192,9 +215,10 @@ def describe(ef: EngineFile) -> str:
 
         return "\n".join([*lines, *describe_fused(ef)[:-1]])
     tensors = ef.by_name()
-    names = [name for name, scale in FIELD_BY_NAME.items() if scale.kind != "factor"]
+    version = ef.config.version
+    names = [scale.name for scale in SCALE_FIELDS if scale.kind != "factor" and version in scale.versions]
     blocks = [(stage.index, block) for stage in ef.config.stages() for block in range(stage.depth)]
-    lists = [decode_scales(tensors[f"layers.{i}.blocks.{j}.amaxList"].tolist()) for i, j in blocks]
+    lists = [decode_scales(tensors[f"layers.{i}.blocks.{j}.amaxList"].tolist(), version) for i, j in blocks]
     for start in range(0, len(blocks), 6):
         part = slice(start, start + 6)
         lines.append(f"{'amax':<22}" + "".join(f"{f'{i}.{j}':>11}" for i, j in blocks[part]))

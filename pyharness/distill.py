@@ -183,7 +183,7 @@ def distill(
     device: str = "cpu",
     stop_after_steps: int | None = None,
 ) -> DistillSummary | None:
-    """Make `teacher` (timm Swin-V1 with GELU, called `name`) GELU-less; images f32 [B, C, H, W], labels i64 [B].
+    """Make `teacher` (a timm Swin with GELU, called `name`) GELU-less; images f32 [B, C, H, W], labels i64 [B].
 
     Writes `out_dir`/student.safetensors, log.csv (one row per block) and state.pt (after every block and every
     `state_every` steps). Where state.pt is already there the run goes on from it; a finished one is only read.

@@ -1,4 +1,4 @@
-"""Swin-V1 models as timm builds them, their geometry, and the GELU-less variant.
+"""Swin-V1 and -V2 models as timm builds them, their geometry, and the GELU-less variant.
 
 A GELU-less model is the same timm model with ReLU for GELU and with the FC1 bias zero and frozen (seed paper,
 Algorithm 1, lines 3 to 6). Its checkpoint has the same names and shapes; the meta data says which of the two it is.
@@ -14,7 +14,9 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.activations import GELU as TimmGELU
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from pyharness.checkpoint import (
@@ -64,7 +66,7 @@ def create_model(
     seed: int = 0,
     activation: str = "gelu",
 ) -> SwinTransformer:
-    """A timm Swin-V1 by its timm name, or `swin_micro_digits`: fp32, on the CPU, in eval mode.
+    """A timm Swin-V1 or -V2 by its timm name, or `swin_micro_digits`: fp32, on the CPU, in eval mode.
 
     `weights` is "random" (drawn from `seed`), "pretrained" (timm's hub; for the micro model the file in the package) or
     a checkpoint's path. Without `num_classes`, a checkpoint's own number of classes is taken. `activation` "relu" gives
@@ -117,12 +119,16 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SwinTransform
 
 
 def model_from_config(config: SwinConfig) -> SwinTransformer:
-    """timm's Swin-V1 of the geometry `config`, with timm's random initial weights, in eval mode."""
+    """timm's Swin (V1 or V2) of the geometry `config`, with timm's random initial weights, in eval mode."""
     if not config.patch_norm:
         raise ModelError(
             f"{config.name}: timm's Swin always normalizes after the patch embedding; patch_norm must be on"
         )
-    model = SwinTransformer(
+    kind, own = SwinTransformer, {}
+    if config.version == 2:
+        kind = SwinTransformerV2
+        own = {"pretrained_window_sizes": config.pretrained_window_size or (0,) * len(config.depths)}
+    model = kind(
         img_size=config.img_size,
         patch_size=config.patch_size,
         in_chans=config.in_chans,
@@ -134,6 +140,7 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
         mlp_ratio=config.mlp_ratio,
         qkv_bias=config.qkv_bias,
         drop_path_rate=0.0,
+        **own,
     )
     if timm.is_model(config.name):
         model.pretrained_cfg = timm.get_pretrained_cfg(config.name).to_dict()
@@ -147,8 +154,8 @@ def _check_request(name: str, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ModelError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
     if name != MICRO_DIGITS.name and not timm.is_model(name):
-        known = ", ".join([MICRO_DIGITS.name, *timm.list_models("swin_*_window*")])
-        raise ModelError(f"model {name!r} is unknown to timm; Swin-V1 models are: {known}")
+        known = ", ".join([MICRO_DIGITS.name, *timm.list_models(["swin_*_window*", "swinv2_*_window*"])])
+        raise ModelError(f"model {name!r} is unknown to timm; Swin-V1 and -V2 models are: {known}")
 
 
 def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
@@ -172,19 +179,25 @@ def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
 
 
 def config_of(model: nn.Module, name: str) -> SwinConfig:
-    """The geometry of a timm Swin-V1 model, windows as configured (before the resolution-at-most-window rule).
+    """The geometry of a timm Swin-V1 or -V2 model, windows as configured (before the resolution-at-most-window rule).
 
-    ModelError where the model is no Swin-V1 or has something that the engine does not compute; FormatError where the
+    ModelError where the model is no such Swin or has something that the engine does not compute; FormatError where the
     sizes do not divide (timm would pad).
     """
-    if not isinstance(model, SwinTransformer):
-        raise ModelError(f"{name}: is a {type(model).__name__}; only Swin-V1 (timm's SwinTransformer) is supported")
+    if not isinstance(model, (SwinTransformer, SwinTransformerV2)):
+        raise ModelError(
+            f"{name}: is a {type(model).__name__}; only Swin-V1 and -V2 (timm's SwinTransformer, SwinTransformerV2) "
+            "are supported"
+        )
+    version = 2 if isinstance(model, SwinTransformerV2) else 1
     first = model.layers[0].blocks[0]
     windows = getattr(model, "_ref_window_sizes", None) or [s.blocks[0].window_size for s in model.layers]
     _need_square(name, "patch size", model.patch_embed.patch_size)
     for window in windows:
         _need_square(name, "window", window)
-    default_scale = first.attn.num_heads**0.5 * first.dim**-0.5
+    trained = [stage.blocks[0].attn.pretrained_window_size for stage in model.layers] if version == 2 else []
+    for window in trained:
+        _need_square(name, "pretrained window", window)
     config = SwinConfig(
         name=name,
         img_size=tuple(model.patch_embed.img_size),
@@ -196,12 +209,24 @@ def config_of(model: nn.Module, name: str) -> SwinConfig:
         num_heads=tuple(stage.blocks[0].attn.num_heads for stage in model.layers),
         window_size=tuple(window[0] for window in windows),
         mlp_ratio=first.mlp.fc1.out_features / first.dim,
-        qkv_bias=first.attn.qkv.bias is not None,
-        qk_scale=None if abs(first.attn.scale / default_scale - 1) < 1e-9 else first.attn.scale,
+        qkv_bias=_has_qkv_bias(first, version),
+        qk_scale=_qk_scale(first) if version == 1 else None,
         patch_norm=not isinstance(model.patch_embed.norm, nn.Identity),
+        version=version,
+        pretrained_window_size=tuple(w[0] for w in trained) if any(w[0] for w in trained) else (),
     )
     _check_computable(model, config)
     return config
+
+
+def _has_qkv_bias(block: nn.Module, version: int) -> bool:
+    return (block.attn.qkv.bias if version == 1 else block.attn.q_bias) is not None
+
+
+def _qk_scale(block: SwinTransformerBlock) -> float | None:
+    """The scale of a Swin-V1 block's logits, None where it is the default."""
+    default = block.attn.num_heads**0.5 * block.dim**-0.5
+    return None if abs(block.attn.scale / default - 1) < 1e-9 else block.attn.scale
 
 
 def _need_square(name: str, what: str, size: tuple[int, int]) -> None:
@@ -228,9 +253,14 @@ def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
             need(block.dim == stage.dim, f"{at} has {block.dim} channels, not embed_dim * 2**stage = {stage.dim}")
             need(block.attn.qkv.out_features == 3 * stage.dim, f"{at} has a head_dim other than dim // heads")
             need(block.mlp.fc1.out_features == config.hidden_dim(stage.dim), f"{at} has its own mlp_ratio")
-            need((block.attn.qkv.bias is not None) == config.qkv_bias, f"{at} has its own qkv_bias")
-            scale = config.qk_scale if config.qk_scale is not None else stage.head_dim**-0.5
-            need(abs(block.attn.scale / scale - 1) < 1e-9, f"{at} has its own qk_scale {block.attn.scale}")
+            need(_has_qkv_bias(block, config.version) == config.qkv_bias, f"{at} has its own qkv_bias")
+            if config.version == 1:
+                scale = config.qk_scale if config.qk_scale is not None else stage.head_dim**-0.5
+                need(abs(block.attn.scale / scale - 1) < 1e-9, f"{at} has its own qk_scale {block.attn.scale}")
+            else:
+                trained = (config.pretrained_window_size or (0,) * len(config.depths))[stage.index]
+                found = tuple(block.attn.pretrained_window_size)
+                need(found == (trained, trained), f"{at} has its own pretrained window {found}")
             found = (tuple(block.window_size), tuple(block.shift_size))
             wanted = (stage.window, stage.block_shift(index))
             need(found == wanted, f"{at} has window and shift {found}, not {wanted}")
@@ -268,6 +298,8 @@ def _activation_of(block: SwinTransformerBlock) -> str | None:
     act = block.mlp.act
     if isinstance(act, nn.ReLU):
         return "relu"
+    if isinstance(act, TimmGELU):  # the erf form, of Swin-V2; a class of its own
+        return "gelu"
     return "gelu" if isinstance(act, nn.GELU) and act.approximate == "none" else None
 
 
