@@ -1,7 +1,9 @@
-"""Between the calibrated checkpoint and the engine file (FasterTransformer's weight list and scale lists).
+"""Between checkpoints of all formats and the engine file (FasterTransformer's weight list and scale lists).
 
-    to-engine      calibrated checkpoint -> engine file
-    to-checkpoint  engine file -> calibrated checkpoint with dequantized weights, of which to-engine makes the same file
+    to-engine      calibrated checkpoint (ours, or FasterTransformer's with --model) -> engine file
+    to-checkpoint  engine file -> calibrated checkpoint with dequantized weights, of which to-engine makes the same
+                   file; or a calibrated checkpoint -> the same as another kind of file
+    to-timm, to-microsoft, to-hf   any of our files -> a floating-point checkpoint for others (pyharness/export.py)
     random         an engine file with random weights, for latency
     show           the header and the scales of an engine file
 
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyharness import export
 from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, StageGeometry, SwinConfig
@@ -34,6 +37,7 @@ from pyharness.engine_file import (
 )
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.ft_format import SCALE_FIELDS, decode_scales, quantizer_name
+from pyharness.model_card import file_meta, write_card
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["dequantize_weight", "quantize_weight", "random_engine_file", "to_checkpoint", "to_engine_file"]
@@ -230,15 +234,21 @@ def describe(ef: EngineFile) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Convert between calibrated checkpoints and engine files.")
+    parser = argparse.ArgumentParser(
+        description="Convert between checkpoints (ours, timm's, Microsoft's, Hugging Face's, FasterTransformer's "
+        "calibrated ones) and engine files. What a file is, its content says."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("to-engine", help="calibrated checkpoint -> engine file")
-    command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py")
+    command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py or FT's calibration tool")
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command.add_argument("--graph", choices=ENGINE_GRAPHS, help="default: the one the checkpoint is calibrated for")
+    _add_origin(command)
     command = commands.add_parser("to-checkpoint", help="engine file -> calibrated checkpoint")
-    command.add_argument("engine_file", type=Path)
-    command.add_argument("out", type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
+    command.add_argument("engine_file", type=Path, help="engine file, or a calibrated checkpoint to write anew")
+    command.add_argument("out", type=Path, help="calibrated checkpoint to write: .safetensors or .pth (as FT's)")
+    _add_origin(command)
+    export.add_commands(commands)
     command = commands.add_parser("random", help="engine file with random weights, for latency")
     command.add_argument("--model", default=MICRO_DIGITS.name, help="timm name, or swin_micro_digits (default)")
     command.add_argument("--img-size", type=int, help="default: the model's own")
@@ -252,23 +262,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_origin(command: argparse.ArgumentParser) -> None:
+    """Options for calibrated checkpoints that do not say what they are of, as FT's calibration tool writes them."""
+    command.add_argument("--model", help="timm name, for a calibrated checkpoint that does not hold it")
+    command.add_argument("--int8-mode", type=int, choices=(1, 2), help="the same; default: what its quantizers show")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.command == "show":
         print(describe(load_engine_file(args.engine_file)))
         return 0
+    if args.command in export.COMMANDS:
+        return export.run(args, argv)
     if args.command == "to-checkpoint":
-        save_calibrated(args.out, to_checkpoint(load_engine_file(args.engine_file)))
+        dequantized = export.is_engine_file(args.engine_file)
+        save_calibrated(args.out, export.open_calibrated(args.engine_file, args.model, args.int8_mode))
+        kind = f"calibrated checkpoint{' with dequantized weights' if dequantized else ''}"
+        write_card(args.out, kind, inputs={"source": args.engine_file}, argv=argv)
     else:
         if args.out.suffix != ".safetensors":
             raise HarnessError(f"{args.out}: an engine file's name must end in .safetensors")
         if args.command == "to-engine":
-            ef = to_engine_file(load_calibrated(args.checkpoint), args.graph)
+            ef = to_engine_file(load_calibrated(args.checkpoint, args.model, int8_mode=args.int8_mode), args.graph)
         else:
             _check_random(args)
             config = _geometry(args.model, args.img_size)
             ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation or "relu")
         save_engine_file(args.out, ef)
+        source = {"calibrated checkpoint": args.checkpoint} if args.command == "to-engine" else {"weights": "random"}
+        meta = {**file_meta(args.out), "activation": "gelu" if ef.gelu else "relu"}
+        write_card(args.out, "engine file", meta=meta, inputs=source, argv=argv)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
     return 0
 

@@ -20,6 +20,9 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from pyharness.checkpoint import (
+    AMAX_SUFFIX,
+    describe_geometry,
+    describe_state,
     load_checkpoint,
     save_state_dict,
     to_microsoft_layout,
@@ -46,6 +49,7 @@ __all__ = [
     "save_checkpoint",
     "to_microsoft_layout",
     "to_timm_layout",
+    "weights_source",
 ]
 
 ACTIVATIONS = ("gelu", "relu")
@@ -64,55 +68,131 @@ def create_model(
     in_chans: int | None = None,
     weights: str | Path = "random",
     seed: int = 0,
-    activation: str = "gelu",
+    activation: str | None = None,
 ) -> SwinTransformer:
     """A timm Swin-V1 or -V2 by its timm name, or `swin_micro_digits`: fp32, on the CPU, in eval mode.
 
     `weights` is "random" (drawn from `seed`), "pretrained" (timm's hub; for the micro model the file in the package) or
-    a checkpoint's path. Without `num_classes`, a checkpoint's own number of classes is taken. `activation` "relu" gives
-    the GELU-less model; from a GELU model's weights that is the paper's ablation without distillation.
+    a checkpoint's path. Without `num_classes` and `in_chans`, those of the checkpoint are taken. `activation` "relu"
+    gives the GELU-less model; from a GELU model's weights that is the paper's ablation without distillation. None is
+    "gelu", and refuses a checkpoint that may be GELU-less and does not say so (`activation_of_file`).
     Stochastic depth is off, so that training and inference compute the same function.
 
     Raises ModelError (unknown name, or a geometry the engine cannot run) and CheckpointError (weights that cannot be
     had, or do not fit).
     """
-    _check_request(name, activation)
-    if name == MICRO_DIGITS.name and weights == "pretrained":
-        weights = MICRO_TEACHER
+    _check_request(name, activation or "gelu")
+    weights = weights_source(name, weights)
     path = None if weights in ("random", "pretrained") else Path(weights)
-    state, meta = load_checkpoint(path) if path else ({}, {})
-    if num_classes is None and "head.fc.weight" in state:
-        num_classes = state["head.fc.weight"].shape[0]
     wanted = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _build(name, wanted, pretrained=weights == "pretrained")
-    config_of(model, name)
     if path:
-        if meta.get("activation") == "relu" and activation == "relu":
-            make_geluless(model)
-        load_state(model, state, meta, str(path))
+        state, meta = load_checkpoint(path)
+        return _model_with(name, state, meta, str(path), wanted, activation, seed)
+    model = _new_model(name, wanted, seed, pretrained=weights == "pretrained")
     if activation == "relu":
         make_geluless(model)
     return model.eval()
 
 
-def load_model(path: str | Path, name: str | None = None) -> tuple[SwinTransformer, dict[str, Any]]:
+def _new_model(name: str, wanted: Mapping[str, Any], seed: int, pretrained: bool = False) -> SwinTransformer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, {key: value for key, value in wanted.items() if value is not None}, pretrained)
+    config_of(model, name)
+    return model
+
+
+def _model_with(
+    name: str,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    source: str,
+    wanted: Mapping[str, Any],
+    activation: str | None,
+    seed: int = 0,
+) -> SwinTransformer:
+    """The timm model `name` with the weights of a checkpoint, whose numbers of classes and channels it takes over."""
+    _need_floating_swin(state, source)
+    wanted = dict(wanted)
+    if wanted.get("num_classes") is None:
+        wanted["num_classes"] = len(state["head.fc.weight"]) if "head.fc.weight" in state else 0
+    if wanted.get("in_chans") is None:
+        wanted["in_chans"] = state["patch_embed.proj.weight"].shape[1]
+    activation_of_file(state, meta, source, activation)
+    model = _new_model(name, wanted, seed)
+    if meta.get("activation") == "relu" and activation == "relu":
+        make_geluless(model)
+    load_state(model, state, meta, source)
+    if activation == "relu":
+        make_geluless(model)
+    return model.eval()
+
+
+def _need_floating_swin(state: Mapping[str, Tensor], source: str) -> None:
+    """CheckpointError, saying what was found, unless `state` looks like one of a floating-point Swin."""
+    if any(name.endswith(AMAX_SUFFIX) for name in state):
+        raise CheckpointError(
+            f"{source}: is a calibrated checkpoint, with the amax of quantizers; `python pyharness/convert.py "
+            "to-engine` makes an engine file of it, to-timm a floating-point checkpoint"
+        )
+    if not {"patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight"} <= state.keys():
+        raise CheckpointError(f"{source}: is {describe_state(state)}; a Swin-V1 of timm or Microsoft is needed")
+
+
+def activation_of_file(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any], source: str, activation: str | None = None
+) -> str:
+    """Which activation a checkpoint (timm's layout) is of: what it says itself, else `activation`, else GELU.
+
+    A GELU-less model's FC1 biases are exactly zero. CheckpointError where all are and neither the file nor the caller
+    says which activation it has: read as a GELU model it would compute another function without a word.
+    """
+    said = meta.get("activation")
+    if said is not None or activation is not None:
+        return said or activation
+    biases = [tensor for name, tensor in state.items() if name.endswith(".mlp.fc1.bias")]
+    if biases and not any(bias.any() for bias in biases):
+        raise CheckpointError(
+            f"{source}: all {len(biases)} FC1 biases are exactly zero and the file does not say its activation. It is "
+            "a GELU-less student whose meta data was lost, or was never trained. Say which, and write it into a file: "
+            f"python pyharness/convert.py to-timm {source} OUT --activation relu (or gelu)"
+        )
+    return "gelu"
+
+
+def weights_source(name: str, weights: str | Path) -> str | Path:
+    """What `weights` stands for: the packaged file where it is the micro model's "pretrained", else itself."""
+    return MICRO_TEACHER if name == MICRO_DIGITS.name and weights == "pretrained" else weights
+
+
+def load_model(
+    path: str | Path, name: str | None = None, *, activation: str | None = None
+) -> tuple[SwinTransformer, dict[str, Any]]:
     """The model a checkpoint describes, with its weights, and the checkpoint's meta data.
 
-    Geometry and activation come from the meta data. A checkpoint without any (a published one) needs the timm `name`.
+    Geometry and activation come from the meta data, or from a Hugging Face folder's config.json. A checkpoint without
+    any (a published one) needs the timm `name`, and `activation` where its FC1 biases are all zero.
     """
     state, meta = load_checkpoint(path)
     if "config" not in meta:
+        _need_floating_swin(state, str(path))
         if name is None:
-            raise CheckpointError(f"{path}: does not say which model it is of; give the model's timm name (--model)")
-        return create_model(name, weights=path), {"model": name, "activation": "gelu"}
+            raise CheckpointError(
+                f"{path}: does not say which model it is of; give the model's timm name (--model). "
+                f"It shows {describe_geometry(state)}"
+            )
+        _check_request(name, activation or "gelu")
+        activation = activation_of_file(state, meta, str(path), activation)
+        model = _model_with(name, state, {**meta, "activation": activation}, str(path), {}, activation)
+        return model, {"model": name, "activation": activation}
     config = SwinConfig.from_json(json.dumps(meta["config"]))
-    if name not in (None, config.name):
+    if name is not None and name != config.name and name.split(".")[0] != config.name.split(".")[0]:
         raise CheckpointError(f"{path}: is a checkpoint of {config.name}, not of {name}; leave the name out")
+    if activation not in (None, meta.get("activation", activation)):
+        raise CheckpointError(f"{path}: says that its activation is {meta['activation']}, not {activation}")
+    _need_floating_swin(state, str(path))
     model = model_from_config(config)
-    if meta.get("activation") == "relu":
+    if (activation or meta.get("activation")) == "relu":
         make_geluless(model)
     load_state(model, state, meta, str(path))
     return model.eval(), meta
@@ -348,7 +428,8 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     faults += _listed("not floating point", [name for name in shared if not state[name].is_floating_point()])
     faults += _listed("NaN or infinite", [name for name in shared if not state[name].isfinite().all()])
     if faults:
-        raise CheckpointError(f"{source}: does not fit the model. " + "; ".join(faults))
+        found = f"Found {describe_state(state)} of {describe_geometry(state) or 'unknown size'}. "
+        raise CheckpointError(f"{source}: does not fit the model. {found}{_advice(shapes)}{'; '.join(faults)}")
     geluless = is_geluless(model)
     if meta.get("activation") == "relu" and not geluless:
         raise CheckpointError(f"{source}: is a GELU-less checkpoint and the model has GELU; use activation 'relu'")
@@ -356,6 +437,15 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     if geluless and biased:
         raise CheckpointError(f"{source}: has FC1 biases ({biased[0]}, ...), which a GELU-less model must not have")
     model.load_state_dict(dict(state), strict=True)
+
+
+def _advice(shapes: list[str]) -> str:
+    if not any("relative_position_bias_table" in shape for shape in shapes):
+        return ""
+    return (
+        "Its windows are others than the model's: load it under the name it was trained as. To change windows, "
+        "python pyharness/convert.py to-timm --window and --img-size resize the position bias. "
+    )
 
 
 def _listed(fault: str, names: list[str]) -> list[str]:

@@ -76,10 +76,10 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int) -> EngineFile:
         if spec.is_empty:
             tensors.append(torch.zeros(spec.shape, dtype=spec.dtype))
         elif spec.name.endswith(".downsample.amax"):
-            amax = _reduction_amax(stage, 1, generator)
+            amax = _reduction_amax(stage, config.version, 1, generator)
             tensors.append(torch.tensor([amax[name] for name in STAGE_AMAX_FIELDS]))
         elif spec.name.endswith(".amax"):
-            amax = _block_amax(config, stage, "ft_int8" if gelu else "geluless_int8", 1, generator)
+            amax = _block_amax(config, stage, 0, "ft_int8" if gelu else "geluless_int8", 1, generator)
             tensors.append(torch.tensor([amax[name] for name in AMAX_FIELDS]))
         elif spec.name.endswith(".weight_scale"):
             step = math.sqrt(3 / tensors[-1].shape[1]) / 127  # of the weight that stands before it
@@ -87,7 +87,7 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int) -> EngineFile:
         elif spec.name.endswith(".attn_mask"):
             tensors.append(attention_mask(stage))
         elif spec.name.endswith(".relative_position_bias"):
-            tensors.append(_random_position_bias(stage, generator).float())
+            tensors.append(_random_position_bias(stage, config.version, generator).float())
         else:
             tensors.append(_random_tensor(spec, generator))
     meta = {

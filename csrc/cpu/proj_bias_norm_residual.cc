@@ -14,8 +14,9 @@ void proj_bias_norm_residual(const ProjBiasNormResidualArgs& args, const ExecCon
   const float* beta = args.beta.as<const float>();
   parallel_rows(context, args.geometry.tokens(), 16, [&](std::int64_t first, std::int64_t last) {
     float* scratch = static_cast<float*>(thread_scratch((c + kLanes) * sizeof(float)));
-    for (std::int64_t row = first; row < last; ++row) {
-      const std::int64_t target = image_row(args.geometry, row);
+    ImageRows rows(args.geometry, first);
+    for (std::int64_t row = first; row < last; ++row, rows.next()) {
+      const std::int64_t target = rows.row();
       std::int8_t* out = args.out.as<std::int8_t>() + target * c;
       add_normed_row(args.proj.as<const std::int8_t>() + row * c, args.dequant, bias, gamma, beta,
                      args.residual.as<float>() + target * c, c, scratch,
