@@ -1,22 +1,46 @@
-"""Image data: scikit-learn's digits, which need no download, and ImageNet-style folders.
+"""Image data: scikit-learn's digits, the procedural set, and images in folders and archives.
 
-The digits are 1797 real 8x8 grey-scale images of hand-written digits, scaled here to 28x28 for the micro Swin.
+The digits are 1797 real 8x8 grey-scale images of hand-written digits, scaled here to 28x28 for the micro Swin. What
+`--data` may name is told by `DATA_HELP`. An image that cannot be read ends no run: training takes the next one that
+can, evaluation leaves it out, both say which it was.
 """
 
 from __future__ import annotations
 
 import functools
+import struct
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import DataError
 from pyharness.models import create_model
+from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
+from pyharness.training import report
+
+if TYPE_CHECKING:
+    from timm.data.readers.reader import Reader
+
+SCHEMES = ("folder", "tar", "wds", "parquet")
+"""What may stand before a colon and a path, to say how the images there are kept; without, the files say it."""
+DATA_HELP = (
+    "folder with train/ and val/, each holding a folder per class, tar files, WebDataset shards or parquet files; or "
+    "procedural[:classes=100,size=224,train=100000,val=10000,seed=0], images computed as they are needed"
+)
+CORRUPT = -1
+"""The label of an image that could not be read; it counts neither as right nor as wrong."""
+MAX_CORRUPT_SHARE = 0.01
+"""The share of unreadable images beyond which a result is refused."""
+_NAMED_AT_MOST = 5
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError)
+"""What Pillow raises for damaged files; an unknown kind of file is an OSError."""
 
 DIGITS_TRAIN = 1200
 DIGITS_SIZE = MICRO_DIGITS.img_size
@@ -92,40 +116,168 @@ def data_config(model: torch.nn.Module) -> dict[str, Any]:
     return cfg
 
 
-def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_training: bool = False) -> Dataset:
+class ImageSet(Dataset):
+    """(image f32 [C, H, W], label) through the transforms of a timm model, from one of timm's readers.
+
+    Where an image cannot be read, `substitute` takes the next that can (of the last, the first), always the same one;
+    without it, the image is zeros and the label is `CORRUPT`. What was met is remembered, over all loader processes.
+    """
+
+    def __init__(self, reader: Reader, cfg: dict[str, Any], *, is_training: bool, substitute: bool) -> None:
+        from timm.data import create_transform
+
+        self.reader, self.substitute = reader, substitute
+        self.input_size = tuple(cfg["input_size"])
+        self.mode = "L" if self.input_size[0] == 1 else "RGB"
+        options = {"is_training": True, "color_jitter": 0.0} if is_training else {}
+        self.transform = create_transform(**cfg, **options)
+        self._met = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        for number in range(index, index + len(self) if self.substitute else index + 1):
+            number %= len(self)
+            sample = self._read(number)
+            if sample is not None:
+                return sample
+        if self.substitute:
+            raise DataError(f"none of the {len(self)} images can be read, as {self.filename(index)}")
+        return torch.zeros(self.input_size), CORRUPT
+
+    def _read(self, number: int) -> tuple[Tensor, int] | None:
+        from PIL import Image
+
+        try:
+            file, label = self.reader[number]
+            with file:
+                image = Image.open(file).convert(self.mode)
+        except (*_DAMAGE, Image.DecompressionBombError) as error:
+            if self._met[number] != 2:
+                self._met[number] = 2
+                report(f"warning: {self.filename(number)} cannot be read ({(str(error).splitlines() or [''])[0]})")
+            return None
+        self._met[number] = 1
+        return self.transform(image), int(label)
+
+    def filename(self, index: int) -> str:
+        """The image's name in its folder or archive."""
+        return self.reader.filename(index)
+
+    def corrupt(self) -> list[int]:
+        """The numbers of the images that could not be read so far."""
+        return (self._met == 2).nonzero().flatten().tolist()
+
+    def asked(self) -> int:
+        """How many different images were asked for so far."""
+        return int((self._met != 0).sum())
+
+
+def name_of(dataset: Dataset, index: int) -> str:
+    """What to call an image in a message: its file name, else its number."""
+    return dataset.filename(index) if isinstance(dataset, ImageSet) else f"image {index}"
+
+
+def check_corrupt(names: list[str], asked: int, list_path: Path | None, max_share: float = MAX_CORRUPT_SHARE) -> None:
+    """Write the `names` of unreadable images to `list_path` (nothing where there are none), and DataError where they
+    are more than `max_share` of the `asked` ones."""
+    if not names:
+        return
+    if list_path is not None:
+        known = list_path.read_text(encoding="utf-8").splitlines() if list_path.exists() else []
+        with atomic_path(list_path) as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in sorted({*known, *names})), encoding="utf-8")
+    if len(names) > max_share * asked:
+        more = "" if len(names) <= _NAMED_AT_MOST else ", ..."
+        raise DataError(
+            f"{len(names)} of {asked} images cannot be read, more than {100 * max_share:g} %: "
+            f"{', '.join(names[:_NAMED_AT_MOST])}{more}. Mend the data set, or allow a larger share"
+        )
+
+
+def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_training: bool = False) -> ImageSet:
     """ImageNet-style folder `root/split/<class>/<image>` through the transforms of the timm `model`.
 
     `is_training` selects random crops and flips (no colour changes); otherwise the model's own resize and centre crop.
     Classes are the sorted folder names. DataError where a folder is missing or empty, or where the number of classes
     is not the model's.
     """
-    from timm.data import ImageDataset, create_transform
+    return _image_set(open_folder(Path(root), split), str(Path(root) / split), split, model, is_training)
 
-    folder = Path(root) / split
+
+def open_folder(root: Path, split: str) -> Reader:
+    """timm's reader of `root/split/<class>/<image>`."""
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    folder = root / split
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; an image folder is laid out as {root}/train/<class>/ and {root}/val/<class>/"
         )
     if not any(entry.is_dir() for entry in folder.iterdir()):
         raise DataError(f"{folder}: has no class folders; images belong in {folder}/<class>/")
-    cfg = data_config(model)
-    if is_training:
-        transform = create_transform(**cfg, is_training=True, color_jitter=0.0)
-    else:
-        transform = create_transform(**cfg)
     try:
-        dataset = ImageDataset(
-            str(folder), transform=transform, input_img_mode="L" if cfg["input_size"][0] == 1 else "RGB"
-        )
+        return ReaderImageFolder(str(folder))
     except RuntimeError:
         raise DataError(f"{folder}: no image found in its class folders; .jpg, .jpeg and .png are read") from None
-    classes = len(dataset.reader.class_to_idx)
-    if model.num_classes and classes != model.num_classes:
+
+
+def _open_archives(root: Path, split: str, scheme: str | None) -> Reader | None:
+    """A reader of the tar or parquet files of a split; None where there are none and `scheme` asks for none."""
+    from pyharness.archives import ParquetReader, TarReader, split_files
+
+    for suffix, kinds, reader in ((".tar", ("tar", "wds"), TarReader), (".parquet", ("parquet",), ParquetReader)):
+        if scheme is not None and scheme not in kinds:
+            continue
+        if root.is_file() and root.suffix == suffix:
+            if split == "train":
+                raise DataError(f"{root}: one file has no split to train on; give the folder of the {suffix} files")
+            return reader([root])
+        if files := split_files(root, split, suffix):
+            return reader(files)
+    if scheme is not None:
+        raise DataError(f"{root}: has no {scheme} files for {split}; they belong in {root}/{split}/")
+    return None
+
+
+def open_images(data: str, split: str, model: torch.nn.Module, is_training: bool = False) -> ImageSet:
+    """The images that a `--data` word names, of `split` "train" or "val"; DataError as `imagefolder`."""
+    scheme, colon, path = data.partition(":")
+    if not colon or scheme not in SCHEMES:
+        scheme, path = None, data
+    root = Path(path)
+    reader = None
+    folder = root / split
+    has_classes = folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
+    if scheme != "folder" and (scheme is not None or not has_classes):
+        reader = _open_archives(root, split, scheme)
+    return _image_set(reader or open_folder(root, split), f"{root} ({split})", split, model, is_training)
+
+
+def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, is_training: bool) -> ImageSet:
+    dataset = ImageSet(reader, data_config(model), is_training=is_training, substitute=split == "train")
+    named = getattr(reader, "classes", None) or getattr(reader, "class_to_idx", None)
+    classes = len(named) if named else reader.num_classes
+    if model.num_classes and (classes != model.num_classes if named else classes > model.num_classes):
         raise DataError(
-            f"{folder}: has {classes} classes, the model has {model.num_classes}; the folder must be of the data set "
+            f"{source}: has {classes} classes, the model has {model.num_classes}; the folder must be of the data set "
             "that the weights were trained on"
         )
     return dataset
+
+
+def procedural_set(data: str, split: str, model: torch.nn.Module) -> ProceduralDataset:
+    """The procedural set that `data` describes, at the size, channels and normalization of the timm `model`."""
+    spec, cfg = ProceduralSpec.parse(data), data_config(model)
+    _, height, width = cfg["input_size"]
+    if height != width or spec.size not in (None, height):
+        raise DataError(f"{data}: the model takes {height}x{width} images; leave size out, or take another model")
+    if model.num_classes and spec.classes != model.num_classes:
+        raise DataError(f"{data}: has {spec.classes} classes, the model has {model.num_classes}; give classes=NUMBER")
+    return ProceduralDataset(spec, split, height, cfg["mean"], cfg["std"])
 
 
 def get_dataset(
@@ -136,20 +288,25 @@ def get_dataset(
     model: torch.nn.Module | None = None,
     augment: bool = False,
 ) -> Dataset:
-    """The data set a program works on: the digits for the micro model where `data` is None, else the folder `data`.
+    """The data set a program works on: the digits for the micro model where `data` is None, else what `data` names
+    (`DATA_HELP`).
 
-    `train` selects training or held-out images; `augment` random crops for image folders (the digits have none).
-    Image folders go through the transforms of the timm `model`, by default the one that `model_name` stands for.
+    `train` selects training or held-out images; `augment` random crops for files of images (the others have none).
+    Images go through the transforms of the timm `model`, by default the one that `model_name` stands for.
     """
     if data is None:
         if model_name != MICRO_DIGITS.name:
             raise DataError(
-                f"{model_name} needs images: give an ImageNet-style folder (--data DIR, with train/ and val/)"
+                f"{model_name} needs images: give an ImageNet-style folder (--data DIR, with train/ and val/), or "
+                "--data procedural"
             )
         return DigitsDataset(train)
     if model is None:
         model = create_model(model_name)
-    return imagefolder(data, "train" if train else "val", model, is_training=augment)
+    split = "train" if train else "val"
+    if is_procedural(data):
+        return procedural_set(str(data), split, model)
+    return open_images(str(data), split, model, is_training=augment)
 
 
 def make_loader(

@@ -1,4 +1,7 @@
-"""Top-1 and top-5 accuracy of whatever gives logits: fp32 models, calibrated (fake-quantized) ones, engine files."""
+"""Top-1 and top-5 accuracy of whatever gives logits: timm models, calibrated (fake-quantized) ones, engine files.
+
+Over many processes, as torchrun starts them, the images are shared out; the result is that of one process.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,79 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
     import _script  # noqa: F401
 
 import argparse
+import copy
+import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from pyharness import distributed
+from pyharness.atomic import atomic_path
+from pyharness.data import CORRUPT, DATA_HELP, MAX_CORRUPT_SHARE, check_corrupt, get_dataset, name_of
 from pyharness.errors import CheckpointError, DataError, HarnessError, run_cli
+from pyharness.training import progress, report
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+SAVE_SECONDS = 20.0
+"""Between two writings of the partial counts: what a killed run can lose."""
+SHOW_SECONDS = 30.0
+"""Between two lines of progress where there is no terminal."""
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Accuracies in percent over `n` images; `interval95` is the Wilson score interval of top1, in percent.
+    """Accuracies in percent over `n` images; the intervals are Wilson score intervals, in percent.
 
-    `top5` is None for fewer than 6 classes, where it would say nothing.
+    `top5` is None for fewer than 6 classes, where it would say nothing. `corrupt` counts images that could not be read;
+    they are not among the `n`.
     """
 
     top1: float
     top5: float | None
     n: int
     interval95: tuple[float, float]
+    top5_interval95: tuple[float, float] | None = None
+    corrupt: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one or more batches add to a result: exact numbers of images, that can be added up in any order."""
+
+    n: int = 0
+    top1: int = 0
+    top5: int = 0
+    corrupt: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other))))
+
+    def result(self, classes: int) -> EvalResult:
+        """DataError where there is no image."""
+        if self.n == 0:
+            unread = f"; {self.corrupt} cannot be read" if self.corrupt else ""
+            raise DataError(f"there is no image to evaluate on{unread}")
+        has_top5 = classes > 5
+        return EvalResult(
+            top1=100.0 * self.top1 / self.n,
+            top5=100.0 * self.top5 / self.n if has_top5 else None,
+            n=self.n,
+            interval95=wilson_interval(self.top1, self.n),
+            top5_interval95=wilson_interval(self.top5, self.n) if has_top5 else None,
+            corrupt=self.corrupt,
+        )
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -44,39 +95,153 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, scale * (centre - spread)), min(100.0, scale * (centre + spread))
 
 
+def count(logits: Tensor, labels: Tensor, first: int = 0) -> Counts:
+    """How many of logits [B, K] rank their label, i64 [B], first, and how many among the first five.
+
+    Images whose label is `CORRUPT` are counted as such alone. `first` is the number of the first image, for messages:
+    DataError where a label is no class of the model, HarnessError where a logit is not finite.
+    """
+    logits, labels = logits.cpu().float(), labels.cpu()
+    readable = labels != CORRUPT
+    broken = readable & ~logits.isfinite().all(dim=1)
+    if broken.any():
+        raise HarnessError(
+            f"the logits of image {first + int(broken.nonzero()[0])} are not finite; the model's weights or scales are "
+            "broken"
+        )
+    classes = logits.shape[1]
+    if int(labels.max()) >= classes:
+        raise DataError(f"an image has label {int(labels.max())}, the model has {classes} classes; wrong data set?")
+    hits = (logits.topk(min(5, classes), dim=1).indices == labels[:, None])[readable]
+    return Counts(int(readable.sum()), int(hits[:, 0].sum()), int(hits.any(dim=1).sum()), int((~readable).sum()))
+
+
 @torch.inference_mode()
 def accuracy(
     predict: Callable[[Tensor], Tensor], loader: Iterable[tuple[Tensor, Tensor]], limit: int | None = None
 ) -> EvalResult:
     """Accuracy of `predict` (images f32 [B, C, H, W] -> logits [B, K]) on the batches of `loader`, labels i64 [B].
 
-    Stops after `limit` images. DataError where there is no image, or a label is no class of the model; HarnessError
-    where a logit is not finite, which would otherwise count as a wrong answer.
+    Stops after `limit` images. Errors as `count`; DataError where there is no image.
     """
-    n, top1, top5, classes = 0, 0, 0, 0
+    total, seen, classes = Counts(), 0, 0
     for images, labels in loader:
         if limit is not None:
-            images, labels = images[: limit - n], labels[: limit - n]
+            images, labels = images[: limit - seen], labels[: limit - seen]
         if len(labels) == 0:
             break
-        logits = predict(images).cpu().float()
-        if not logits.isfinite().all():
-            bad = int((~logits.isfinite().all(dim=1)).nonzero()[0])
-            raise HarnessError(
-                f"the logits of image {n + bad} are not finite; the model's weights or scales are broken"
-            )
+        logits = predict(images)
+        total += count(logits, labels, seen)
         classes = logits.shape[1]
-        if int(labels.max()) >= classes:
-            raise DataError(f"an image has label {int(labels.max())}, the model has {classes} classes; wrong data set?")
-        hits = logits.topk(min(5, classes), dim=1).indices == labels[:, None].cpu()
-        top1 += int(hits[:, 0].sum())
-        top5 += int(hits.any(dim=1).sum())
-        n += len(labels)
-    if n == 0:
-        raise DataError("there is no image to evaluate on")
-    return EvalResult(
-        top1=100.0 * top1 / n, top5=100.0 * top5 / n if classes > 5 else None, n=n, interval95=wilson_interval(top1, n)
-    )
+        seen += len(labels)
+    return total.result(classes)
+
+
+# --- Many processes, many starts --------------------------------------------------------------------------------------
+
+
+class ShardedEvaluation:
+    """Accuracy on the first `limit` images of `dataset`, over all processes that torchrun started.
+
+    The images are cut into batches that do not depend on the number of processes; process r of W takes every W-th of
+    those still to do. What each batch gave is kept under its number, so that no image counts twice, the result is the
+    same for any number of processes, and a killed evaluation goes on, also with another number of them.
+
+    `folder` None keeps nothing. `identity` is all that the counts depend on; files of another are not read.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        limit: int | None = None,
+        workers: int = 0,
+        folder: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        label: str = "evaluate",
+    ) -> None:
+        size = min(len(dataset), limit or len(dataset))
+        self.dataset, self.workers, self.label = dataset, workers, label
+        self.batches = [range(k, min(k + batch_size, size)) for k in range(0, size, batch_size)]
+        self.identity = {**(identity or {}), "images": len(dataset), "limit": size, "batch": batch_size}
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        self.pattern = f"{digest}-*.json"
+        self.folder = folder
+        self.path = None if folder is None else folder / f"{digest}-{distributed.rank()}.json"
+        self.done: dict[int, list[Any]] = {}
+        """By number of the batch: [n, top1, top5, corrupt, classes, [numbers of corrupt images]]."""
+
+    @torch.inference_mode()
+    def run(self, predict: Callable[[Tensor], Tensor]) -> tuple[EvalResult, list[str]]:
+        """The result, and the names of the images that could not be read; the same on every process."""
+        before = distributed.gather_objects(self._read() if distributed.is_main() else {})[0]
+        self.done = self._read_own()
+        remaining = [k for k in range(len(self.batches)) if k not in before]
+        if before:
+            report_on_main(f"{self.label}: {len(before)} of {len(self.batches)} batches are done; going on")
+        mine = remaining[distributed.rank() :: distributed.world_size()]
+        loader = DataLoader(self.dataset, batch_sampler=[list(self.batches[k]) for k in mine], num_workers=self.workers)
+        saved = shown = time.monotonic()
+        steps = zip(mine, loader)
+        if distributed.is_main():
+            steps = progress(steps, total=len(mine), initial=0, label=self.label)
+        for position, (number, (images, labels)) in enumerate(steps):
+            first = self.batches[number][0]
+            logits = predict(images)
+            found = count(logits, labels, first)
+            corrupt = [first + i for i in (labels == CORRUPT).nonzero().flatten().tolist()]
+            self.done[number] = [*astuple(found), logits.shape[1], corrupt]
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                self._write()
+                saved = time.monotonic()
+            if time.monotonic() - shown >= SHOW_SECONDS:
+                report_on_main(f"{self.label}: {position + 1} of {len(mine)} batches")
+                shown = time.monotonic()
+        if mine:
+            self._write()
+        return self._merge([before, *distributed.gather_objects(self.done)])
+
+    def _merge(self, parts: Sequence[Mapping[int, list[Any]]]) -> tuple[EvalResult, list[str]]:
+        merged: dict[int, list[Any]] = {}
+        for part in parts:
+            merged.update(part)
+        assert sorted(merged) == list(range(len(self.batches))), "every batch is counted exactly once"
+        total, classes, corrupt = Counts(), 0, []
+        for number in sorted(merged):
+            *counts, classes, numbers = merged[number]
+            total += Counts(*counts)
+            corrupt += numbers
+        names = [name_of(self.dataset, number) for number in corrupt]
+        return total.result(classes), names
+
+    def _read(self) -> dict[int, list[Any]]:
+        """What all processes of earlier runs have kept."""
+        found: dict[int, list[Any]] = {}
+        for path in sorted(self.folder.glob(self.pattern)) if self.folder else ():
+            found.update(self._read_file(path))
+        return found
+
+    def _read_own(self) -> dict[int, list[Any]]:
+        return self._read_file(self.path) if self.path and self.path.exists() else {}
+
+    def _read_file(self, path: Path) -> dict[int, list[Any]]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {int(k): v for k, v in content["done"].items()} if content["identity"] == self.identity else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _write(self) -> None:
+        if self.path:
+            with atomic_path(self.path) as temporary:
+                temporary.write_text(json.dumps({"identity": self.identity, "done": self.done}), encoding="utf-8")
+
+
+def report_on_main(line: str) -> None:
+    """`report` on process 0."""
+    if distributed.is_main():
+        report(line)
 
 
 # --- The program ------------------------------------------------------------------------------------------------------
@@ -84,12 +249,34 @@ def accuracy(
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model ready to evaluate: `kind` names what it is, `timm_model` owns the image transforms."""
+    """A model ready to evaluate: `kind` names what it is, `timm_model` owns the image transforms.
+
+    `model` takes images of `dtype` on `device`; `predict` any f32 images.
+    """
 
     kind: str
     model_name: str
-    predict: Callable[[Tensor], Tensor]
+    model: torch.nn.Module
     timm_model: torch.nn.Module
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images f32 [B, C, H, W] -> logits [B, K]."""
+        return self.model(images.to(self.device, self.dtype))
+
+    @property
+    def is_float(self) -> bool:
+        """Whether this is a timm model, which computes in any of `DTYPES`."""
+        return self.kind.startswith("fp32")
+
+    def on(self, device: torch.device, dtype: str = "fp32") -> Predictor:
+        """The same model on `device`, and, of a timm model, in another floating-point type."""
+        if not self.is_float:
+            return dataclasses.replace(self, model=self.model.to(device), device=device)
+        model = copy.deepcopy(self.model).to(device, DTYPES[dtype])
+        kind = self.kind.replace("fp32", dtype, 1)
+        return dataclasses.replace(self, kind=kind, model=model, device=device, dtype=DTYPES[dtype])
 
 
 def open_predictor(path: str | Path, name: str | None = None) -> Predictor:
@@ -149,40 +336,135 @@ def build_parser() -> argparse.ArgumentParser:
         prog="evaluate.py",
         description="Accuracy on held-out images, of an fp32 checkpoint, a calibrated checkpoint (fake-quantized in "
         "PyTorch) or an engine file (run by the compiled INT8 engine). Which of them it is, the file says.",
+        epilog="Over several processes: torchrun --nproc-per-node 4 pyharness/evaluate.py ... gives the same result.",
     )
     parser.add_argument(
         "weights", nargs="+", metavar="FILE", help="one or more files, each evaluated on the same images"
     )
     parser.add_argument("--model", help="timm name, for published checkpoints, which do not hold it")
-    parser.add_argument("--data", metavar="DIR", help="ImageNet-style folder with val/ (default: the held-out digits)")
+    parser.add_argument("--data", metavar="DIR", help=f"{DATA_HELP} (default: the held-out digits)")
     parser.add_argument("--batch", type=int, default=64, help="images per call (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=["fp32"],
+        help="floating-point types in which to evaluate fp32 checkpoints (default: fp32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="folder for evaluate.json and evaluate.md; a killed run that is started again goes on from there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-corrupt", type=float, default=MAX_CORRUPT_SHARE, metavar="SHARE",
+        help="share of unreadable images that is put up with (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from pyharness.data import get_dataset, make_loader
-
     args = build_parser().parse_args(argv)
     for flag, value in (("--batch", args.batch), ("--limit", args.limit), ("--threads", args.threads)):
         if value is not None and value < 1:
             raise HarnessError(f"{flag} must be at least 1, found {value}")
+    if not 0 <= args.max_corrupt <= 1:
+        raise HarnessError(f"--max-corrupt must be a share from 0 to 1, found {args.max_corrupt}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    for path in args.weights:
-        predictor = open_predictor(path, args.model)
-        dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model)
-        result = accuracy(predictor.predict, make_loader(dataset, args.batch, workers=args.workers), args.limit)
-        low, high = result.interval95
-        top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} %"
-        print(
-            f"{path} ({predictor.model_name}, {predictor.kind}): top-1 {result.top1:.2f} % "
-            f"[{low:.2f}, {high:.2f}]{top5}, {result.n} images",
-            flush=True,
-        )
+    with distributed.session():
+        device = distributed.device_for(args.device)
+        rows = [
+            evaluate_one(predictor, path, args)
+            for path in args.weights
+            for predictor in open_predictors(path, args.model, device, args.dtype)
+        ]
+        if args.out and distributed.is_main():
+            write_results(args.out, rows, args)
     return 0
+
+
+def open_predictors(
+    path: str | Path, name: str | None, device: torch.device, dtypes: Sequence[str]
+) -> Iterable[Predictor]:
+    """The model in a file on `device`; of a timm model one for each of `dtypes`."""
+    opened = open_predictor(path, name)
+    return (opened.on(device, dtype) for dtype in (dtypes if opened.is_float else dtypes[:1]))
+
+
+def evaluate_one(predictor: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate one model as the command line says, print its line, and return its row."""
+    from pyharness.pipeline import file_digest
+
+    dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model)
+    identity = {"weights": file_digest(Path(path)), "kind": predictor.kind, "data": str(args.data)}
+    evaluation = ShardedEvaluation(
+        dataset, args.batch, limit=args.limit, workers=args.workers,
+        folder=args.out and args.out / "partial",
+        identity={**identity, "device": predictor.device.type},
+        label=Path(path).name,
+    )  # fmt: skip
+    result, corrupt = evaluation.run(predictor.predict)
+    if distributed.is_main():
+        print(f"{path} ({predictor.model_name}, {predictor.kind}): {_in_words(result)}", flush=True)
+    check_corrupt(
+        corrupt,
+        result.n + result.corrupt,
+        args.out / "corrupt.txt" if args.out and distributed.is_main() else None,
+        args.max_corrupt,
+    )
+    return {
+        "file": str(path),
+        "model": predictor.model_name,
+        "method": predictor.kind,
+        "data": args.data or "digits",
+        "top1": result.top1,
+        "top1_interval95": result.interval95,
+        "top5": result.top5,
+        "top5_interval95": result.top5_interval95,
+        "n_eval": result.n,
+        "corrupt": corrupt,
+        "device": predictor.device.type,
+        "weights_sha256": identity["weights"],
+    }
+
+
+def _in_words(result: EvalResult) -> str:
+    low, high = result.interval95
+    text = f"top-1 {result.top1:.2f} % [{low:.2f}, {high:.2f}]"
+    if result.top5 is not None:
+        text += f", top-5 {result.top5:.2f} %"
+    unread = f", {result.corrupt} more cannot be read" if result.corrupt else ""
+    return f"{text}, {result.n} images{unread}"
+
+
+def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
+    """evaluate.json (`{"meta", "rows"}`) and evaluate.md in `folder`; the partial counts are done with and go."""
+    from pyharness.measure import environment
+
+    meta = environment(None, torch.get_num_threads())
+    meta |= {"batch": args.batch, "limit": args.limit, "processes": distributed.world_size()}
+    with atomic_path(folder / "evaluate.json") as temporary:
+        temporary.write_text(json.dumps({"meta": meta, "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
+    lines = [
+        "| file | model | method | top-1 % (95 % interval) | top-5 % (95 % interval) | images | unreadable |",
+        "| --- | --- | --- | --- | --- | ---: | ---: |",
+    ]
+    for row in rows:
+        top1 = _with_interval(row["top1"], row["top1_interval95"])
+        top5 = _with_interval(row["top5"], row["top5_interval95"])
+        name = Path(row["file"]).name
+        lines.append(
+            f"| {name} | {row['model']} | {row['method']} | {top1} | {top5} | {row['n_eval']} | {len(row['corrupt'])} |"
+        )
+    lines += ["", f"Data: {args.data or 'digits'}. {meta['device']}; torch {meta['torch']}; {meta['date'][:10]}."]
+    with atomic_path(folder / "evaluate.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / "partial", ignore_errors=True)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    return "-" if value is None else f"{value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 DEFAULT_WORK = ROOT / "results" / "local" / "work"
 
 SOURCES = (
-    "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
-    "fakequant", "fakequant_v2", "ft_format", "fused_convert", "fused_format", "models", "position_bias", "quantize",
-    "tensor_file", "training",
+    "archives", "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
+    "fakequant", "fakequant_v2", "ft_format", "fused_convert", "fused_format", "models", "position_bias", "procedural",
+    "quantize", "tensor_file", "training",
 )  # fmt: skip
 """Modules that what is kept depends on."""
 
@@ -64,7 +64,7 @@ class Inputs:
     """What one model's rows are made from.
 
     `weights`: the fp32 GELU checkpoint, None for the packaged teacher of the micro model. `student`: a finished
-    GELU-less checkpoint, None to distil one. `data`: an ImageNet-style folder, None for the digits.
+    GELU-less checkpoint, None to distil one. `data`: what `data.DATA_HELP` tells, None for the digits.
     """
 
     model: str

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
+from pyharness.data import DATA_HELP
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
 from pyharness.model_card import sha256, write_card
@@ -189,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
     parser.add_argument(
-        "--data", type=Path, help="ImageNet-style folder with train/; the micro model's default: digits"
+        "--data", type=Path, help=f"{DATA_HELP}; the micro model's default: digits"
     )
     parser.add_argument("--method", choices=METHODS, default="percentile", help="for activations (default: percentile)")
     parser.add_argument("--percentile", type=float, default=PERCENTILE, help=f"default: {PERCENTILE}")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyharness import gpu, measure, results
 from pyharness.config import GRAPHS, MICRO_DIGITS
+from pyharness.data import DATA_HELP
 from pyharness.errors import HarnessError, run_cli
 from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline
 from pyharness.results import METHODS, Table2Row
@@ -267,7 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--data", type=Path, metavar="DIR",
-        help="ImageNet-style folder with train/ and val/, for the models with --weights",
+        help=f"for the models with --weights: {DATA_HELP}",
     )  # fmt: skip
     what.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
     what.add_argument(

@@ -49,8 +49,8 @@ class TeacherOptions:
     max_shift_pixels: float = 2.5
 
 
-def learning_rate(options: TeacherOptions, progress_in_epochs: float) -> float:
-    """Linear warm-up, then half a cosine down to zero at the last epoch."""
+def learning_rate(options: Any, progress_in_epochs: float) -> float:
+    """Linear warm-up, then half a cosine down to zero at the last epoch; `options` have lr, epochs, warmup_epochs."""
     if progress_in_epochs < options.warmup_epochs:
         return options.lr * progress_in_epochs / options.warmup_epochs
     fraction = (progress_in_epochs - options.warmup_epochs) / (options.epochs - options.warmup_epochs)
@@ -81,6 +81,16 @@ def spread_initial_weights(model: nn.Module, seed: int) -> None:
                 nn.init.xavier_uniform_(module.weight)
 
 
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """For an optimizer: matrices decay; biases, norms, and what makes the position bias and V2's temperature do not."""
+    kept = ("relative_position", "cpb_mlp", "logit_scale")
+    named = [(p, p.ndim < 2 or any(part in name for part in kept)) for name, p in model.named_parameters()]
+    return [
+        {"params": [p for p, is_plain in named if not is_plain], "weight_decay": weight_decay},
+        {"params": [p for p, is_plain in named if is_plain], "weight_decay": 0.0},
+    ]
+
+
 @torch.inference_mode()
 def percent_correct(model: SwinTransformer, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy in percent, in eval mode."""
@@ -98,11 +108,7 @@ def train_teacher(
     train_images, train_labels, test_images, test_labels = digits_split()
     model = create_model(MICRO_DIGITS.name, seed=options.seed)
     spread_initial_weights(model, options.seed)
-    plain = [p for name, p in model.named_parameters() if p.ndim < 2 or "relative_position" in name]
-    decayed = [p for name, p in model.named_parameters() if not (p.ndim < 2 or "relative_position" in name)]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay))
     steps = math.ceil(len(train_labels) / options.batch_size)
     rows, watch = [], Stopwatch()
     with repeatable(options.seed):

@@ -19,6 +19,12 @@ std::vector<StageGeometry> stage_geometries(const ModelConfig& c) {
              c.img_h, "x", c.img_w, " does not divide into patches of ", c.patch_size);
   SWIN_CHECK(ValueError, where, c.int8_mode == 1 || c.int8_mode == 2, "int8_mode is ", c.int8_mode,
              "; 1 or 2 is needed");
+  SWIN_CHECK(ValueError, where, c.version == 1 || c.version == 2, "version is ", c.version,
+             "; Swin-V1 and -V2 are known");
+  SWIN_CHECK(ValueError, where, c.version == 1 || c.int8_mode == 1, "Swin-V2 has int8_mode 1 only, found ",
+             c.int8_mode);
+  SWIN_CHECK(ValueError, where, c.version == 1 || !c.qk_scale,
+             "Swin-V2 has a logit_scale of each head's own; a qk_scale has no place in it");
   std::vector<StageGeometry> all;
   for (std::size_t i = 0; i < stages; ++i) {
     StageGeometry g{};

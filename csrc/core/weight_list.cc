@@ -27,6 +27,11 @@ Parameter WeightList::parameter(const std::string& name, DType dtype, std::initi
   return backend_.upload_parameter(next(name, dtype, dims));
 }
 
+std::unique_ptr<PackedWeight> WeightList::weight(const std::string& name, std::int64_t n, std::int64_t k,
+                                                 InputRange input) {
+  return backend_.pack_weight(next(name, DType::kS8, {n, k}), input);
+}
+
 void WeightList::empty(const std::string& name, const char* why) {
   const TensorView& t = list_[position_++];
   SWIN_CHECK(ShapeError, name, t.numel() == 0, "found ", describe(t), "; an empty tensor is needed: ", why);

@@ -46,7 +46,7 @@ class ShimBackend : public swin::Backend {
     }
     return p;
   }
-  std::unique_ptr<swin::PackedWeight> pack_weight(const TensorView& host, InputRange) const override {
+  std::unique_ptr<swin::PackedWeight> pack_weight(const TensorView& host, swin::InputRange) const override {
     swin::DeviceBuffer memory = allocate(host.nbytes());
     std::memcpy(memory.get(), host.data, host.nbytes());
     return std::make_unique<swin::cuda::CudaPackedWeight>(host.dim(0), host.dim(1), std::move(memory));

@@ -949,12 +949,15 @@ void test_qk_and_pv() {
       fill_s8(q, random);
       fill_s8(key, random);
       fill_s8(v, random);
-      fill_s8(p, random);  // any sign, and padding that must not count
+      fill_s8(p, random);  // probabilities are never negative; padding may be anything and must not count
+      for (std::int64_t i = 0; i < p.size(); ++i) {
+        if (i % k.pitch < k.n) p.data()[i] &= 127;
+      }
       if (saturate) {
         std::memset(q.data(), -128, q.size());
         std::memset(key.data(), saturate == 1 ? -128 : 127, key.size());
-        std::memset(p.data(), saturate == 1 ? -128 : 127, p.size());
-        std::memset(v.data(), -128, v.size());
+        std::memset(p.data(), 127, p.size());
+        std::memset(v.data(), saturate == 1 ? -128 : 127, v.size());
       }
       const bool all_orders = k.bw * k.heads * k.n < 300 && saturate == 0;
       // For saturated inputs a factor that brings the sum back into range shows that it is exact.

@@ -101,6 +101,6 @@ def test_edit_and_refresh_give_the_series_back(tmp_path):
     subprocess.run([*git, "commit", "--quiet", "--all", "--message", "an edit"], env=env, check=True)
     patch_ft("refresh")
     names = [line for line in (copy / "patches/series").read_text().splitlines() if not line.startswith("#")]
-    assert [n for n in names if n.startswith("000")][:4] == [p.name for p in series()] and len(names) == len(series()) + 1
-    assert "applied 5 patches" in patch_ft("apply")
+    assert names[:-1] == [p.name for p in series()]
+    assert f"applied {len(names)} patches" in patch_ft("apply")
     assert "// edited" in (copy / "build/patch-check" / header.relative_to(copy / "build/patch-edit")).read_text()

@@ -22,6 +22,7 @@ PROGRAMS = (
     "quantize",
     "reproduce_table2",
     "results",
+    "train",
     "train_teacher",
     "tune_gemm",
 )
@@ -37,6 +38,7 @@ MISTAKES = {
     "quantize": (["--weights", "/no/such/file.pth", "--out", "{tmp}/out.pth"], "/no/such/file.pth"),
     "reproduce_table2": (["--weights", "a=/no/such/file.pth"], "there is no file /no/such/file.pth"),
     "results": (["{tmp}"], "reproduce.sh"),
+    "train": (["--out", "{tmp}", "--data", "procedural:colours=3"], "'colours=3' is not understood"),
     "train_teacher": (["--epochs", "0"], "--epochs"),
     "tune_gemm": (["--batch", "8", "0"], "--batch must be at least 1, found 0"),
 }

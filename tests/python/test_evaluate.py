@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torchrun_helper
 
 from pyharness import evaluate, models
 from pyharness.config import MICRO_DIGITS
@@ -150,7 +151,7 @@ def test_engine_files_run_on_the_engine(calibrated, tmp_path):
     save_engine_file(tmp_path / "engine.safetensors", to_engine_file(load_calibrated(calibrated)))
     on_engine = evaluate.open_predictor(tmp_path / "engine.safetensors")
     assert (on_engine.kind, on_engine.model_name) == ("engine, ft_int8", MICRO)
-    assert isinstance(on_engine.predict, engine.SwinInt8)
+    assert isinstance(on_engine.model, engine.SwinInt8)
     loader = make_loader(DigitsDataset(train=False), 32)
     fake = evaluate.accuracy(evaluate.open_predictor(calibrated).predict, loader, limit=96)
     assert evaluate.accuracy(on_engine.predict, loader, limit=96).top1 == pytest.approx(fake.top1, abs=5)
@@ -164,3 +165,123 @@ def test_program_explains_mistakes(tmp_path):
         evaluate.main([str(tmp_path / "none.safetensors")])
     with pytest.raises(CheckpointError, match="not of swin_tiny"):
         evaluate.main([str(models.MICRO_TEACHER), "--model", "swin_tiny_patch4_window7_224"])
+
+
+# --- many processes, many starts --------------------------------------------------------------------------------------
+
+
+def rows_of(folder):
+    import json
+
+    return json.loads((folder / "evaluate.json").read_text())["rows"]
+
+
+def test_two_processes_go_on_from_a_killed_one_to_the_same_result(tmp_path, monkeypatch):
+    """597 digits in 12 batches, the last of them short; the killed run had done 5."""
+    command = [str(models.MICRO_TEACHER), "--batch", "50"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "one")]) == 0
+
+    calls = []
+
+    def dies(self, images):
+        calls.append(len(images))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return self.model(images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "SAVE_SECONDS", 0.0)
+        patch.setattr(evaluate.Predictor, "predict", dies)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.main([*command, "--out", str(tmp_path / "two")])
+    assert not (tmp_path / "two" / "evaluate.json").exists()
+    done = torchrun_helper.run(["pyharness/evaluate.py", *command, "--out", str(tmp_path / "two")], 2)
+    assert [status for status, _, _ in done] == [0, 0], done
+    assert "5 of 12 batches are done" in done[0][2]
+    assert done[0][1].count("597 images") == 1 and done[1][1] == "", "process 0 alone prints"
+    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one")
+    assert not (tmp_path / "two" / "partial").exists()
+    table = (tmp_path / "one" / "evaluate.md").read_text()
+    assert "| swin_micro_digits.safetensors | swin_micro_digits | fp32 | 99.33 (98.29 to 99.74) |" in table
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Image n carries n; its label is n % 10, but of every 7th image, which cannot be read."""
+
+    def __len__(self):
+        return 95
+
+    def __getitem__(self, n):
+        return torch.full((1, 1, 1), float(n)), -1 if n % 7 == 3 else n % 10
+
+
+def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "SAVE_SECONDS", 0.0)
+    right = predictor([0 if n % 3 else 4 for n in range(95)])
+    asked = []
+
+    def predict(images):
+        asked.append([int(n) for n in images.flatten()])
+        if len(asked) == 3:
+            raise RuntimeError("killed")
+        return right(images)
+
+    def sharded():
+        return evaluate.ShardedEvaluation(Numbered(), 10, limit=88, folder=tmp_path, identity={"weights": "w"})
+
+    with pytest.raises(RuntimeError, match="killed"):
+        sharded().run(predict)
+    asked.append(None)
+    result, corrupt = sharded().run(predict)
+    assert [batch[0] for batch in asked[4:]] == [20, 30, 40, 50, 60, 70, 80] and len(asked[-1]) == 8
+    readable = [n for n in range(88) if n % 7 != 3]
+    assert (result.n, result.corrupt) == (len(readable), 88 - len(readable))
+    assert corrupt == [f"image {n}" for n in range(88) if n % 7 == 3]
+    assert result.top1 == pytest.approx(100 * sum(n % 3 != 0 for n in readable) / len(readable))
+    assert result.top5 == 100 and result.top5_interval95 == evaluate.wilson_interval(result.n, result.n)
+    before = len(asked)
+    assert sharded().run(predict) == (result, corrupt) and len(asked) == before, "nothing is left to do"
+    other = evaluate.ShardedEvaluation(Numbered(), 10, limit=88, folder=tmp_path, identity={"weights": "v"})
+    other.run(predict)
+    assert len(asked) == before + 9, "counts of other weights must not be taken"
+
+
+def test_damaged_partial_counts_are_counted_again(tmp_path):
+    first = evaluate.ShardedEvaluation(Numbered(), 10, folder=tmp_path)
+    result = first.run(predictor([0] * 95))
+    first.path.write_text(first.path.read_text()[:50])
+    assert evaluate.ShardedEvaluation(Numbered(), 10, folder=tmp_path).run(predictor([0] * 95)) == result
+
+
+def test_accuracy_leaves_unreadable_images_out():
+    loader = make_loader(Numbered(), 20)
+    result = evaluate.accuracy(predictor([0 if n % 3 else 1 for n in range(95)]), loader)
+    readable = [n for n in range(95) if n % 7 != 3]
+    assert (result.n, result.corrupt) == (len(readable), 95 - len(readable))
+    assert result.top1 == pytest.approx(100 * sum(n % 3 != 0 for n in readable) / len(readable))
+
+
+def test_more_unreadable_images_than_allowed_end_with_an_error(tmp_path, monkeypatch, capsys):
+    class Damaged(DigitsDataset):
+        def __getitem__(self, n):
+            image, label = super().__getitem__(n)
+            return image, -1 if n < 8 else label
+
+    monkeypatch.setattr(evaluate, "get_dataset", lambda *a, **k: Damaged(train=False))
+    command = [str(models.MICRO_TEACHER), "--limit", "100", "--out", str(tmp_path)]
+    with pytest.raises(DataError, match="8 of 100 images cannot be read, more than 1 %"):
+        evaluate.main(command)
+    assert "92 images, 8 more cannot be read" in capsys.readouterr().out
+    assert (tmp_path / "corrupt.txt").read_text().splitlines() == [f"image {n}" for n in range(8)]
+    assert evaluate.main([*command, "--max-corrupt", "0.1"]) == 0
+    (row,) = rows_of(tmp_path)
+    assert row["n_eval"] == 92 and len(row["corrupt"]) == 8
+
+
+def test_floating_point_types_each_give_a_row(tmp_path):
+    command = [str(models.MICRO_TEACHER), "--limit", "64", "--out", str(tmp_path), "--dtype", "fp32", "bf16"]
+    assert evaluate.main(command) == 0
+    assert [row["method"] for row in rows_of(tmp_path)] == ["fp32", "bf16"]
+    opened = list(evaluate.open_predictors(models.MICRO_TEACHER, None, torch.device("cpu"), ["fp16"]))[0]
+    assert next(opened.model.parameters()).dtype == torch.float16
+    assert opened.predict(torch.zeros(1, 1, 28, 28)).dtype == torch.float16

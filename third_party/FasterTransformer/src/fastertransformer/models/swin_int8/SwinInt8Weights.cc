@@ -1,6 +1,5 @@
 #include "SwinInt8Weights.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -15,98 +14,9 @@ using swin::ScaleQuad;
 using swin::ShapeError;
 using swin::TensorView;
 using swin::ValueError;
-
-std::vector<StageGeometry> stage_geometries(const swin::ModelConfig& c) {
-  const char* where = "swin_int8";
-  const std::size_t stages = c.depths.size();
-  SWIN_CHECK(ShapeError, where, stages > 0 && c.num_heads.size() == stages && c.window_size.size() == stages,
-             "depths, num_heads and window_size have ", stages, ", ", c.num_heads.size(), " and ", c.window_size.size(),
-             " entries; each needs one per stage");
-  SWIN_CHECK(ShapeError, where, c.patch_size > 0 && c.in_chans > 0 && c.embed_dim > 0 && c.num_classes >= 0,
-             "patch_size, in_chans and embed_dim must be positive, num_classes not negative");
-  SWIN_CHECK(ShapeError, where,
-             c.img_h > 0 && c.img_w > 0 && c.img_h % c.patch_size == 0 && c.img_w % c.patch_size == 0, "an image of ",
-             c.img_h, "x", c.img_w, " does not divide into patches of ", c.patch_size);
-  SWIN_CHECK(ValueError, where, c.int8_mode == 1 || c.int8_mode == 2, "int8_mode is ", c.int8_mode,
-             "; 1 or 2 is needed");
-  SWIN_CHECK(ValueError, where, c.version == 1 || c.version == 2, "version is ", c.version,
-             "; Swin-V1 and -V2 are known");
-  SWIN_CHECK(ValueError, where, c.version == 1 || c.int8_mode == 1, "Swin-V2 has int8_mode 1 only, found ",
-             c.int8_mode);
-  SWIN_CHECK(ValueError, where, c.version == 1 || !c.qk_scale,
-             "Swin-V2 has a logit_scale of each head's own; a qk_scale has no place in it");
-  std::vector<StageGeometry> all;
-  for (std::size_t i = 0; i < stages; ++i) {
-    StageGeometry g{};
-    g.dim = c.embed_dim << i;
-    g.heads = c.num_heads[i];
-    g.height = (c.img_h / c.patch_size) >> i;
-    g.width = (c.img_w / c.patch_size) >> i;
-    const std::int64_t window = c.window_size[i];
-    SWIN_CHECK(ShapeError, where, window > 0 && c.depths[i] > 0, "stage ", i, " has window ", window, " and ",
-               c.depths[i], " blocks; both must be positive");
-    g.window_h = std::min(g.height, window);
-    g.window_w = std::min(g.width, window);
-    g.shift_h = g.height <= window ? 0 : window / 2;
-    g.shift_w = g.width <= window ? 0 : window / 2;
-    g.hidden = static_cast<std::int64_t>(g.dim * c.mlp_ratio);
-    g.has_downsample = i + 1 < stages;
-    g.shifts = c.depths[i] > 1 && (g.shift_h > 0 || g.shift_w > 0);
-    SWIN_CHECK(ShapeError, where, g.heads > 0 && g.dim % g.heads == 0, "stage ", i, ": ", g.dim,
-               " channels do not divide into ", g.heads, " heads");
-    SWIN_CHECK(ShapeError, where,
-               g.height > 0 && g.width > 0 && g.height % g.window_h == 0 && g.width % g.window_w == 0, "stage ", i,
-               ": ", g.height, "x", g.width, " tokens do not divide into windows of ", g.window_h, "x", g.window_w,
-               "; choose an image or window size that does (Swin pads nothing)");
-    SWIN_CHECK(ShapeError, where, !g.has_downsample || (g.height % 2 == 0 && g.width % 2 == 0), "stage ", i, ": ",
-               g.height, "x", g.width, " tokens cannot be merged 2x2");
-    SWIN_CHECK(ShapeError, where, g.hidden > 0, "stage ", i, ": mlp_ratio ", c.mlp_ratio, " leaves no hidden channels");
-    all.push_back(g);
-  }
-  return all;
-}
+using swin::WeightList;
 
 namespace {
-
-// Walks the list in order, checking each tensor and naming it in every complaint.
-class Cursor {
- public:
-  Cursor(const std::vector<TensorView>& list, const swin::Backend& backend) : list_(list), backend_(backend) {}
-
-  const TensorView& next(const std::string& name, DType dtype, std::initializer_list<std::int64_t> dims) {
-    const TensorView& t = list_[position_++];
-    const TensorView wanted(t.data, dtype, dims);
-    SWIN_CHECK(DTypeError, name, t.dtype == dtype || t.numel() == 0, "found ", t.describe(), "; ", swin::name_of(dtype),
-               " is needed");
-    SWIN_CHECK(ShapeError, name, t.rank == wanted.rank && t.shape == wanted.shape, "found ", describe(t), "; ",
-               describe(wanted), " is needed");
-    return t;
-  }
-
-  Parameter parameter(const std::string& name, std::initializer_list<std::int64_t> dims) {
-    return backend_.upload_parameter(next(name, DType::kF16, dims));
-  }
-
-  std::unique_ptr<swin::PackedWeight> weight(const std::string& name, std::int64_t n, std::int64_t k) {
-    return backend_.pack_weight(next(name, DType::kS8, {n, k}));
-  }
-
-  void empty(const std::string& name, const char* why) {
-    const TensorView& t = list_[position_++];
-    SWIN_CHECK(ShapeError, name, t.numel() == 0, "found ", describe(t), "; an empty tensor is needed: ", why);
-  }
-
- private:
-  static std::string describe(TensorView t) {
-    static char present;
-    t.data = &present;  // an empty tensor may have no memory, and still has a shape to name
-    return t.describe();
-  }
-
-  const std::vector<TensorView>& list_;
-  const swin::Backend& backend_;
-  std::size_t position_ = 0;
-};
 
 void need_scale(const std::string& block, const char* quantizer, const ScaleQuad& q) {
   SWIN_CHECK(ValueError, block, std::isfinite(q.amax) && q.amax > 0, quantizer, " has amax ", q.amax,
@@ -156,7 +66,7 @@ void check_scales(const std::string& name, const swin::BlockScales& s, bool has_
 }
 
 // The list holds what was learnt, a logarithm; cosine attention multiplies with exp(min(logit_scale, log 100)).
-Parameter load_logit_scale(Cursor& list, const std::string& name, std::int64_t heads, const swin::Backend& backend) {
+Parameter load_logit_scale(WeightList& list, const std::string& name, std::int64_t heads, const swin::Backend& backend) {
   const TensorView& learnt = list.next(name, DType::kF32, {heads});
   std::vector<float> scale(heads);
   for (std::int64_t h = 0; h < heads; ++h) {
@@ -167,41 +77,41 @@ Parameter load_logit_scale(Cursor& list, const std::string& name, std::int64_t h
   return backend.upload_parameter(TensorView(scale.data(), DType::kF32, {heads}));
 }
 
-BlockWeights load_block(Cursor& list, const std::string& name, const swin::ModelConfig& config, const StageGeometry& g,
+BlockWeights load_block(WeightList& list, const std::string& name, const swin::ModelConfig& config, const StageGeometry& g,
                         const swin::Backend& backend) {
   const std::int64_t c = g.dim, area = g.window_area();
   BlockWeights w;
   w.qkv = list.weight(name + ".attn.qkv.weight", 3 * c, c);
   if (config.qkv_bias) {
-    w.qkv_bias = list.parameter(name + ".attn.qkv.bias", {3 * c});
+    w.qkv_bias = list.parameter(name + ".attn.qkv.bias", DType::kF16, {3 * c});
   } else {
     list.empty(name + ".attn.qkv.bias", "the model has no QKV bias");
     std::vector<float> zeros(3 * c, 0.0f);
     w.qkv_bias = backend.upload_parameter(TensorView(zeros.data(), DType::kF32, {3 * c}));
   }
   w.proj = list.weight(name + ".attn.proj.weight", c, c);
-  w.proj_bias = list.parameter(name + ".attn.proj.bias", {c});
+  w.proj_bias = list.parameter(name + ".attn.proj.bias", DType::kF16, {c});
   w.fc1 = list.weight(name + ".mlp.fc1.weight", g.hidden, c);
-  w.fc1_bias = list.parameter(name + ".mlp.fc1.bias", {g.hidden});
+  w.fc1_bias = list.parameter(name + ".mlp.fc1.bias", DType::kF16, {g.hidden});
   w.fc2 = list.weight(name + ".mlp.fc2.weight", c, g.hidden);
-  w.fc2_bias = list.parameter(name + ".mlp.fc2.bias", {c});
-  w.norm1_gamma = list.parameter(name + ".norm1.weight", {c});
-  w.norm1_beta = list.parameter(name + ".norm1.bias", {c});
-  w.norm2_gamma = list.parameter(name + ".norm2.weight", {c});
-  w.norm2_beta = list.parameter(name + ".norm2.bias", {c});
+  w.fc2_bias = list.parameter(name + ".mlp.fc2.bias", DType::kF16, {c});
+  w.norm1_gamma = list.parameter(name + ".norm1.weight", DType::kF16, {c});
+  w.norm1_beta = list.parameter(name + ".norm1.bias", DType::kF16, {c});
+  w.norm2_gamma = list.parameter(name + ".norm2.weight", DType::kF16, {c});
+  w.norm2_beta = list.parameter(name + ".norm2.bias", DType::kF16, {c});
   const TensorView scales = list.next(name + ".amaxList", DType::kF32, {swin::kScaleListLength});
   const TensorView host_scales = list.next(name + ".h_amaxList", DType::kF32, {swin::kScaleListLength});
   SWIN_CHECK(ValueError, name, std::memcmp(scales.data, host_scales.data, scales.nbytes()) == 0,
              "amaxList and h_amaxList differ; they must be copies of each other");
   w.scales = swin::decode_scales(scales.as<const float>());
   check_scales(name, w.scales, g.has_downsample, config.int8_mode == 2);
-  w.relative_position_bias = list.parameter(name + ".attn.relative_position_bias", {g.heads, area, area});
+  w.relative_position_bias = list.parameter(name + ".attn.relative_position_bias", DType::kF16, {g.heads, area, area});
   list.empty(name + ".attn.relative_position_bias_padded", "attention runs unfused");
   if (config.version == 2) w.logit_scale = load_logit_scale(list, name + ".attn.logit_scale", g.heads, backend);
   return w;
 }
 
-StageWeights load_stage(Cursor& list, std::size_t index, const swin::ModelConfig& config, const StageGeometry& g,
+StageWeights load_stage(WeightList& list, std::size_t index, const swin::ModelConfig& config, const StageGeometry& g,
                         const swin::Backend& backend) {
   const std::string name = "layers." + std::to_string(index);
   StageWeights w;
@@ -210,8 +120,8 @@ StageWeights load_stage(Cursor& list, std::size_t index, const swin::ModelConfig
   }
   if (g.has_downsample) {
     const std::int64_t normed = (config.version == 2 ? 2 : 4) * g.dim;  // Swin-V2 normalizes behind the reduction
-    w.merge_gamma = list.parameter(name + ".downsample.norm.weight", {normed});
-    w.merge_beta = list.parameter(name + ".downsample.norm.bias", {normed});
+    w.merge_gamma = list.parameter(name + ".downsample.norm.weight", DType::kF16, {normed});
+    w.merge_beta = list.parameter(name + ".downsample.norm.bias", DType::kF16, {normed});
     w.merge_reduction = list.weight(name + ".downsample.reduction.weight", 2 * g.dim, 4 * g.dim);
   } else {
     for (const char* part : {".downsample.norm.weight", ".downsample.norm.bias", ".downsample.reduction.weight"}) {
@@ -219,7 +129,7 @@ StageWeights load_stage(Cursor& list, std::size_t index, const swin::ModelConfig
     }
   }
   if (g.shifts) {
-    w.attn_mask = list.parameter(name + ".attn_mask", {g.windows(), g.window_area(), g.window_area()});
+    w.attn_mask = list.parameter(name + ".attn_mask", DType::kF16, {g.windows(), g.window_area(), g.window_area()});
   } else {
     list.empty(name + ".attn_mask", "no block of this stage shifts");
   }
@@ -239,25 +149,25 @@ ModelWeights load_weights(const swin::ModelConfig& config, const std::vector<Ten
              " are needed: ", per_block,
              " a block, 5 a stage, 6 at the end and 2 for the head (docs/weight_format.md)");
 
-  Cursor cursor(list, backend);
+  WeightList cursor(list, backend);
   ModelWeights w;
   for (std::size_t i = 0; i < stages.size(); ++i) w.stages.push_back(load_stage(cursor, i, config, stages[i], backend));
   const std::int64_t e = config.embed_dim, last = config.num_features();
   w.patch_weight =
-      cursor.parameter("patch_embed.proj.weight", {e, config.in_chans * config.patch_size * config.patch_size});
-  w.patch_bias = cursor.parameter("patch_embed.proj.bias", {e});
+      cursor.parameter("patch_embed.proj.weight", DType::kF16, {e, config.in_chans * config.patch_size * config.patch_size});
+  w.patch_bias = cursor.parameter("patch_embed.proj.bias", DType::kF16, {e});
   if (config.patch_norm) {
-    w.patch_gamma = cursor.parameter("patch_embed.norm.weight", {e});
-    w.patch_beta = cursor.parameter("patch_embed.norm.bias", {e});
+    w.patch_gamma = cursor.parameter("patch_embed.norm.weight", DType::kF16, {e});
+    w.patch_beta = cursor.parameter("patch_embed.norm.bias", DType::kF16, {e});
   } else {
     cursor.empty("patch_embed.norm.weight", "patch_norm is off");
     cursor.empty("patch_embed.norm.bias", "patch_norm is off");
   }
-  w.norm_gamma = cursor.parameter("norm.weight", {last});
-  w.norm_beta = cursor.parameter("norm.bias", {last});
+  w.norm_gamma = cursor.parameter("norm.weight", DType::kF16, {last});
+  w.norm_beta = cursor.parameter("norm.bias", DType::kF16, {last});
   if (config.num_classes > 0) {
-    w.head_weight = cursor.parameter("head.weight", {config.num_classes, last});
-    w.head_bias = cursor.parameter("head.bias", {config.num_classes});
+    w.head_weight = cursor.parameter("head.weight", DType::kF16, {config.num_classes, last});
+    w.head_bias = cursor.parameter("head.bias", DType::kF16, {config.num_classes});
   }
   return w;
 }

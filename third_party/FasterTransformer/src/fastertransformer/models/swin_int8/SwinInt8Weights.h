@@ -7,9 +7,12 @@
 
 #include "swin/backend.h"
 #include "swin/ft_format.h"
-#include "swin/graph.h"
+#include "swin/geometry.h"
+#include "swin/weight_list.h"
 
 namespace fastertransformer::FT_GRAPH {
+
+using swin::StageGeometry;
 
 struct BlockWeights {
   std::unique_ptr<swin::PackedWeight> qkv, proj, fc1, fc2;
@@ -33,18 +36,6 @@ struct ModelWeights {
   swin::Parameter norm_gamma, norm_beta;
   swin::Parameter head_weight, head_bias;  // none where num_classes is 0
 };
-
-// A stage's geometry: `window` and `shift` are after the rule that a window is at most the resolution and that a
-// window as large as the resolution does not shift.
-struct StageGeometry {
-  std::int64_t dim, heads, height, width, window_h, window_w, shift_h, shift_w, hidden;
-  bool has_downsample, shifts;
-  std::int64_t window_area() const { return window_h * window_w; }
-  std::int64_t windows() const { return (height / window_h) * (width / window_w); }
-};
-
-// ShapeError naming the stage where the configuration is not one a Swin can have.
-std::vector<StageGeometry> stage_geometries(const swin::ModelConfig& config);
 
 // ShapeError, DTypeError or ValueError naming the tensor or the scale that does not fit.
 ModelWeights load_weights(const swin::ModelConfig& config, const std::vector<swin::TensorView>& list,

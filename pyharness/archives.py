@@ -1,0 +1,307 @@
+"""Images in archives, read at random and without a network: tar files, WebDataset shards, parquet files.
+
+Each reader is one of timm's (`timm.data.readers.reader.Reader`): `reader[i]` is (open file, label). A tar file is read
+through once, and where each image lies in it is kept in an index, so that a subset of the images can be asked for in
+any order, as Algorithm 1 needs. The index lies beside the archives, or where that folder is not writable, in the user's
+cache; one that does not fit the archives any more is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader import Reader
+from timm.utils.misc import natural_key
+
+from pyharness.atomic import atomic_path
+from pyharness.errors import DataError
+from pyharness.training import report
+
+INDEX_VERSION = 1
+LABEL_MEMBERS = ("cls", "json")
+"""Where a WebDataset sample keeps its label: a number, or an object with "label"."""
+IMAGE_COLUMNS = ("image", "img", "jpg")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+"""Under which names a split is looked for, the first found counts."""
+
+
+def split_files(root: Path, split: str, suffix: str) -> list[Path]:
+    """The files `*suffix` of a split, in natural order: in `root/<split>/`, or in `root` or `root/data` with the split
+    as a word of their names. Empty where there are none."""
+    for name in SPLIT_NAMES[split]:
+        if found := sorted((root / name).glob(f"*{suffix}"), key=_natural):
+            return found
+        for folder in (root, root / "data"):
+            named = [p for p in folder.glob(f"*{suffix}") if name in re.split(r"[-_.]", p.name.lower())]
+            if named:
+                return sorted(named, key=_natural)
+    return []
+
+
+def _natural(path: Path) -> list[Any]:
+    return natural_key(path.name)
+
+
+# --- tar files --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """One image: its bytes are [offset, offset + size) of the archive number `archive`."""
+
+    archive: int
+    offset: int
+    size: int
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Where the images of some archives lie. `classes` is None where the archives hold numbers as labels."""
+
+    samples: list[TarSample]
+    classes: list[str] | None
+
+
+class TarReader(Reader):
+    """Images in tar files, of either layout: a folder (or a tar file, also one inside another) per class; or WebDataset
+    shards, in which files of the same name up to the first dot belong together and `.cls` or `.json` has the label."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__()
+        self.paths = [Path(path) for path in paths]
+        index = open_tar_index(self.paths)
+        self.samples, self.classes = index.samples, index.classes
+        self.num_classes = len(self.classes) if self.classes else 1 + max(s.label for s in self.samples)
+        self._handles: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        sample = self.samples[index]
+        data = os.pread(self._handle(sample.archive), sample.size, sample.offset)
+        return io.BytesIO(data), sample.label
+
+    def _handle(self, archive: int) -> int:
+        """A file descriptor of this process; `pread` moves no position, so processes cannot disturb each other."""
+        key = (os.getpid(), archive)
+        if key not in self._handles:
+            self._handles[key] = os.open(self.paths[archive], os.O_RDONLY)
+        return self._handles[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": {}}
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        sample = self.samples[index]
+        name = sample.name.rsplit("/", 1)[-1] if basename else f"{self.paths[sample.archive].name}/{sample.name}"
+        return str(self.paths[sample.archive].parent / name) if absolute else name
+
+
+def open_tar_index(paths: Sequence[Path]) -> TarIndex:
+    """The index of `paths`, from its file where there is one that fits, else made and kept.
+
+    DataError where an archive is missing, compressed or damaged, or no image has a label.
+    """
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{missing[0]}: no such archive")
+    identity = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+    places = _index_places(paths)
+    for place in places:
+        if (found := _read_index(place, identity)) is not None:
+            return found
+    report(f"reading through {len(paths)} archives of {paths[0].parent} once, to index them")
+    index = _build_index(paths)
+    content = {
+        "version": INDEX_VERSION,
+        "archives": identity,
+        "classes": index.classes,
+        "samples": [[s.archive, s.offset, s.size, s.name, s.label] for s in index.samples],
+    }
+    place = next((p for p in places if os.access(p.parent, os.W_OK | os.X_OK)), places[-1])
+    with atomic_path(place) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+    return index
+
+
+def _index_places(paths: Sequence[Path]) -> list[Path]:
+    """Beside the archives, and in the user's cache."""
+    digest = hashlib.sha256("\n".join(str(p.resolve()) for p in paths).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swin_int8"
+    return [paths[0].parent / f".swin-index-{digest}.json", cache / f"index-{digest}.json"]
+
+
+def _read_index(place: Path, identity: list[list[Any]]) -> TarIndex | None:
+    """None where there is no index at `place`, or it is of other archives, or damaged."""
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+        if content["version"] != INDEX_VERSION or content["archives"] != identity:
+            return None
+        return TarIndex([TarSample(*sample) for sample in content["samples"]], content["classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Member:
+    archive: int
+    folder: str
+    name: str
+    offset: int
+    size: int
+
+
+def _members(path: Path, archive: int) -> Iterator[_Member]:
+    """All files of a tar file, and of tar files inside it, at their place in `path`."""
+    try:
+        with tarfile.open(path, "r:") as outer:
+            for info in outer:
+                if not info.isfile():
+                    continue
+                if info.name.endswith(".tar"):
+                    stem = info.name.rsplit("/", 1)[-1].removesuffix(".tar")
+                    with tarfile.open(fileobj=outer.extractfile(info), mode="r:") as inner:
+                        for child in filter(tarfile.TarInfo.isfile, inner):
+                            yield _member(archive, child, info.offset_data, stem, f"{info.name.removeprefix('./')}/")
+                else:
+                    yield _member(archive, info, 0, path.stem, "")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: not a readable tar file ({error}); it must be complete and not compressed"
+        ) from None
+
+
+def _member(archive: int, info: tarfile.TarInfo, begin: int, stem: str, prefix: str) -> _Member:
+    name = info.name.removeprefix("./")
+    folders = name.split("/")[:-1]
+    return _Member(archive, folders[-1] if folders else stem, prefix + name, begin + info.offset_data, info.size)
+
+
+def _build_index(paths: Sequence[Path]) -> TarIndex:
+    members = [member for number, path in enumerate(paths) for member in _members(path, number)]
+    images = [m for m in members if Path(m.name).suffix.lower() in get_img_extensions(as_set=True)]
+    if not images:
+        raise DataError(f"{paths[0]}: no image in it (.jpg, .jpeg and .png are read); are these the right archives?")
+    labels = {_sample_key(m): m for m in members if _extension(m) in LABEL_MEMBERS}
+    if labels:
+        return _webdataset_index(paths, images, labels)
+    classes = sorted({m.folder for m in images}, key=natural_key)
+    if len(classes) == 1:
+        raise DataError(
+            f"{paths[0]}: its {len(images)} images have no labels; needed is a folder or a tar file per class, or "
+            "WebDataset samples with .cls"
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    samples = [TarSample(m.archive, m.offset, m.size, m.name, number[m.folder]) for m in images]
+    return TarIndex(samples, classes)
+
+
+def _sample_key(member: _Member) -> tuple[int, str]:
+    folder, _, base = member.name.rpartition("/")
+    return member.archive, f"{folder}/{base.split('.', 1)[0]}"
+
+
+def _extension(member: _Member) -> str:
+    return member.name.rsplit("/", 1)[-1].partition(".")[2].lower()
+
+
+def _webdataset_index(
+    paths: Sequence[Path], images: Sequence[_Member], labels: dict[tuple[int, str], _Member]
+) -> TarIndex:
+    samples = []
+    files = [open(path, "rb") for path in paths]
+    try:
+        for image in images:
+            where = labels.get(_sample_key(image))
+            if where is None:
+                raise DataError(
+                    f"{paths[image.archive]}: {image.name} has no label beside it (.{' or .'.join(LABEL_MEMBERS)})"
+                )
+            text = os.pread(files[where.archive].fileno(), where.size, where.offset)
+            label = _label_from(text, f"{paths[where.archive]}: {where.name}")
+            samples.append(TarSample(image.archive, image.offset, image.size, image.name, label))
+    finally:
+        for file in files:
+            file.close()
+    return TarIndex(samples, None)
+
+
+def _label_from(text: bytes, where: str) -> int:
+    try:
+        value = json.loads(text)
+        label = value["label"] if isinstance(value, dict) else value
+        if isinstance(label, int) and label >= 0:
+            return label
+    except (ValueError, KeyError):
+        pass
+    raise DataError(f"{where}: holds no label; a number from 0 up is needed, or JSON with one as \"label\"")
+
+
+# --- parquet ----------------------------------------------------------------------------------------------------------
+
+
+class ParquetReader(Reader):
+    """Images in parquet files, by Hugging Face `datasets`, which keeps a memory-mapped copy in its own cache.
+
+    The image column holds encoded images, as bytes or as `datasets.Image`; the label column holds class numbers.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__()
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                "parquet files are read by the package `datasets`, which is not installed: run "
+                "`pip install 'swin-int8[data]'`"
+            ) from None
+        datasets.disable_progress_bars()
+        try:
+            rows = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
+        except Exception as error:  # pyarrow's and datasets' kinds differ between versions
+            first = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{paths[0]}: not a readable parquet file ({first})") from None
+        self.image, self.label = (
+            _column(rows, names, what, paths[0])
+            for names, what in ((IMAGE_COLUMNS, "image"), (LABEL_COLUMNS, "label"))
+        )
+        if isinstance(rows.features[self.image], datasets.Image):
+            rows = rows.cast_column(self.image, datasets.Image(decode=False))
+        self.classes = getattr(rows.features[self.label], "names", None)
+        self.rows, self.source = rows, paths[0].parent
+        highest = max(rows.with_format("numpy")[self.label][:], default=-1)
+        self.num_classes = len(self.classes) if self.classes else int(highest) + 1
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        row = self.rows[int(index)]
+        image = row[self.image]
+        data = image.get("bytes") if isinstance(image, dict) else image
+        return io.BytesIO(data or b""), int(row[self.label])
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"{self.source}/row {index}" if absolute else f"row {index}"
+
+
+def _column(rows: Any, names: Sequence[str], what: str, path: Path) -> str:
+    for name in names:
+        if name in rows.column_names:
+            return name
+    raise DataError(
+        f"{path}: has no {what} column ({', '.join(names)} are looked for); it has {', '.join(rows.column_names)}"
+    )

@@ -1,0 +1,512 @@
+"""Train any Swin on any data set, from random weights or a checkpoint, in steps of minutes if need be.
+
+    python pyharness/train.py --model swin_tiny_patch4_window7_224 --data procedural --epochs 30 --batch 256 \\
+        --device cuda --max-minutes 9 --out tiny
+
+writes model.safetensors, log.csv and train.json to the folder. With --max-minutes a run stops in time, with status 3
+until it is done; started again, it goes on, to the same result bit for bit on a CPU with the same number of threads.
+Procedural images are made on the device that trains. AdamW, warm-up and half a cosine, label smoothing.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file: make `pyharness` importable and say plainly what is missing
+    import _script  # noqa: F401
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from pyharness.atomic import atomic_path
+from pyharness.checkpoint import load_pickle
+from pyharness.config import MICRO_DIGITS
+from pyharness.data import DATA_HELP, ImageSet, check_corrupt, get_dataset, make_loader
+from pyharness.errors import CheckpointError, HarnessError, run_cli
+from pyharness.evaluate import EvalResult, accuracy
+from pyharness.models import (
+    checkpoint_meta,
+    config_of,
+    create_model,
+    model_from_config,
+    save_checkpoint,
+)
+from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
+from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
+from pyharness.training import Stopwatch, progress, repeatable, report, write_csv
+
+LOG_FIELDS = (
+    "step", "epoch", "lr", "loss", "train_accuracy", "eval_accuracy", "eval_images", "images_per_s", "seconds",
+)  # fmt: skip
+STATE_VERSION = 1
+UNFINISHED = 3
+"""Exit status of a run that --max-minutes ended."""
+NARROW = 64
+"""Up to this many channels timm's initial weights hand on too little signal (see `spread_initial_weights`)."""
+_AMP = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Everything the weights depend on besides the model and the data set."""
+
+    epochs: float = 30
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.1
+    max_norm: float = 5.0
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for ok, message in (
+            (self.epochs > 0, f"--epochs must be greater than 0, found {self.epochs:g}"),
+            (self.batch_size > 0, f"--batch must be at least 1, found {self.batch_size}"),
+            (self.lr > 0, f"--lr must be greater than 0, found {self.lr:g}"),
+            (self.weight_decay >= 0, f"--weight-decay must be at least 0, found {self.weight_decay:g}"),
+            (
+                0 <= self.warmup_epochs < self.epochs,
+                f"--warmup-epochs must be at least 0 and below --epochs, found {self.warmup_epochs:g}",
+            ),
+            (0 <= self.label_smoothing < 1, f"--label-smoothing must be in [0, 1), found {self.label_smoothing:g}"),
+        ):
+            if not ok:
+                raise HarnessError(message)
+
+
+# --- The images -------------------------------------------------------------------------------------------------------
+
+
+def _derived_seed(*parts: int | str) -> int:
+    """A seed for one purpose; neighbouring numbers give unrelated seeds."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in an epoch, i64 [size]: a function of its arguments alone."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(_derived_seed(seed, "order", epoch)))
+
+
+class _SeededImages(Dataset):
+    """A data set asked by (index, seed): a random crop depends on its seed alone, not on what came before."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = item
+        state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            torch.manual_seed(seed)
+            try:
+                return self.dataset[index]
+            finally:
+                random.setstate(state)
+
+
+def training_batches(
+    dataset: Dataset, options: TrainingOptions, epoch: int, skip: int, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images f32 [B, C, H, W], labels i64 [B]) on `device`: an epoch without its first `skip` batches, all full."""
+    order = epoch_order(len(dataset), options.seed, epoch).split(options.batch_size)
+    batches = [batch for batch in order if len(batch) == options.batch_size][skip:]
+    if isinstance(dataset, ProceduralDataset):
+        for batch in batches:
+            yield dataset.batch(batch, device)
+        return
+    items = [[(i, _derived_seed(options.seed, "image", epoch, i)) for i in batch.tolist()] for batch in batches]
+    loader = DataLoader(
+        _SeededImages(dataset), batch_sampler=items, num_workers=workers, generator=torch.Generator(),
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    for images, labels in loader:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def evaluation_batches(
+    dataset: Dataset, batch_size: int, limit: int, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `limit` images in order, on `device`."""
+    if isinstance(dataset, ProceduralDataset):
+        for begin in range(0, min(limit, len(dataset)), batch_size):
+            yield dataset.batch(range(begin, min(begin + batch_size, limit, len(dataset))), device)
+        return
+    for images, labels in make_loader(dataset, batch_size, workers=workers):
+        yield images.to(device), labels
+
+
+# --- The run ----------------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """A training run with its state: what `run` does until the time is up, and what it leaves in `out_dir`."""
+
+    def __init__(
+        self,
+        model: SwinTransformer,
+        name: str,
+        train: Dataset,
+        heldout: Dataset,
+        options: TrainingOptions,
+        out_dir: Path,
+        *,
+        data: str = "",
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        eval_every: int = 500,
+        eval_images: int = 2000,
+        state_seconds: float = 120.0,
+    ) -> None:
+        self.name, self.options, self.out_dir, self.device = name, options, Path(out_dir), torch.device(device)
+        self.train, self.heldout, self.workers = train, heldout, workers
+        self.eval_every, self.eval_images, self.state_seconds = eval_every, eval_images, state_seconds
+        self.steps_per_epoch = len(train) // options.batch_size
+        if self.steps_per_epoch == 0:
+            raise HarnessError(
+                f"--batch {options.batch_size} is more than the {len(train)} training images; choose a smaller batch"
+            )
+        self.total = max(1, round(options.epochs * self.steps_per_epoch))
+        config = asdict(config_of(model, name))
+        self.identity = {**asdict(options), "data": data, "training images": len(train), "model": config}
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay))
+        self.step, self.rows, self.watch = 0, [], Stopwatch()
+        self._reset_sums()
+
+    @property
+    def state_path(self) -> Path:
+        return self.out_dir / "state.pt"
+
+    def run(self, max_seconds: float | None = None) -> bool:
+        """Train from where the state in `out_dir` stands; False where the time was up first.
+
+        CheckpointError where that state is of another run; HarnessError where the loss is no longer finite.
+        """
+        # Operations with a fixed order of additions are slow on a GPU, and there do not make all of it repeat.
+        fixed = repeatable(self.options.seed) if self.device.type == "cpu" else contextlib.nullcontext()
+        with fixed:
+            self._resume()
+            try:
+                return self._train(None if max_seconds is None else time.monotonic() + max_seconds)
+            except KeyboardInterrupt:
+                self._save_state()
+                raise
+
+    def _train(self, deadline: float | None) -> bool:
+        saved = time.monotonic()
+        while self.step < self.total:
+            epoch, within = divmod(self.step, self.steps_per_epoch)
+            batches = training_batches(self.train, self.options, epoch, within, self.workers, self.device)
+            bar = progress(batches, total=self.steps_per_epoch, initial=within, label=f"epoch {epoch + 1}")
+            self.model.train()
+            for images, labels in bar:
+                self._train_step(images, labels)
+                now = time.monotonic()
+                if self.step % self.eval_every == 0 or self.step == self.total:
+                    self._log_row()
+                if self.step == self.total:
+                    break
+                if deadline is not None and now >= deadline:
+                    self._save_state()
+                    return False
+                if now - saved >= self.state_seconds:
+                    self._save_state()
+                    saved = time.monotonic()
+        self._save_state()
+        return True
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+        lr = learning_rate(self.options, (self.step + 1) / self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        amp = _AMP[self.options.precision]
+        with torch.autocast(self.device.type, amp, enabled=amp is not torch.float32):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.options.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
+        self.optimizer.step()
+        self.step += 1
+        # Kept on the device: reading them each step would make a GPU wait.
+        self.sums += torch.stack([loss.detach().double(), (logits.argmax(1) == labels).double().mean()])
+        self.summed += 1
+
+    def _reset_sums(self) -> None:
+        self.sums, self.summed = torch.zeros(2, dtype=torch.float64, device=self.device), 0
+        self.timed_from = self.step, time.monotonic()
+
+    def _means(self) -> tuple[float, float]:
+        """Mean loss and training accuracy in percent since the last row; HarnessError where they are not finite."""
+        loss, right = (self.sums / max(self.summed, 1)).tolist()
+        if not torch.isfinite(self.sums).all():
+            raise HarnessError(
+                f"step {self.step}: the loss is not finite, the run has diverged; choose a lower learning rate than "
+                f"{self.options.lr:g} and another output folder"
+            )
+        return loss, 100.0 * right
+
+    def evaluate(self, limit: int) -> EvalResult:
+        """Accuracy on the first `limit` held-out images, in the precision of the training."""
+        self.model.eval()
+        amp = _AMP[self.options.precision]
+        batches = evaluation_batches(self.heldout, self.options.batch_size, limit, self.workers, self.device)
+        with torch.autocast(self.device.type, amp, enabled=amp is not torch.float32):
+            result = accuracy(self.model, batches, limit)
+        self.model.train()
+        return result
+
+    def _log_row(self) -> None:
+        loss, right = self._means()
+        step, since = self.timed_from
+        speed = (self.step - step) * self.options.batch_size / (time.monotonic() - since)
+        last = self.step == self.total
+        result = self.evaluate(len(self.heldout) if last else self.eval_images)
+        row = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 3),
+            "lr": round(self.optimizer.param_groups[0]["lr"], 8),
+            "loss": round(loss, 5),
+            "train_accuracy": round(right, 3),
+            "eval_accuracy": round(result.top1, 3),
+            "eval_images": result.n,
+            "images_per_s": round(speed, 1),
+            "seconds": round(self.watch.seconds(), 1),
+        }
+        self.rows.append(row)
+        write_csv(self.out_dir / "log.csv", LOG_FIELDS, self.rows)
+        report(
+            f"step {self.step}/{self.total}: loss {loss:.4f}, train accuracy {right:.2f} %, held-out accuracy "
+            f"{result.top1:.2f} % of {result.n}, {speed:.0f} images/s, {row['seconds']:.0f} s"
+        )
+        self._reset_sums()
+
+    # State
+
+    def _save_state(self) -> None:
+        self._means()  # a state that has diverged is no use
+        content = {
+            "version": STATE_VERSION,
+            "identity": self.identity,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rows": self.rows,
+            "sums": self.sums.cpu(),
+            "summed": self.summed,
+            "seconds": self.watch.seconds(),
+        }
+        with atomic_path(self.state_path) as temporary:
+            torch.save(content, temporary)
+
+    def _resume(self) -> None:
+        if not self.state_path.exists():
+            return
+        content = load_pickle(self.state_path)
+        advice = f"remove {self.out_dir} to begin anew, or choose another output folder"
+        if not isinstance(content, dict) or content.get("version") != STATE_VERSION:
+            raise CheckpointError(f"{self.state_path}: not a training state of version {STATE_VERSION}; {advice}")
+        before = content["identity"]
+        if changed := [
+            f"{key} was {before.get(key)}, now {value}"
+            for key, value in json.loads(json.dumps(self.identity)).items()
+            if json.loads(json.dumps(before.get(key))) != value
+        ]:
+            raise CheckpointError(f"{self.state_path}: is of another run: {'; '.join(changed)}. {advice}")
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.rows = content["step"], content["rows"]
+        self.watch = Stopwatch(content["seconds"])
+        self._reset_sums()
+        self.sums += content["sums"].to(self.device)
+        self.summed = content["summed"]
+        report(f"resuming {self.state_path} at step {self.step}/{self.total}")
+
+    def finish(self) -> tuple[Path, dict[str, Any]]:
+        """Write the trained model, and a record beside it; the accuracy is that of the last row: of all held-out
+        images, in the precision of the training. DataError where too many training images could not be read."""
+        path = self.out_dir / "model.safetensors"
+        last = self.rows[-1]
+        result = {"heldout_accuracy": last["eval_accuracy"], "heldout_images": last["eval_images"]}
+        model = self.model.eval()
+        save_checkpoint(path, model, checkpoint_meta(model, self.name, training=asdict(self.options), **result))
+        record = {"options": asdict(self.options), "data": self.identity["data"], "steps": self.total, **result}
+        record |= {"seconds": last["seconds"], "device": self.device.type, "torch": torch.__version__}
+        with atomic_path(self.out_dir / "train.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if isinstance(self.train, ImageSet):
+            names = [self.train.filename(i) for i in self.train.corrupt()]
+            check_corrupt(names, self.train.asked(), self.out_dir / "corrupt.txt")
+        return path, result
+
+
+# --- The program ------------------------------------------------------------------------------------------------------
+
+
+def build_model(
+    name: str, *, classes: int | None, weights: str, changes: dict[str, Any], new_name: str | None, seed: int
+) -> tuple[SwinTransformer, str]:
+    """The model to train, and its name. `changes` replace fields of the geometry of the model `name`; what they make
+    has random weights and a name of its own."""
+    if not changes:
+        model = create_model(name, num_classes=classes, weights=weights, seed=seed)
+        final = name
+    else:
+        if weights != "random":
+            raise HarnessError("--set makes a new geometry, which no checkpoint fits; leave --weights out")
+        base = config_of(create_model(name), name)
+        if classes is not None:
+            changes = {"num_classes": classes, **changes}
+        final = new_name or f"{name}_custom"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = model_from_config(dataclasses.replace(base, **changes, name=final))
+    if weights == "random" and config_of(model, final).embed_dim <= NARROW:
+        spread_initial_weights(model, seed)
+    return model, final
+
+
+def parse_changes(words: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE words as fields of a `SwinConfig`: img_size=56, embed_dim=32, depths=2,2, num_heads=1,2, ..."""
+    lists = ("depths", "num_heads", "window_size")
+    numbers = ("patch_size", "in_chans", "num_classes", "embed_dim")
+    found: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            if key == "img_size":
+                found[key] = (int(value), int(value))
+            elif key == "mlp_ratio":
+                found[key] = float(value)
+            elif key in lists:
+                found[key] = tuple(int(v) for v in value.split(","))
+            elif key in numbers:
+                found[key] = int(value)
+            else:
+                raise ValueError
+        except ValueError:
+            raise HarnessError(
+                f"--set {word!r} is not understood; give KEY=NUMBER, or KEY=N,N,... with one number per stage, of "
+                f"img_size, mlp_ratio, {', '.join((*numbers, *lists))}"
+            ) from None
+    return found
+
+
+def classes_of(data: str | None, classes: int | None) -> int | None:
+    """How many classes to train: as the command line says, else as the data set's name does."""
+    if classes is None and data is not None and is_procedural(data):
+        return ProceduralSpec.parse(data).classes
+    return classes
+
+
+def build_parser() -> argparse.ArgumentParser:
+    default = TrainingOptions()
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train any Swin (GELU, fp32 weights) on any data set: a teacher for distill.py.",
+        epilog=f"Exit status {UNFINISHED}: --max-minutes ended the run; start it again with the same options.",
+    )
+    what = parser.add_argument_group("model and data")
+    what.add_argument("--model", default=MICRO_DIGITS.name, help="timm name (default: %(default)s)")
+    what.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes",
+        help="another geometry than the model's, as in: img_size=56 embed_dim=32 depths=2,2 num_heads=1,2 "
+        "window_size=7,7 in_chans=3",
+    )  # fmt: skip
+    what.add_argument("--name", help="what to call a model of --set (default: the model's name and _custom)")
+    what.add_argument(
+        "--classes", type=int, metavar="N", help="default: of procedural sets their own, else the model's number"
+    )
+    what.add_argument("--weights", default="random", metavar="FILE", help="where to start (default: random)")
+    what.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
+    what.add_argument("--out", type=Path, required=True, metavar="DIR", help="model, log and state go here")
+    how = parser.add_argument_group("training")
+    how.add_argument("--epochs", type=float, default=default.epochs, help="default: %(default)s")
+    how.add_argument("--batch", type=int, default=default.batch_size, help="images per step (default: %(default)s)")
+    how.add_argument("--lr", type=float, default=default.lr, help="highest learning rate (default: %(default)s)")
+    how.add_argument("--weight-decay", type=float, default=default.weight_decay, help="default: %(default)s")
+    how.add_argument("--warmup-epochs", type=float, default=default.warmup_epochs, help="default: %(default)s")
+    how.add_argument("--label-smoothing", type=float, default=default.label_smoothing, help="default: %(default)s")
+    how.add_argument("--seed", type=int, default=default.seed, help="of weights, order, crops (default: %(default)s)")
+    how.add_argument(
+        "--precision", choices=_AMP, help="bf16 is mixed: fp32 weights and sums (default: bf16 on a GPU, else fp32)"
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="only cpu repeats bit for bit")
+    machine.add_argument("--max-minutes", type=float, metavar="M", help="stop in time, with the state written")
+    machine.add_argument(
+        "--eval-every", type=int, default=500, metavar="N", help="steps between two rows of the log (default: 500)"
+    )
+    machine.add_argument(
+        "--eval-images", type=int, default=2000, metavar="N",
+        help="held-out images for a row of the log; all of them for the last (default: %(default)s)",
+    )  # fmt: skip
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    machine.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    for flag, value in (
+        ("--threads", args.threads), ("--eval-every", args.eval_every), ("--eval-images", args.eval_images),
+        ("--classes", args.classes),
+    ):  # fmt: skip
+        if value is not None and value < 1:
+            raise HarnessError(f"{flag} must be at least 1, found {value}")
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        raise HarnessError(f"--max-minutes must be greater than 0, found {args.max_minutes:g}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise HarnessError("--device cuda: PyTorch finds no GPU; use --device cpu")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    options = TrainingOptions(
+        epochs=args.epochs, batch_size=args.batch, lr=args.lr, weight_decay=args.weight_decay,
+        warmup_epochs=args.warmup_epochs, label_smoothing=args.label_smoothing, seed=args.seed,
+        precision=args.precision or ("bf16" if args.device == "cuda" else "fp32"),
+    )  # fmt: skip
+    started = time.monotonic()
+    model, name = build_model(
+        args.model, classes=classes_of(args.data, args.classes), weights=args.weights,
+        changes=parse_changes(args.changes), new_name=args.name, seed=args.seed,
+    )  # fmt: skip
+    training = Training(
+        model,
+        name,
+        get_dataset(args.data, name, train=True, model=model, augment=True),
+        get_dataset(args.data, name, train=False, model=model),
+        options,
+        args.out,
+        data=str(args.data),
+        device=args.device,
+        workers=args.workers,
+        eval_every=args.eval_every,
+        eval_images=args.eval_images,
+    )
+    left = None if args.max_minutes is None else 60 * args.max_minutes - (time.monotonic() - started)
+    if not training.run(left):
+        print(f"{args.out}: stopped at step {training.step}/{training.total}; start it again to go on")
+        return UNFINISHED
+    path, result = training.finish()
+    print(f"{path}: held-out accuracy {result['heldout_accuracy']:.2f} % on {result['heldout_images']} images")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

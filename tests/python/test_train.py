@@ -1,0 +1,146 @@
+"""train.py: it learns, stops in time, goes on to the same bits; and a small model at 224 from training to the engine."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from pyharness import train as t
+from pyharness.config import MICRO_DIGITS
+from pyharness.data import DigitsDataset, get_dataset
+from pyharness.errors import CheckpointError, EngineError, HarnessError
+from pyharness.models import create_model, load_model
+
+QUICK = t.TrainingOptions(epochs=2, batch_size=8, lr=2e-3, warmup_epochs=0.2, seed=4)
+GEOMETRY = ["--set", "img_size=28", "patch_size=4", "in_chans=3", "embed_dim=32", "depths=1", "num_heads=1", "window_size=7"]
+
+
+def training(folder, options=QUICK, data="procedural:classes=10,train=40,val=12", **more):
+    model = create_model(MICRO_DIGITS.name, seed=options.seed)
+    t.spread_initial_weights(model, options.seed)
+    sets = [get_dataset(data, MICRO_DIGITS.name, train=part, model=model) for part in (True, False)]
+    return t.Training(model, MICRO_DIGITS.name, *sets, options, folder, data=data, **{"eval_every": 4, **more})
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
+    """40 images in batches of 8, two epochs: 10 steps; stopped after the first, inside the epoch, and again."""
+    whole = training(tmp_path / "whole")
+    assert whole.run() and whole.step == 10
+    stops = 0
+    while not (part := training(tmp_path / "parts")).run(max_seconds=0):
+        stops += 1
+    assert stops == 9
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, part.model.state_dict()[name]), name
+    timeless = [[{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in run.rows] for run in (whole, part)]
+    assert timeless[0] == timeless[1] and [row["step"] for row in whole.rows] == [4, 8, 10]
+    assert whole.rows[-1]["lr"] == 0 and whole.rows[-1]["eval_images"] == 12
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    training(tmp_path).run(max_seconds=0)
+    with pytest.raises(CheckpointError, match="batch_size was 8, now 4"):
+        training(tmp_path, t.TrainingOptions(epochs=2, batch_size=4, lr=2e-3, warmup_epochs=0.2, seed=4)).run()
+    with pytest.raises(CheckpointError, match="data was procedural"):
+        training(tmp_path, data="procedural:classes=10,train=40,val=12,seed=1").run()
+
+
+def test_divergence_is_an_error_and_leaves_no_state(tmp_path):
+    run = training(tmp_path)
+    with torch.no_grad():
+        run.model.head.fc.weight[0, 0] = float("nan")
+    with pytest.raises(HarnessError, match="step 4: the loss is not finite"):
+        run.run()
+    assert not run.state_path.exists()
+
+
+def test_it_learns_and_bfloat16_does_too(tmp_path):
+    """400 digits for 5 epochs: far above the 10 % of chance on digits it has not seen."""
+    model = create_model(MICRO_DIGITS.name, seed=0)
+    t.spread_initial_weights(model, 0)
+    few = torch.utils.data.Subset(DigitsDataset(train=True), range(400))
+    heldout = torch.utils.data.Subset(DigitsDataset(train=False), range(200))
+    options = t.TrainingOptions(epochs=5, batch_size=16, lr=2e-3, warmup_epochs=0.5, precision="bf16")
+    run = t.Training(model, MICRO_DIGITS.name, few, heldout, options, tmp_path, eval_every=1000)
+    assert run.run()
+    assert run.rows[-1]["eval_accuracy"] > 40
+    assert all(p.dtype == torch.float32 for p in run.model.parameters()), "bf16 is for the arithmetic, not the weights"
+
+
+def test_the_program_makes_a_model_of_its_own_geometry(tmp_path, capsys):
+    command = ["--out", str(tmp_path), "--data", "procedural:classes=5,train=16,val=6", "--batch", "8", *GEOMETRY]
+    command += ["--epochs", "1", "--warmup-epochs", "0.1"]
+    assert t.main([*command, "--max-minutes", "0.00001"]) == t.UNFINISHED
+    assert "stopped at step 1/2" in capsys.readouterr().out
+    assert t.main(command) == 0
+    model, meta = load_model(tmp_path / "model.safetensors")
+    assert meta["model"] == "swin_micro_digits_custom" and model.num_classes == 5
+    assert meta["config"]["img_size"] == [28, 28] and meta["config"]["depths"] == [1]
+    (row,) = csv.DictReader((tmp_path / "log.csv").read_text().splitlines())
+    record = json.loads((tmp_path / "train.json").read_text())
+    assert float(row["eval_accuracy"]) == record["heldout_accuracy"] == meta["heldout_accuracy"]
+    assert record["heldout_images"] == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "depth=2"], "'depth=2' is not understood"),
+        (["--set", "depths=2,x"], "'depths=2,x' is not understood"),
+        (["--set", "embed_dim=32", "--weights", "pretrained"], "leave --weights out"),
+        (["--epochs", "1", "--warmup-epochs", "1"], "--warmup-epochs must be at least 0 and below"),
+        (["--max-minutes", "0"], "--max-minutes"),
+        (["--batch", "2000"], "more than the 1200 training images"),
+    ],
+)
+def test_mistakes_are_explained(words, message, tmp_path):
+    with pytest.raises(HarnessError, match=message):
+        t.main(["--out", str(tmp_path), *words])
+
+
+def test_a_small_model_at_224_goes_all_the_way_to_the_engine(tmp_path, capsys):
+    """Train, distil, calibrate, convert and evaluate on procedural images, by the programs' own command lines.
+
+    Two steps teach nothing: what is held is that all parts take the images at this size, and that the engine answers as
+    the fake-quantized model does.
+    """
+    from pyharness import convert, distill, engine, evaluate, quantize
+
+    try:
+        engine.engine_info()
+    except EngineError as error:
+        pytest.skip(f"the engine is not built: {error}")
+    data = ["--data", "procedural:classes=6,size=224,train=10,val=4"]
+    geometry = "img_size=224 patch_size=4 in_chans=3 embed_dim=32 depths=1,1,1,1 num_heads=1,2,4,8 window_size=7,7,7,7"
+    model = ["--set", *geometry.split(), "--name", "swin_small_224"]
+    teacher = [*model, *data, "--out", str(tmp_path / "t"), "--batch", "2", "--epochs", "0.4"]
+    assert t.main([*teacher, "--warmup-epochs", "0.1"]) == 0
+    weights, student = tmp_path / "t" / "model.safetensors", tmp_path / "s" / "student.safetensors"
+    named = ["--model", "swin_small_224"]
+    assert distill.main([*named, "--weights", str(weights), *data, "--out", str(tmp_path / "s")]) == 0
+    files = []
+    for name, source in (("ft", weights), ("geluless", student)):
+        calibrated, converted = tmp_path / f"{name}.calibrated.safetensors", tmp_path / f"{name}.engine.safetensors"
+        calibrate = ["--weights", str(source), *data, "--out", str(calibrated), "--batches", "1", "--batch-size", "4"]
+        assert quantize.main(calibrate) == 0
+        assert convert.main(["to-engine", str(calibrated), str(converted)]) == 0
+        files += [calibrated, converted]
+    out = ["--out", str(tmp_path / "e"), "--batch", "4"]
+    assert evaluate.main([str(weights), str(student), *map(str, files), *data, *out]) == 0
+    rows = json.loads((tmp_path / "e" / "evaluate.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == [
+        "fp32", "fp32, GELU-less", "fake-quantized, ft_int8", "engine, ft_int8", "fake-quantized, geluless_int8",
+        "engine, geluless_int8",
+    ]  # fmt: skip
+    assert all(row["n_eval"] == 4 and row["model"] == "swin_small_224" for row in rows)
+    opened = [evaluate.open_predictor(file) for file in files]
+    dataset = get_dataset(data[1], "swin_small_224", train=False, model=opened[0].timm_model)
+    images, _ = dataset.batch(range(4))
+    for fake, real in (opened[:2], opened[2:]):
+        with torch.inference_mode():
+            expected, found = fake.predict(images), real.predict(images)
+        spread = (expected - expected.mean(0)).square().mean()
+        assert (expected - found).square().mean() < 0.02 * expected.square().mean() + 0.1 * spread
