@@ -258,6 +258,14 @@ def test_pictures_show_every_method_and_op(tmp_path: Path, meta: dict, table2_ro
     assert_png_with_content(tmp_path / "table1.png", least_colours=9)
 
 
+def test_every_method_and_op_has_a_look_of_its_own() -> None:
+    styles = [plots.METHOD_STYLES[method] for method in results.METHODS]
+    assert all(len(set(column)) == len(styles) for column in zip(*styles))
+    ops = [*results.FUSED_OPS, *results.FUSED_GRAPH_OPS]
+    assert len({plots.OP_STYLES[op] for op in ops}) == len(ops)
+    assert all(plots.OP_STYLES[v2] == plots.OP_STYLES[v1] for v1, v2 in zip(results.FUSED_OPS, results.FUSED_OPS_V2))
+
+
 def test_a_picture_without_figures_is_left_out(tmp_path: Path, meta: dict, table2_rows: list) -> None:
     document = copy.deepcopy(results.document_of(meta, table2_rows))
     for row in document["rows"]:
