@@ -9,14 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pyharness.checkpoint import load_checkpoint, save_state_dict, to_microsoft_layout
+from pyharness.checkpoint import (
+    AMAX_SUFFIX,
+    describe_geometry,
+    load_checkpoint,
+    save_state_dict,
+    to_microsoft_layout,
+)
 from pyharness.config import GRAPHS, SwinConfig
 from pyharness.engine_file import amax_problem
 from pyharness.errors import CalibrationError, CheckpointError, FormatError
@@ -120,23 +126,82 @@ def save_calibrated(path: str | Path, checkpoint: CalibratedCheckpoint) -> None:
     save_state_dict(path, checkpoint.state, meta)
 
 
-def load_calibrated(path: str | Path) -> CalibratedCheckpoint:
-    """Read a calibrated checkpoint.
+def load_calibrated(path: str | Path, name: str | None = None, *, int8_mode: int | None = None) -> CalibratedCheckpoint:
+    """Read a calibrated checkpoint: ours, which says what it is of, or one that FasterTransformer's tool wrote.
 
-    CheckpointError where the file cannot be read; CalibrationError where it is not calibrated, or an amax is no use.
+    The latter holds Microsoft's names and the quantizers' amax alone: its geometry is that of the timm model `name`,
+    with the file's own numbers of classes and channels; graph and int8_mode follow from which quantizers it has
+    (`int8_mode` overrules that where the file has more than the mode needs).
+
+    CheckpointError where the file cannot be read or is not of that model; CalibrationError where it is not calibrated,
+    or an amax is no use.
     """
     state, meta = load_checkpoint(path)
-    lacking = [key for key in ("config", "graph", "int8_mode") if key not in meta]
-    if lacking:
+    if not any(key.endswith(AMAX_SUFFIX) for key in state):
         raise CalibrationError(
-            f"{path}: its meta data has no {', '.join(lacking)}, so it is no calibrated checkpoint; "
-            "make one with `python pyharness/quantize.py`"
+            f"{path}: is not calibrated, it has no amax of any quantizer; make a calibrated checkpoint with "
+            "`python pyharness/quantize.py`"
         )
+    state = {key: t.float().reshape(()) if _is_scalar_amax(key, t) else t for key, t in state.items()}
+    if all(key in meta for key in ("config", "graph", "int8_mode")):
+        checkpoint = _described(path, state, meta)
+        wanted = (name or checkpoint.config.name, int8_mode or checkpoint.int8_mode)
+        if wanted != (checkpoint.config.name, checkpoint.int8_mode):
+            raise CheckpointError(
+                f"{path}: says that it is of {checkpoint.config.name}, int8_mode {checkpoint.int8_mode}, not of "
+                f"{wanted[0]}, int8_mode {wanted[1]}; leave these options out"
+            )
+    else:
+        if name is None:
+            raise CheckpointError(
+                f"{path}: is calibrated, as by FasterTransformer's tool, and does not say of which model; give its "
+                f"timm name (--model). It shows {describe_geometry(state)}"
+            )
+        checkpoint = _recognized(path, state, name, int8_mode)
+    checkpoint.check(str(path))
+    return checkpoint
+
+
+def _is_scalar_amax(name: str, tensor: Tensor) -> bool:
+    """FT's quantizers keep an amax as [] or as [1]; ours as []."""
+    return name.endswith(AMAX_SUFFIX) and tensor.numel() == 1
+
+
+def _described(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> CalibratedCheckpoint:
+    """The checkpoint of a file that says what it is of."""
     if meta["graph"] not in GRAPHS or meta["int8_mode"] not in (1, 2):
         raise FormatError(f"{path}: graph {meta['graph']!r}, int8_mode {meta['int8_mode']!r} are unknown")
     config = SwinConfig.from_json(json.dumps(meta["config"]))
     described = {"config", "graph", "int8_mode", "model", "activation"}
     rest = {key: value for key, value in meta.items() if key not in described}
-    checkpoint = CalibratedCheckpoint(config, meta["graph"], meta["int8_mode"], to_microsoft_layout(state), rest)
-    checkpoint.check(str(path))
-    return checkpoint
+    return CalibratedCheckpoint(config, meta["graph"], meta["int8_mode"], to_microsoft_layout(state), rest)
+
+
+def _recognized(
+    path: str | Path, state: Mapping[str, Tensor], name: str, int8_mode: int | None
+) -> CalibratedCheckpoint:
+    """The checkpoint of a file that does not say what it is of: of the timm model `name`, checked tensor by tensor."""
+    from pyharness.models import config_of, create_model, load_state, make_geluless
+
+    weights = {key: tensor for key, tensor in state.items() if not key.endswith(AMAX_SUFFIX)}
+    biases = [key for key in weights if key.endswith(".mlp.fc1.bias")]
+    geluless = not any(weights[key].any() for key in biases)
+    if geluless and any(key.endswith(".mlp.fc1._aftergemm_quantizer._amax") for key in state):
+        raise CheckpointError(
+            f"{path}: has no FC1 bias but zero, as a GELU-less model, yet a quantizer between FC1 and its bias, "
+            "as a GELU model; give the calibrated file that pyharness/quantize.py wrote"
+        )
+    if int8_mode is None:
+        int8_mode = 1 if any(key.endswith(".mlp.fc2._aftergemm_quantizer._amax") for key in state) else 2
+    classes = len(weights["head.fc.weight"]) if "head.fc.weight" in weights else 0
+    patches = weights.get("patch_embed.proj.weight")
+    in_chans = None if patches is None or patches.dim() != 4 else patches.shape[1]
+    model = create_model(name, num_classes=classes, in_chans=in_chans)
+    if geluless:
+        make_geluless(model)
+        weights = {**{key: t for key, t in model.state_dict().items() if key.endswith(".mlp.fc1.bias")}, **weights}
+    load_state(model, weights, {}, str(path))
+    config = config_of(model, name)
+    kept = {key: tensor for key, tensor in state.items() if not (geluless and key in biases)}
+    graph = "geluless_int8" if geluless else "ft_int8"
+    return CalibratedCheckpoint(config, graph, int8_mode, to_microsoft_layout(kept), {"weights": Path(path).name})

@@ -1,12 +1,13 @@
-"""Reading and writing checkpoints, in timm's and in Microsoft's layout, without running code from the file.
+"""Reading and writing checkpoints of timm, Microsoft and Hugging Face, without running code from the file.
 
-The two layouts differ in names only:
+The format is told from the content. Hugging Face's, a folder, is that of pyharness/hf_format.py. The layouts of timm
+and Microsoft differ in names only, each line by itself, since older versions of timm mix them:
 
 | timm | Microsoft |
 |---|---|
 | `layers.{i+1}.downsample.*`, at the start of stage i+1 | `layers.{i}.downsample.*`, at the end of stage i |
 | `head.fc.*` | `head.*` |
-| not stored | buffers `relative_position_index`, `attn_mask` |
+| not stored | buffers `relative_position_index`, `attn_mask`; Swin-V2's `relative_coords_table` |
 
 Both gather a 2x2 patch for the reduction in the order (row, column) = (0,0), (1,0), (0,1), (1,1), so its columns are
 the same; tests/python/test_models.py holds that down.
@@ -15,9 +16,10 @@ the same; tests/python/test_models.py holds that down.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +28,97 @@ from torch import Tensor
 
 from pyharness.atomic import atomic_path
 from pyharness.errors import CheckpointError
+from pyharness.hf_format import CONFIG_NAME, is_huggingface, load_folder
 from pyharness.tensor_file import load_tensors, save_tensors
 
 FORMAT = "swin-checkpoint"
-WRAPPERS = ("model", "state_dict", "model_ema")
+WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Keys under which training programs store the state dict, the first found counts."""
 
-_DERIVED_BUFFERS = ("relative_position_index", "attn_mask")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DistributedDataParallel, torch.compile and training programs put before every name."""
+
+AMAX_SUFFIX = "_quantizer._amax"
+"""How the names of a calibrated checkpoint's scales end."""
+
+_DERIVED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint: the state dict in timm's layout, and the meta data stored with it ({} where there is none).
 
-    `.safetensors` by its suffix; anything else as a PyTorch file, restricted to tensors and plain containers.
-    CheckpointError where the file is missing, cut off, holds objects whose loading could run code, or no state dict.
+    A folder, or a file of one, as Hugging Face's: its meta data is that of config.json. `.safetensors` by its suffix;
+    anything else as a PyTorch file, restricted to tensors and plain containers. CheckpointError where the file is
+    missing, cut off, holds objects whose loading could run code, no state dict, or is an engine file.
     """
     path = Path(path)
+    if path.is_dir():
+        return _load_huggingface(path)
     if path.suffix == ".safetensors":
         tensors, header = load_tensors(path, CheckpointError)
-        return to_timm_layout(tensors), _decode_meta(path, header.get("meta", "{}"))
-    content = load_pickle(path)
-    meta = content.get("meta", {}) if isinstance(content, Mapping) else {}
-    return to_timm_layout(_unwrap(path, content)), dict(meta) if isinstance(meta, Mapping) else {}
+        if header.get("format") == "swin-int8":
+            raise CheckpointError(
+                f"{path}: is an engine file, its weights are int8; `python pyharness/convert.py to-timm` (or to-hf, "
+                "to-microsoft, to-checkpoint) makes a checkpoint of it"
+            )
+        state, meta = _without_prefix(tensors), _decode_meta(path, header.get("meta", "{}"))
+    else:
+        content = load_pickle(path)
+        meta = content.get("meta", {}) if isinstance(content, Mapping) else {}
+        state, meta = unwrap_state_dict(path, content), dict(meta) if isinstance(meta, Mapping) else {}
+    if is_huggingface(state):
+        if not (path.parent / CONFIG_NAME).is_file():
+            raise CheckpointError(
+                f"{path}: is a Hugging Face checkpoint, whose geometry stands in {CONFIG_NAME}; put that file beside it"
+            )
+        return _load_huggingface(path.parent)
+    return to_timm_layout(state), meta
+
+
+def _load_huggingface(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state, meta = load_folder(folder)
+    return to_timm_layout(state), meta
+
+
+def describe_state(names: Iterable[str]) -> str:
+    """What a state dict seems to be of, in words, by the names of its tensors: for messages about one that won't do."""
+    names = set(names)
+    kinds = (
+        ("a calibrated Swin checkpoint (with the amax of quantizers)", lambda n: n.endswith(AMAX_SUFFIX)),
+        ("Hugging Face's Swin", lambda n: n.removeprefix("swin.").startswith("embeddings.patch_embeddings.")),
+        ("a Swin-V2", lambda n: n.endswith((".attn.logit_scale", ".attn.cpb_mlp.0.weight"))),
+        ("a masked-image pretraining checkpoint", lambda n: n.endswith("mask_token")),
+        ("a Swin-V1 in Microsoft's layout", lambda n: n.startswith("layers.0.downsample.") or n == "head.weight"),
+        ("a Swin-V1 in timm's layout", lambda n: n.endswith(".attn.relative_position_bias_table")),
+        ("a ViT", lambda n: n == "cls_token"),
+    )
+    if not any(".attn." in name or name.startswith(("swin.", "embeddings.")) for name in names):
+        return f"no Swin (its first tensors: {', '.join(sorted(names)[:3])})"
+    return next((kind for kind, fits in kinds if any(map(fits, names))), "no Swin that is known here")
+
+
+def describe_geometry(state: Mapping[str, Tensor]) -> str:
+    """The sizes that a Swin state dict (timm's layout) shows, in words; "" where it shows none."""
+    tables = {
+        name: t
+        for name, t in state.items()
+        if re.match(r"^layers\.\d+\.blocks\.0\.attn\.relative_position_bias_table$", name)
+    }
+    if not tables or "patch_embed.proj.weight" not in state:
+        return ""
+    stages = range(len(tables))
+    depths = [
+        sum(bool(re.match(rf"^layers\.{i}\.blocks\.\d+\.norm1\.weight$", name)) for name in state) for i in stages
+    ]
+    heads = [t.shape[-1] for t in tables.values()]
+    windows = [(math.isqrt(t.shape[0]) + 1) / 2 for t in tables.values()]
+    embed_dim, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
+    head = state.get("head.fc.weight")
+    return (
+        f"embed_dim {embed_dim}, depths {depths}, num_heads {heads}, windows [{', '.join(f'{w:g}' for w in windows)}], "
+        f"patch {patch}, in_chans {in_chans}, {head.shape[0] if head is not None else 0} classes"
+    )
 
 
 def save_state_dict(path: str | Path, state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -122,8 +192,8 @@ def load_pickle(path: Path) -> Any:
         ) from None
 
 
-def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict inside `content`: out of its wrapper, and without the `module.` of DistributedDataParallel."""
+def unwrap_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict inside `content`: out of its wrapper, and without the prefix of a training program's wrapper."""
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -138,6 +208,11 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
             f"{path}: {', '.join(strange[:5])} {'is' if len(strange) == 1 else 'are'} not a tensor by name; a state "
             f"dict, alone or under one of the keys {', '.join(WRAPPERS)}, is needed"
         )
-    if all(name.startswith("module.") for name in content):
-        return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return dict(content)
+    return _without_prefix(content)
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return dict(state)

@@ -1,10 +1,10 @@
-"""The geometry of a Swin-V1 model, as the engine, the converter and the reference all read it."""
+"""The geometry of a Swin model, V1 or V2, as the engine, the converter and the reference all read it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pyharness.errors import FormatError
@@ -57,7 +57,11 @@ class StageGeometry:
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """A Swin-V1 model. `window_size` has one entry per stage; `qk_scale` None means head_dim ** -0.5."""
+    """A Swin model. `window_size` has one entry per stage; `qk_scale` None means head_dim ** -0.5.
+
+    `version` 2 is Swin-V2 (res-post-norm, cosine attention, no qk_scale). Its `pretrained_window_size` is the window,
+    one per stage, that the weights of the position bias were trained with; empty, or 0 in a stage: this model's own.
+    """
 
     name: str
     img_size: tuple[int, int]
@@ -72,13 +76,15 @@ class SwinConfig:
     qkv_bias: bool = True
     qk_scale: float | None = None
     patch_norm: bool = True
+    version: int = 1
+    pretrained_window_size: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         def need(condition: bool, message: str) -> None:
             if not condition:
                 raise FormatError(f"model {self.name!r}: {message}")
 
-        for field in ("img_size", "depths", "num_heads", "window_size"):
+        for field in ("img_size", "depths", "num_heads", "window_size", "pretrained_window_size"):
             object.__setattr__(self, field, tuple(int(v) for v in getattr(self, field)))
         need(len(self.img_size) == 2, f"img_size must be (height, width), found {self.img_size}")
         stages = len(self.depths)
@@ -86,6 +92,7 @@ class SwinConfig:
         for field in ("num_heads", "window_size"):
             found = len(getattr(self, field))
             need(found == stages, f"{field} has {found} entries, depths has {stages}; give one per stage")
+        self._check_version(need)
         need(min(self.depths) > 0, f"every stage needs at least one block, found depths {self.depths}")
         need(
             all(size > 0 and size % self.patch_size == 0 for size in self.img_size),
@@ -104,6 +111,18 @@ class SwinConfig:
             need(
                 not stage.has_downsample or all(r % 2 == 0 for r in stage.resolution),
                 f"stage {stage.index}: resolution {stage.resolution} is odd and cannot be merged 2x2",
+            )
+
+    def _check_version(self, need: Callable[[bool, str], None]) -> None:
+        need(self.version in (1, 2), f"version {self.version!r} is unknown; Swin-V1 is 1, Swin-V2 is 2")
+        trained, stages = self.pretrained_window_size, len(self.depths)
+        if self.version == 1:
+            need(not trained, "has a pretrained_window_size, which Swin-V1's position bias does not know")
+        else:
+            need(self.qk_scale is None, "has a qk_scale; Swin-V2 has a logit_scale of each head's own instead")
+            need(
+                len(trained) in (0, stages),
+                f"pretrained_window_size has {len(trained)} entries, depths has {stages}; give one per stage, or none",
             )
 
     @property

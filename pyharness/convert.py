@@ -1,7 +1,9 @@
-"""Between the calibrated checkpoint and the engine file (FasterTransformer's weight list and scale lists).
+"""Between checkpoints of all formats and the engine file (FasterTransformer's weight list and scale lists).
 
-    to-engine      calibrated checkpoint -> engine file
-    to-checkpoint  engine file -> calibrated checkpoint with dequantized weights, of which to-engine makes the same file
+    to-engine      calibrated checkpoint (ours, or FasterTransformer's with --model) -> engine file
+    to-checkpoint  engine file -> calibrated checkpoint with dequantized weights, of which to-engine makes the same
+                   file; or a calibrated checkpoint -> the same as another kind of file
+    to-timm, to-microsoft, to-hf   any of our files -> a floating-point checkpoint for others (pyharness/export.py)
     random         an engine file with random weights, for latency
     show           the header and the scales of an engine file
 
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyharness import export
 from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, StageGeometry, SwinConfig
@@ -33,7 +36,8 @@ from pyharness.engine_file import (
     weight_specs,
 )
 from pyharness.errors import CheckpointError, HarnessError, run_cli
-from pyharness.ft_format import FIELD_BY_NAME, decode_scales, quantizer_name
+from pyharness.ft_format import SCALE_FIELDS, decode_scales, quantizer_name
+from pyharness.model_card import file_meta, write_card
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["dequantize_weight", "quantize_weight", "random_engine_file", "to_checkpoint", "to_engine_file"]
@@ -96,6 +100,10 @@ class ListBuilder:
             rows = (2 * window[0] - 1) * (2 * window[1] - 1)
             table = self._take(f"{spec.name}_table", (rows, spec.shape[0]))
             return expand_bias_table(_to_fp16(f"{spec.name}_table", table), window)
+        if spec.name.endswith(".logit_scale"):
+            return self._take(spec.name, (*spec.shape, 1, 1)).flatten().float()
+        if spec.name.endswith(".attn.qkv.bias") and self._checkpoint.config.version == 2:
+            return self._qkv_bias_v2(spec)
         if spec.name == "patch_embed.proj.weight":
             config = self._checkpoint.config
             kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
@@ -105,6 +113,13 @@ class ListBuilder:
             amax = self._checkpoint.state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"]
             return quantize_weight(values, float(amax))
         return _to_fp16(spec.name, values)
+
+    def _qkv_bias_v2(self, spec: TensorSpec) -> Tensor:
+        """(q, 0, v): Swin-V2's k has no bias."""
+        channels = spec.shape[0] // 3
+        names = (spec.name.replace("qkv.bias", "q_bias"), spec.name.replace("qkv.bias", "v_bias"))
+        q, v = (_to_fp16(name, self._take(name, (channels,))) for name in names)
+        return torch.cat((q, torch.zeros_like(q), v))
 
     def _stage(self, name: str) -> StageGeometry:
         return self._stages[".".join(name.split(".")[:2])]
@@ -156,7 +171,7 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
     for stage in config.stages():
         for block in range(stage.depth):
             prefix = f"layers.{stage.index}.blocks.{block}."
-            for scale, value in decode_scales(tensors[prefix + "amaxList"].tolist()).items():
+            for scale, value in decode_scales(tensors[prefix + "amaxList"].tolist(), config.version).items():
                 if value:
                     state[f"{quantizer_name(scale, stage.index, block)}._amax"] = torch.tensor(value)
             bias = tensors[prefix + "attn.relative_position_bias"].float()
@@ -168,11 +183,23 @@ def to_checkpoint(ef: EngineFile) -> CalibratedCheckpoint:
         if spec.dtype == torch.int8:
             amax = float(state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"])
             state[spec.name] = dequantize_weight(tensor, amax)
+        elif config.version == 2 and spec.name.endswith(".attn.qkv.bias"):
+            state |= _split_qkv_bias(spec.name, tensor.float())
+        elif spec.name.endswith(".logit_scale"):
+            state[spec.name] = tensor[:, None, None].clone()
         else:
             state[spec.name] = tensor.float()
     kernel = (config.embed_dim, config.in_chans, config.patch_size, config.patch_size)
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].reshape(kernel)
     return CalibratedCheckpoint(config, ef.graph, ef.int8_mode, state, dict(ef.meta))
+
+
+def _split_qkv_bias(name: str, bias: Tensor) -> dict[str, Tensor]:
+    """Swin-V2's q_bias and v_bias [C] from the list's (q, 0, v)."""
+    q, k, v = bias.chunk(3)
+    if k.any():
+        raise CheckpointError(f"{name} has a bias for k, which a Swin-V2 checkpoint has no place for")
+    return {name.replace("qkv.bias", "q_bias"): q.clone(), name.replace("qkv.bias", "v_bias"): v.clone()}
 
 
 def describe(ef: EngineFile) -> str:
@@ -192,9 +219,10 @@ def describe(ef: EngineFile) -> str:
 
         return "\n".join([*lines, *describe_fused(ef)[:-1]])
     tensors = ef.by_name()
-    names = [name for name, scale in FIELD_BY_NAME.items() if scale.kind != "factor"]
+    version = ef.config.version
+    names = [scale.name for scale in SCALE_FIELDS if scale.kind != "factor" and version in scale.versions]
     blocks = [(stage.index, block) for stage in ef.config.stages() for block in range(stage.depth)]
-    lists = [decode_scales(tensors[f"layers.{i}.blocks.{j}.amaxList"].tolist()) for i, j in blocks]
+    lists = [decode_scales(tensors[f"layers.{i}.blocks.{j}.amaxList"].tolist(), version) for i, j in blocks]
     for start in range(0, len(blocks), 6):
         part = slice(start, start + 6)
         lines.append(f"{'amax':<22}" + "".join(f"{f'{i}.{j}':>11}" for i, j in blocks[part]))
@@ -206,23 +234,27 @@ def describe(ef: EngineFile) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Convert between calibrated checkpoints and engine files.")
+    parser = argparse.ArgumentParser(
+        description="Convert between checkpoints (ours, timm's, Microsoft's, Hugging Face's, FasterTransformer's "
+        "calibrated ones) and engine files. What a file is, its content says."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("to-engine", help="calibrated checkpoint -> engine file")
-    command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py")
+    command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py or FT's calibration tool")
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command.add_argument("--graph", choices=ENGINE_GRAPHS, help="default: the one the checkpoint is calibrated for")
+    _add_origin(command)
     command = commands.add_parser("to-checkpoint", help="engine file -> calibrated checkpoint")
-    command.add_argument("engine_file", type=Path)
-    command.add_argument("out", type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
+    command.add_argument("engine_file", type=Path, help="engine file, or a calibrated checkpoint to write anew")
+    command.add_argument("out", type=Path, help="calibrated checkpoint to write: .safetensors or .pth (as FT's)")
+    _add_origin(command)
+    export.add_commands(commands)
     command = commands.add_parser("random", help="engine file with random weights, for latency")
     command.add_argument("--model", default=MICRO_DIGITS.name, help="timm name, or swin_micro_digits (default)")
     command.add_argument("--img-size", type=int, help="default: the model's own")
     command.add_argument("--graph", choices=ENGINE_GRAPHS, default="ft_int8", help="default: ft_int8")
     command.add_argument("--int8-mode", type=int, choices=(1, 2), default=1)
-    command.add_argument(
-        "--activation", choices=("relu", "gelu"), default="relu", help=f"of {FUSED_GRAPH} (default: relu)"
-    )
+    command.add_argument("--activation", choices=("relu", "gelu"), help=f"of {FUSED_GRAPH} alone (default: relu)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command = commands.add_parser("show", help="print the header and the scales of an engine file")
@@ -230,24 +262,47 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_origin(command: argparse.ArgumentParser) -> None:
+    """Options for calibrated checkpoints that do not say what they are of, as FT's calibration tool writes them."""
+    command.add_argument("--model", help="timm name, for a calibrated checkpoint that does not hold it")
+    command.add_argument("--int8-mode", type=int, choices=(1, 2), help="the same; default: what its quantizers show")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.command == "show":
         print(describe(load_engine_file(args.engine_file)))
         return 0
+    if args.command in export.COMMANDS:
+        return export.run(args, argv)
     if args.command == "to-checkpoint":
-        save_calibrated(args.out, to_checkpoint(load_engine_file(args.engine_file)))
+        dequantized = export.is_engine_file(args.engine_file)
+        save_calibrated(args.out, export.open_calibrated(args.engine_file, args.model, args.int8_mode))
+        kind = f"calibrated checkpoint{' with dequantized weights' if dequantized else ''}"
+        write_card(args.out, kind, inputs={"source": args.engine_file}, argv=argv)
     else:
         if args.out.suffix != ".safetensors":
             raise HarnessError(f"{args.out}: an engine file's name must end in .safetensors")
         if args.command == "to-engine":
-            ef = to_engine_file(load_calibrated(args.checkpoint), args.graph)
+            ef = to_engine_file(load_calibrated(args.checkpoint, args.model, int8_mode=args.int8_mode), args.graph)
         else:
+            _check_random(args)
             config = _geometry(args.model, args.img_size)
-            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation)
+            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation or "relu")
         save_engine_file(args.out, ef)
+        source = {"calibrated checkpoint": args.checkpoint} if args.command == "to-engine" else {"weights": "random"}
+        meta = {**file_meta(args.out), "activation": "gelu" if ef.gelu else "relu"}
+        write_card(args.out, "engine file", meta=meta, inputs=source, argv=argv)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
     return 0
+
+
+def _check_random(args: argparse.Namespace) -> None:
+    """HarnessError for an option that the graph would ignore."""
+    if args.graph == FUSED_GRAPH and args.int8_mode != 1:
+        raise HarnessError(f"{FUSED_GRAPH} has no int8_mode {args.int8_mode}; leave --int8-mode out")
+    if args.graph != FUSED_GRAPH and args.activation:
+        raise HarnessError(f"--activation is for {FUSED_GRAPH}; {args.graph} says itself whether there is GELU")
 
 
 def _geometry(name: str, img_size: int | None) -> SwinConfig:

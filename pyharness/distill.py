@@ -40,6 +40,7 @@ from pyharness.config import MICRO_DIGITS
 from pyharness.data import get_dataset, make_loader
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.evaluate import EvalResult, accuracy
+from pyharness.model_card import write_card
 from pyharness.models import (
     blocks_of,
     checkpoint_meta,
@@ -50,6 +51,7 @@ from pyharness.models import (
     make_geluless,
     make_geluless_block,
     save_checkpoint,
+    weights_source,
 )
 from pyharness.training import Stopwatch, progress, repeatable, report, write_csv
 
@@ -183,7 +185,7 @@ def distill(
     device: str = "cpu",
     stop_after_steps: int | None = None,
 ) -> DistillSummary | None:
-    """Make `teacher` (timm Swin-V1 with GELU, called `name`) GELU-less; images f32 [B, C, H, W], labels i64 [B].
+    """Make `teacher` (a timm Swin with GELU, called `name`) GELU-less; images f32 [B, C, H, W], labels i64 [B].
 
     Writes `out_dir`/student.safetensors, log.csv (one row per block) and state.pt (after every block and every
     `state_every` steps). Where state.pt is already there the run goes on from it; a finished one is only read.
@@ -521,6 +523,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         state_every=args.state_every,
         workers=args.workers,
         device=args.device,
+    )
+    write_card(
+        summary.student_path,
+        "GELU-less student",
+        inputs={"teacher": weights_source(args.model, args.weights)},
+        data=args.data or "scikit-learn's digits, training images",
+        accuracy={"top1 on the held-out images": round(summary.rows[-1]["eval_accuracy"], 3)},
+        argv=argv,
     )
     print(
         f"{summary.student_path}: GELU-less, held-out accuracy {summary.rows[-1]['eval_accuracy']:.2f} %, "

@@ -51,7 +51,7 @@ def load() -> None:
 
 def _fake_forward(
     images, weights, graph, int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads,
-    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, residual, skip, features_only, poison,
+    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, version, residual, skip, features_only, poison,
 ):  # fmt: skip
     """Shape and dtype of the model op's result, for torch.compile and torch.export."""
     features = embed_dim * 2 ** (len(depths) - 1)
@@ -77,7 +77,7 @@ class OpInfo:
 
 
 class SwinInt8(nn.Module):
-    """An INT8 Swin-V1 on the compiled engine; inference only, without gradients.
+    """An INT8 Swin, V1 or V2, on the compiled engine; inference only, without gradients.
 
     Args:
         weights: The graph's weight list (docs/weight_format.md, docs/fused.md), on any device; kept as buffers.
@@ -127,7 +127,7 @@ class SwinInt8(nn.Module):
         return (
             self.graph, self.int8_mode, list(c.img_size), c.patch_size, c.in_chans, c.num_classes, c.embed_dim,
             list(c.depths), list(c.num_heads), list(c.window_size), c.mlp_ratio, c.qkv_bias, c.qk_scale, c.patch_norm,
-            self.residual,
+            c.version, self.residual,
         )  # fmt: skip
 
     def _run(
@@ -160,8 +160,8 @@ class SwinInt8(nn.Module):
     def trace(self, images: Tensor) -> list[tuple[OpInfo, list[Tensor]]]:
         """What every operation of a forward pass wrote, in order: [(operation, its outputs)]. For tests and debugging.
 
-        proj_bias_residual_norm2, proj_norm and mlp_norm write two tensors, the residual stream and the int8 one; the
-        mlp_norm of a stage's last block the residual stream alone.
+        proj_bias_residual_norm2 (Swin-V2: proj_bias_norm1_residual), proj_norm and mlp_norm write two tensors, the
+        residual stream and the int8 one; the mlp_norm of a stage's last block the residual stream alone.
         """
         outputs = iter(torch.ops.swin_int8.trace(images, self._weights(), *self._config_args()))
         return [(op, [next(outputs) for _ in range(self._outputs(op))]) for op in self.ops(images.shape[0])]
@@ -170,7 +170,7 @@ class SwinInt8(nn.Module):
         """How many tensors an operation writes."""
         if op.name == "mlp_norm":
             return 1 if op.block == self.config.depths[op.stage] - 1 else 2
-        return 2 if op.name in ("proj_bias_residual_norm2", "proj_norm") else 1
+        return 2 if op.name in ("proj_bias_residual_norm2", "proj_bias_norm1_residual", "proj_norm") else 1
 
     def ops(self, batch: int) -> list[OpInfo]:
         """The operations of a forward pass of `batch` images, in order."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pyharness import ft_format, fused_format
-from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, StageGeometry, SwinConfig
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, GRAPHS, StageGeometry, SwinConfig
 from pyharness.errors import CalibrationError, FormatError
 from pyharness.tensor_file import load_tensors, save_tensors
 
@@ -48,6 +48,11 @@ def weight_specs(config: SwinConfig, graph: str, gelu: bool = False) -> list[Ten
     `gelu` says whether a model of the fused graph has GELU; FasterTransformer's graphs say it themselves.
     """
     lists = fused_format if graph == FUSED_GRAPH else ft_format
+    block_fields, stage_fields = ft_format.block_weights(config.version), ft_format.stage_weights(config.version)
+    if graph == FUSED_GRAPH:
+        if config.version != 1:
+            raise FormatError(f"{config.name}: {FUSED_GRAPH} runs Swin-V1 only; Swin-V2 has {' and '.join(GRAPHS)}")
+        block_fields, stage_fields = lists.BLOCK_WEIGHTS, lists.STAGE_WEIGHTS
     gelu = gelu if graph == FUSED_GRAPH else graph == "ft_int8"
     specs: list[TensorSpec] = []
     for stage in config.stages():
@@ -55,8 +60,8 @@ def weight_specs(config: SwinConfig, graph: str, gelu: bool = False) -> list[Ten
         empty = _empty_slots(config, stage, gelu)
         for block in range(stage.depth):
             prefix = f"layers.{stage.index}.blocks.{block}."
-            specs += _resolve(lists.BLOCK_WEIGHTS, prefix, symbols, empty)
-        specs += _resolve(lists.STAGE_WEIGHTS, f"layers.{stage.index}.", symbols, empty)
+            specs += _resolve(block_fields, prefix, symbols, empty)
+        specs += _resolve(stage_fields, f"layers.{stage.index}.", symbols, empty)
     symbols = {
         "E": config.embed_dim,
         "P": config.in_chans * config.patch_size**2,
@@ -74,7 +79,7 @@ def weight_names(config: SwinConfig, graph: str) -> list[str]:
     """Checkpoint names of the weight list, in order."""
     if graph == FUSED_GRAPH:
         return [spec.name for spec in weight_specs(config, graph)]
-    return ft_format.weight_names(config.depths, bool(config.num_classes))
+    return ft_format.weight_names(config.depths, bool(config.num_classes), config.version)
 
 
 def _stage_symbols(config: SwinConfig, stage: StageGeometry) -> dict[str, int]:
@@ -137,6 +142,7 @@ class EngineFile:
             raise FormatError(
                 f"int8_mode {self.int8_mode!r} is unknown to {self.graph}; choose {' or '.join(map(str, modes))}"
             )
+        require_int8_mode(self.config, self.int8_mode)
         specs = weight_specs(self.config, self.graph, self.gelu)
         if len(self.tensors) != len(specs):
             raise FormatError(
@@ -178,6 +184,12 @@ class EngineFile:
     def by_name(self) -> dict[str, torch.Tensor]:
         """`tensors` by their name."""
         return dict(zip(self.names, self.tensors))
+
+
+def require_int8_mode(config: SwinConfig, int8_mode: int) -> None:
+    """FormatError where FT's graph of `config` has no such int8_mode."""
+    if config.version == 2 and int8_mode != 1:
+        raise FormatError(f"{config.name}: Swin-V2 has int8_mode 1 only, found {int8_mode}; leave --int8-mode out")
 
 
 def scale_list(amax: Mapping[str, float], graph: str) -> torch.Tensor:

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from pyharness.attention_geometry import attention_mask, expand_bias_table
 from pyharness.config import StageGeometry, SwinConfig
+from pyharness.engine_file import require_int8_mode
 from pyharness.errors import CheckpointError, HarnessError
+from pyharness.position_bias import with_bias_tables
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -165,8 +167,13 @@ class Stage(nn.Module):
 
     def __init__(self, stage: StageGeometry, config: SwinConfig, graph: str, int8_mode: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(stage, j, config, graph, int8_mode) for j in range(stage.depth)))
-        self.downsample = PatchMerging(stage.dim, int8_mode) if stage.has_downsample else None
+        kind, merging = Block, functools.partial(PatchMerging, stage.dim, int8_mode)
+        if config.version == 2:
+            from pyharness.fakequant_v2 import BlockV2, PatchMergingV2  # which is built from this module's parts
+
+            kind, merging = BlockV2, functools.partial(PatchMergingV2, stage.dim)
+        self.blocks = nn.Sequential(*(kind(stage, j, config, graph, int8_mode) for j in range(stage.depth)))
+        self.downsample = merging() if stage.has_downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)
@@ -186,13 +193,14 @@ class PatchEmbed(nn.Module):
 
 
 class FakeQuantSwin(nn.Module):
-    """Swin-V1 with quantizers; `model(images [B, in_chans, H, W])` gives logits [B, num_classes] (or the features).
+    """Swin (V1 or V2) with quantizers; `model(images [B, in_chans, H, W])` gives logits [B, num_classes] (or features).
 
     Parameters are uninitialized and every `_amax` is NaN until a state dict is loaded or the model calibrated.
     """
 
     def __init__(self, config: SwinConfig, graph: str, int8_mode: int = 1) -> None:
         super().__init__()
+        require_int8_mode(config, int8_mode)
         self.config, self.graph, self.int8_mode = config, graph, int8_mode
         self.patch_embed = PatchEmbed(config)
         self.layers = nn.Sequential(*(Stage(stage, config, graph, int8_mode) for stage in config.stages()))
@@ -217,6 +225,8 @@ class FakeQuantSwin(nn.Module):
         state = to_microsoft_layout(model.state_dict())
         if graph == "geluless_int8":
             state = _without_fc1_bias(state)
+        if config.version == 2:
+            state = with_bias_tables(state, config)
         fake = cls(config, graph, int8_mode)
         fake.load_state_dict(state | {f"{name}._amax": q._amax for name, q in fake.quantizers()})
         return fake
@@ -246,8 +256,8 @@ class FakeQuantSwin(nn.Module):
     def round_parameters_to_fp16(self) -> None:
         """Round what the engine file stores as fp16: biases, norms, position bias, patch embedding and head."""
         int8_weights = {id(m.weight) for m in self.modules() if isinstance(m, QuantLinear)}
-        for parameter in self.parameters():
-            if id(parameter) not in int8_weights:
+        for name, parameter in self.named_parameters():
+            if id(parameter) not in int8_weights and not name.endswith(".logit_scale"):
                 parameter.copy_(parameter.half())
 
 

@@ -27,7 +27,7 @@ class ScaleField:
 
     `kind` is "quad" (an activation, four numbers), "weight" (a weight's amax) or "factor" (amax_in * amax_weight /
     (127 * amax_out) of a GEMM). `quantizer` is the checkpoint's name below the block, or below the stage for names
-    that begin with "downsample".
+    that begin with "downsample". `versions` are those of Swin whose list has the entry.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ScaleField:
     kind: Literal["quad", "weight", "factor"]
     quantizer: str = ""
     factor_of: tuple[str, str, str] = ("", "", "")
+    versions: tuple[int, ...] = (1, 2)
 
 
 SCALE_FIELDS: tuple[ScaleField, ...] = (
@@ -51,8 +52,10 @@ SCALE_FIELDS: tuple[ScaleField, ...] = (
     ScaleField("fc1_aftergemm", 40, "quad", "mlp.fc1._aftergemm_quantizer"),
     ScaleField("fc2_input", 44, "quad", "mlp.fc2._input_quantizer"),
     ScaleField("fc2_aftergemm", 48, "quad", "mlp.fc2._aftergemm_quantizer"),
-    ScaleField("add1_residual", 52, "quad", "add1_residual_input_quantizer"),
-    ScaleField("add2_residual", 56, "quad", "add2_residual_input_quantizer"),
+    ScaleField("add1_residual", 52, "quad", "add1_residual_input_quantizer", versions=(1,)),
+    ScaleField("add2_residual", 56, "quad", "add2_residual_input_quantizer", versions=(1,)),
+    ScaleField("mha_q", 52, "quad", "attn.mha_q_input_quantizer", versions=(2,)),
+    ScaleField("mha_k", 56, "quad", "attn.mha_k_input_quantizer", versions=(2,)),
     ScaleField("reduction_input", 60, "quad", "downsample.reduction._input_quantizer"),
     ScaleField("reduction_aftergemm", 64, "quad", "downsample.reduction._aftergemm_quantizer"),
     ScaleField("qkv_weight", 72, "weight", "attn.qkv._weight_quantizer"),
@@ -74,8 +77,8 @@ SCALE_FIELDS: tuple[ScaleField, ...] = (
 
 FIELD_BY_NAME = {field.name: field for field in SCALE_FIELDS}
 
-DISABLED_BY_FT = ("add1_residual", "add2_residual")
-"""Listed quantizers that no V1 graph applies; their entries are zero where the checkpoint has no amax for them."""
+DISABLED_BY_FT = ("add1_residual", "add2_residual", "mha_q", "mha_k")
+"""Listed quantizers that no graph here applies; their entries are zero where the checkpoint has no amax for them."""
 
 
 def required_scales(graph: str, int8_mode: int, has_downsample: bool) -> tuple[str, ...]:
@@ -126,11 +129,11 @@ def encode_scales(amax: Mapping[str, float], graph: str) -> list[float]:
     return values
 
 
-def decode_scales(values: list[float]) -> dict[str, float]:
-    """amax by field name (quads and weights) from a scale list; ValueError where the length is not 96."""
+def decode_scales(values: list[float], version: int = 1) -> dict[str, float]:
+    """amax by field name (quads and weights) from the scale list of a Swin of `version`; ValueError unless 96 long."""
     if len(values) != SCALE_LIST_LENGTH:
         raise ValueError(f"a scale list has {SCALE_LIST_LENGTH} numbers, found {len(values)}")
-    return {f.name: float(values[f.index]) for f in SCALE_FIELDS if f.kind != "factor"}
+    return {f.name: float(values[f.index]) for f in SCALE_FIELDS if f.kind != "factor" and version in f.versions}
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,10 @@ BLOCK_WEIGHTS: tuple[WeightField, ...] = (
     WeightField("attn.relative_position_bias_padded", "f16", ("0",), "empty: the fused attention is not used"),
 )
 
+BLOCK_WEIGHTS_V2: tuple[WeightField, ...] = (*BLOCK_WEIGHTS, WeightField("attn.logit_scale", "f32", ("H",)))
+"""Swin-V2's block: FT adds logit_scale. Here it is what the checkpoint learnt, a logarithm, in full precision. The
+QKV bias is (q, 0, v), since V2's k has none."""
+
 STAGE_WEIGHTS: tuple[WeightField, ...] = (
     WeightField("downsample.norm.weight", "f16", ("4C",), "empty in the last stage"),
     WeightField("downsample.norm.bias", "f16", ("4C",), "empty in the last stage"),
@@ -171,6 +178,13 @@ STAGE_WEIGHTS: tuple[WeightField, ...] = (
     WeightField("attn_mask", "f16", ("W", "N", "N"), "empty where the stage does not shift"),
     WeightField("attn_mask_padded", "f16", ("0",), "empty: the fused attention is not used"),
 )
+
+STAGE_WEIGHTS_V2: tuple[WeightField, ...] = (
+    WeightField("downsample.norm.weight", "f16", ("2C",), "empty in the last stage"),
+    WeightField("downsample.norm.bias", "f16", ("2C",), "empty in the last stage"),
+    *STAGE_WEIGHTS[2:],
+)
+"""Swin-V2 normalizes behind the reduction."""
 
 FINAL_WEIGHTS: tuple[WeightField, ...] = (
     WeightField("patch_embed.proj.weight", "f16", ("E", "P")),
@@ -188,12 +202,22 @@ HEAD_WEIGHTS: tuple[WeightField, ...] = (
 """Our addition behind FT's list: FT's engine stops at the features."""
 
 
-def weight_names(depths: tuple[int, ...], with_head: bool) -> list[str]:
+def block_weights(version: int) -> tuple[WeightField, ...]:
+    """The tensors of one block of Swin-V`version`."""
+    return BLOCK_WEIGHTS_V2 if version == 2 else BLOCK_WEIGHTS
+
+
+def stage_weights(version: int) -> tuple[WeightField, ...]:
+    """The tensors behind a stage's blocks of Swin-V`version`."""
+    return STAGE_WEIGHTS_V2 if version == 2 else STAGE_WEIGHTS
+
+
+def weight_names(depths: tuple[int, ...], with_head: bool, version: int = 1) -> list[str]:
     """Full checkpoint names of the weight list, in order, for a model of `depths` blocks per stage."""
     names = []
     for stage, depth in enumerate(depths):
         for block in range(depth):
-            names += [f"layers.{stage}.blocks.{block}.{field.name}" for field in BLOCK_WEIGHTS]
+            names += [f"layers.{stage}.blocks.{block}.{field.name}" for field in block_weights(version)]
         names += [f"layers.{stage}.{field.name}" for field in STAGE_WEIGHTS]
     names += [field.name for field in FINAL_WEIGHTS]
     if with_head:
@@ -251,7 +275,13 @@ def cpp_header() -> str:
         lines += [f"  k{enum}Count,", "};"]
         names = ", ".join(f'"{field.name}"' for field in group)
         lines += [f"inline constexpr const char* k{enum}Names[] = {{{names}}};", ""]
-    lines += ["}  // namespace swin", ""]
+    lines += [
+        f"inline constexpr int kBlockWeightV2Count = {len(BLOCK_WEIGHTS_V2)};"
+        f"  // Swin-V2 adds {', '.join(field.name for field in BLOCK_WEIGHTS_V2[len(BLOCK_WEIGHTS):])}",
+        "",
+        "}  // namespace swin",
+        "",
+    ]
     return "\n".join(lines)
 
 

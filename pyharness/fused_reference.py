@@ -76,9 +76,9 @@ class Stream(NamedTuple):
     slack: Tensor | float = 0.0
 
 
-def round_clamp(exact: Tensor, lowest: int = -128) -> Tensor:
-    """Round half to even, clamp to [lowest, 127]; NaN becomes 0. int8."""
-    rounded = exact.round().clamp(lowest, 127)
+def round_clamp(exact: Tensor) -> Tensor:
+    """Round half to even, clamp to [-128, 127]; NaN becomes 0. int8."""
+    rounded = exact.round().clamp(-128, 127)
     return torch.where(exact.isnan(), 0.0, rounded).to(torch.int8)
 
 
@@ -162,9 +162,7 @@ def hidden_channels(x: Tensor, fc1: Linear, gelu_inverse_scale: float | None) ->
     """
     y = accumulate(x, fc1)
     exact = y.clamp(min=0) if gelu_inverse_scale is None else gelu(y) * gelu_inverse_scale
-    lowest = 0 if gelu_inverse_scale is None else -128
-    tied = round_clamp(exact - TOLERANCE, lowest) != round_clamp(exact + TOLERANCE, lowest)
-    return round_clamp(exact, lowest), tied
+    return round_clamp(exact), round_clamp(exact - TOLERANCE) != round_clamp(exact + TOLERANCE)
 
 
 def mlp_residual_norm(

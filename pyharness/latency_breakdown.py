@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = measured_ceilings(threads, device)
     timings = {
         graph: time_graph(pipeline, graph, batch, runs, direct_runs, device, args.seconds)
-        for graph in names_that_run(ENGINE_GRAPHS, device)
+        for graph in names_that_run(ENGINE_GRAPHS, device, pipeline.config.version)
     }
     ceilings = before.highest(measured_ceilings(threads, device))
     rows = [row for graph, timing in timings.items() for row in rows_of(timing, ceilings, args.model, batch, graph)]

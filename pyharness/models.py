@@ -1,4 +1,4 @@
-"""Swin-V1 models as timm builds them, their geometry, and the GELU-less variant.
+"""Swin-V1 and -V2 models as timm builds them, their geometry, and the GELU-less variant.
 
 A GELU-less model is the same timm model with ReLU for GELU and with the FC1 bias zero and frozen (seed paper,
 Algorithm 1, lines 3 to 6). Its checkpoint has the same names and shapes; the meta data says which of the two it is.
@@ -14,10 +14,15 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.activations import GELU as TimmGELU
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from pyharness.checkpoint import (
+    AMAX_SUFFIX,
+    describe_geometry,
+    describe_state,
     load_checkpoint,
     save_state_dict,
     to_microsoft_layout,
@@ -44,6 +49,7 @@ __all__ = [
     "save_checkpoint",
     "to_microsoft_layout",
     "to_timm_layout",
+    "weights_source",
 ]
 
 ACTIVATIONS = ("gelu", "relu")
@@ -62,67 +68,147 @@ def create_model(
     in_chans: int | None = None,
     weights: str | Path = "random",
     seed: int = 0,
-    activation: str = "gelu",
+    activation: str | None = None,
 ) -> SwinTransformer:
-    """A timm Swin-V1 by its timm name, or `swin_micro_digits`: fp32, on the CPU, in eval mode.
+    """A timm Swin-V1 or -V2 by its timm name, or `swin_micro_digits`: fp32, on the CPU, in eval mode.
 
     `weights` is "random" (drawn from `seed`), "pretrained" (timm's hub; for the micro model the file in the package) or
-    a checkpoint's path. Without `num_classes`, a checkpoint's own number of classes is taken. `activation` "relu" gives
-    the GELU-less model; from a GELU model's weights that is the paper's ablation without distillation.
+    a checkpoint's path. Without `num_classes` and `in_chans`, those of the checkpoint are taken. `activation` "relu"
+    gives the GELU-less model; from a GELU model's weights that is the paper's ablation without distillation. None is
+    "gelu", and refuses a checkpoint that may be GELU-less and does not say so (`activation_of_file`).
     Stochastic depth is off, so that training and inference compute the same function.
 
     Raises ModelError (unknown name, or a geometry the engine cannot run) and CheckpointError (weights that cannot be
     had, or do not fit).
     """
-    _check_request(name, activation)
-    if name == MICRO_DIGITS.name and weights == "pretrained":
-        weights = MICRO_TEACHER
+    _check_request(name, activation or "gelu")
+    weights = weights_source(name, weights)
     path = None if weights in ("random", "pretrained") else Path(weights)
-    state, meta = load_checkpoint(path) if path else ({}, {})
-    if num_classes is None and "head.fc.weight" in state:
-        num_classes = state["head.fc.weight"].shape[0]
     wanted = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _build(name, wanted, pretrained=weights == "pretrained")
-    config_of(model, name)
     if path:
-        if meta.get("activation") == "relu" and activation == "relu":
-            make_geluless(model)
-        load_state(model, state, meta, str(path))
+        state, meta = load_checkpoint(path)
+        return _model_with(name, state, meta, str(path), wanted, activation, seed)
+    model = _new_model(name, wanted, seed, pretrained=weights == "pretrained")
     if activation == "relu":
         make_geluless(model)
     return model.eval()
 
 
-def load_model(path: str | Path, name: str | None = None) -> tuple[SwinTransformer, dict[str, Any]]:
+def _new_model(name: str, wanted: Mapping[str, Any], seed: int, pretrained: bool = False) -> SwinTransformer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, {key: value for key, value in wanted.items() if value is not None}, pretrained)
+    config_of(model, name)
+    return model
+
+
+def _model_with(
+    name: str,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    source: str,
+    wanted: Mapping[str, Any],
+    activation: str | None,
+    seed: int = 0,
+) -> SwinTransformer:
+    """The timm model `name` with the weights of a checkpoint, whose numbers of classes and channels it takes over."""
+    _need_floating_swin(state, source)
+    wanted = dict(wanted)
+    if wanted.get("num_classes") is None:
+        wanted["num_classes"] = len(state["head.fc.weight"]) if "head.fc.weight" in state else 0
+    if wanted.get("in_chans") is None:
+        wanted["in_chans"] = state["patch_embed.proj.weight"].shape[1]
+    activation_of_file(state, meta, source, activation)
+    model = _new_model(name, wanted, seed)
+    if meta.get("activation") == "relu" and activation == "relu":
+        make_geluless(model)
+    load_state(model, state, meta, source)
+    if activation == "relu":
+        make_geluless(model)
+    return model.eval()
+
+
+def _need_floating_swin(state: Mapping[str, Tensor], source: str) -> None:
+    """CheckpointError, saying what was found, unless `state` looks like one of a floating-point Swin."""
+    if any(name.endswith(AMAX_SUFFIX) for name in state):
+        raise CheckpointError(
+            f"{source}: is a calibrated checkpoint, with the amax of quantizers; `python pyharness/convert.py "
+            "to-engine` makes an engine file of it, to-timm a floating-point checkpoint"
+        )
+    if not {"patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight"} <= state.keys():
+        raise CheckpointError(f"{source}: is {describe_state(state)}; a Swin-V1 of timm or Microsoft is needed")
+
+
+def activation_of_file(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any], source: str, activation: str | None = None
+) -> str:
+    """Which activation a checkpoint (timm's layout) is of: what it says itself, else `activation`, else GELU.
+
+    A GELU-less model's FC1 biases are exactly zero. CheckpointError where all are and neither the file nor the caller
+    says which activation it has: read as a GELU model it would compute another function without a word.
+    """
+    said = meta.get("activation")
+    if said is not None or activation is not None:
+        return said or activation
+    biases = [tensor for name, tensor in state.items() if name.endswith(".mlp.fc1.bias")]
+    if biases and not any(bias.any() for bias in biases):
+        raise CheckpointError(
+            f"{source}: all {len(biases)} FC1 biases are exactly zero and the file does not say its activation. It is "
+            "a GELU-less student whose meta data was lost, or was never trained. Say which, and write it into a file: "
+            f"python pyharness/convert.py to-timm {source} OUT --activation relu (or gelu)"
+        )
+    return "gelu"
+
+
+def weights_source(name: str, weights: str | Path) -> str | Path:
+    """What `weights` stands for: the packaged file where it is the micro model's "pretrained", else itself."""
+    return MICRO_TEACHER if name == MICRO_DIGITS.name and weights == "pretrained" else weights
+
+
+def load_model(
+    path: str | Path, name: str | None = None, *, activation: str | None = None
+) -> tuple[SwinTransformer, dict[str, Any]]:
     """The model a checkpoint describes, with its weights, and the checkpoint's meta data.
 
-    Geometry and activation come from the meta data. A checkpoint without any (a published one) needs the timm `name`.
+    Geometry and activation come from the meta data, or from a Hugging Face folder's config.json. A checkpoint without
+    any (a published one) needs the timm `name`, and `activation` where its FC1 biases are all zero.
     """
     state, meta = load_checkpoint(path)
     if "config" not in meta:
+        _need_floating_swin(state, str(path))
         if name is None:
-            raise CheckpointError(f"{path}: does not say which model it is of; give the model's timm name (--model)")
-        return create_model(name, weights=path), {"model": name, "activation": "gelu"}
+            raise CheckpointError(
+                f"{path}: does not say which model it is of; give the model's timm name (--model). "
+                f"It shows {describe_geometry(state)}"
+            )
+        _check_request(name, activation or "gelu")
+        activation = activation_of_file(state, meta, str(path), activation)
+        model = _model_with(name, state, {**meta, "activation": activation}, str(path), {}, activation)
+        return model, {"model": name, "activation": activation}
     config = SwinConfig.from_json(json.dumps(meta["config"]))
-    if name not in (None, config.name):
+    if name is not None and name != config.name and name.split(".")[0] != config.name.split(".")[0]:
         raise CheckpointError(f"{path}: is a checkpoint of {config.name}, not of {name}; leave the name out")
+    if activation not in (None, meta.get("activation", activation)):
+        raise CheckpointError(f"{path}: says that its activation is {meta['activation']}, not {activation}")
+    _need_floating_swin(state, str(path))
     model = model_from_config(config)
-    if meta.get("activation") == "relu":
+    if (activation or meta.get("activation")) == "relu":
         make_geluless(model)
     load_state(model, state, meta, str(path))
     return model.eval(), meta
 
 
 def model_from_config(config: SwinConfig) -> SwinTransformer:
-    """timm's Swin-V1 of the geometry `config`, with timm's random initial weights, in eval mode."""
+    """timm's Swin (V1 or V2) of the geometry `config`, with timm's random initial weights, in eval mode."""
     if not config.patch_norm:
         raise ModelError(
             f"{config.name}: timm's Swin always normalizes after the patch embedding; patch_norm must be on"
         )
-    model = SwinTransformer(
+    kind, own = SwinTransformer, {}
+    if config.version == 2:
+        kind = SwinTransformerV2
+        own = {"pretrained_window_sizes": config.pretrained_window_size or (0,) * len(config.depths)}
+    model = kind(
         img_size=config.img_size,
         patch_size=config.patch_size,
         in_chans=config.in_chans,
@@ -134,6 +220,7 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
         mlp_ratio=config.mlp_ratio,
         qkv_bias=config.qkv_bias,
         drop_path_rate=0.0,
+        **own,
     )
     if timm.is_model(config.name):
         model.pretrained_cfg = timm.get_pretrained_cfg(config.name).to_dict()
@@ -147,8 +234,8 @@ def _check_request(name: str, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ModelError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
     if name != MICRO_DIGITS.name and not timm.is_model(name):
-        known = ", ".join([MICRO_DIGITS.name, *timm.list_models("swin_*_window*")])
-        raise ModelError(f"model {name!r} is unknown to timm; Swin-V1 models are: {known}")
+        known = ", ".join([MICRO_DIGITS.name, *timm.list_models(["swin_*_window*", "swinv2_*_window*"])])
+        raise ModelError(f"model {name!r} is unknown to timm; Swin-V1 and -V2 models are: {known}")
 
 
 def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
@@ -172,19 +259,25 @@ def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
 
 
 def config_of(model: nn.Module, name: str) -> SwinConfig:
-    """The geometry of a timm Swin-V1 model, windows as configured (before the resolution-at-most-window rule).
+    """The geometry of a timm Swin-V1 or -V2 model, windows as configured (before the resolution-at-most-window rule).
 
-    ModelError where the model is no Swin-V1 or has something that the engine does not compute; FormatError where the
+    ModelError where the model is no such Swin or has something that the engine does not compute; FormatError where the
     sizes do not divide (timm would pad).
     """
-    if not isinstance(model, SwinTransformer):
-        raise ModelError(f"{name}: is a {type(model).__name__}; only Swin-V1 (timm's SwinTransformer) is supported")
+    if not isinstance(model, (SwinTransformer, SwinTransformerV2)):
+        raise ModelError(
+            f"{name}: is a {type(model).__name__}; only Swin-V1 and -V2 (timm's SwinTransformer, SwinTransformerV2) "
+            "are supported"
+        )
+    version = 2 if isinstance(model, SwinTransformerV2) else 1
     first = model.layers[0].blocks[0]
     windows = getattr(model, "_ref_window_sizes", None) or [s.blocks[0].window_size for s in model.layers]
     _need_square(name, "patch size", model.patch_embed.patch_size)
     for window in windows:
         _need_square(name, "window", window)
-    default_scale = first.attn.num_heads**0.5 * first.dim**-0.5
+    trained = [stage.blocks[0].attn.pretrained_window_size for stage in model.layers] if version == 2 else []
+    for window in trained:
+        _need_square(name, "pretrained window", window)
     config = SwinConfig(
         name=name,
         img_size=tuple(model.patch_embed.img_size),
@@ -196,12 +289,24 @@ def config_of(model: nn.Module, name: str) -> SwinConfig:
         num_heads=tuple(stage.blocks[0].attn.num_heads for stage in model.layers),
         window_size=tuple(window[0] for window in windows),
         mlp_ratio=first.mlp.fc1.out_features / first.dim,
-        qkv_bias=first.attn.qkv.bias is not None,
-        qk_scale=None if abs(first.attn.scale / default_scale - 1) < 1e-9 else first.attn.scale,
+        qkv_bias=_has_qkv_bias(first, version),
+        qk_scale=_qk_scale(first) if version == 1 else None,
         patch_norm=not isinstance(model.patch_embed.norm, nn.Identity),
+        version=version,
+        pretrained_window_size=tuple(w[0] for w in trained) if any(w[0] for w in trained) else (),
     )
     _check_computable(model, config)
     return config
+
+
+def _has_qkv_bias(block: nn.Module, version: int) -> bool:
+    return (block.attn.qkv.bias if version == 1 else block.attn.q_bias) is not None
+
+
+def _qk_scale(block: SwinTransformerBlock) -> float | None:
+    """The scale of a Swin-V1 block's logits, None where it is the default."""
+    default = block.attn.num_heads**0.5 * block.dim**-0.5
+    return None if abs(block.attn.scale / default - 1) < 1e-9 else block.attn.scale
 
 
 def _need_square(name: str, what: str, size: tuple[int, int]) -> None:
@@ -228,9 +333,14 @@ def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
             need(block.dim == stage.dim, f"{at} has {block.dim} channels, not embed_dim * 2**stage = {stage.dim}")
             need(block.attn.qkv.out_features == 3 * stage.dim, f"{at} has a head_dim other than dim // heads")
             need(block.mlp.fc1.out_features == config.hidden_dim(stage.dim), f"{at} has its own mlp_ratio")
-            need((block.attn.qkv.bias is not None) == config.qkv_bias, f"{at} has its own qkv_bias")
-            scale = config.qk_scale if config.qk_scale is not None else stage.head_dim**-0.5
-            need(abs(block.attn.scale / scale - 1) < 1e-9, f"{at} has its own qk_scale {block.attn.scale}")
+            need(_has_qkv_bias(block, config.version) == config.qkv_bias, f"{at} has its own qkv_bias")
+            if config.version == 1:
+                scale = config.qk_scale if config.qk_scale is not None else stage.head_dim**-0.5
+                need(abs(block.attn.scale / scale - 1) < 1e-9, f"{at} has its own qk_scale {block.attn.scale}")
+            else:
+                trained = (config.pretrained_window_size or (0,) * len(config.depths))[stage.index]
+                found = tuple(block.attn.pretrained_window_size)
+                need(found == (trained, trained), f"{at} has its own pretrained window {found}")
             found = (tuple(block.window_size), tuple(block.shift_size))
             wanted = (stage.window, stage.block_shift(index))
             need(found == wanted, f"{at} has window and shift {found}, not {wanted}")
@@ -268,6 +378,8 @@ def _activation_of(block: SwinTransformerBlock) -> str | None:
     act = block.mlp.act
     if isinstance(act, nn.ReLU):
         return "relu"
+    if isinstance(act, TimmGELU):  # the erf form, of Swin-V2; a class of its own
+        return "gelu"
     return "gelu" if isinstance(act, nn.GELU) and act.approximate == "none" else None
 
 
@@ -316,7 +428,8 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     faults += _listed("not floating point", [name for name in shared if not state[name].is_floating_point()])
     faults += _listed("NaN or infinite", [name for name in shared if not state[name].isfinite().all()])
     if faults:
-        raise CheckpointError(f"{source}: does not fit the model. " + "; ".join(faults))
+        found = f"Found {describe_state(state)} of {describe_geometry(state) or 'unknown size'}. "
+        raise CheckpointError(f"{source}: does not fit the model. {found}{_advice(shapes)}{'; '.join(faults)}")
     geluless = is_geluless(model)
     if meta.get("activation") == "relu" and not geluless:
         raise CheckpointError(f"{source}: is a GELU-less checkpoint and the model has GELU; use activation 'relu'")
@@ -324,6 +437,15 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     if geluless and biased:
         raise CheckpointError(f"{source}: has FC1 biases ({biased[0]}, ...), which a GELU-less model must not have")
     model.load_state_dict(dict(state), strict=True)
+
+
+def _advice(shapes: list[str]) -> str:
+    if not any("relative_position_bias_table" in shape for shape in shapes):
+        return ""
+    return (
+        "Its windows are others than the model's: load it under the name it was trained as. To change windows, "
+        "python pyharness/convert.py to-timm --window and --img-size resize the position bias. "
+    )
 
 
 def _listed(fault: str, names: list[str]) -> list[str]:

@@ -34,7 +34,8 @@ DEFAULT_WORK = ROOT / "results" / "local" / "work"
 
 SOURCES = (
     "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
-    "fakequant", "ft_format", "fused_convert", "fused_format", "models", "quantize", "tensor_file", "training",
+    "fakequant", "fakequant_v2", "ft_format", "fused_convert", "fused_format", "models", "position_bias", "quantize",
+    "tensor_file", "training",
 )  # fmt: skip
 """Modules that what is kept depends on."""
 

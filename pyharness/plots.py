@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyharness.atomic import atomic_path
-from pyharness.results import FUSED_GRAPH_OPS, FUSED_OPS
+from pyharness.results import FUSED_GRAPH_OPS, FUSED_OPS, FUSED_OPS_V2
 
 METHOD_STYLES = {
     "fp32": ("fp32 (timm)", "#555555", "o"),
@@ -34,10 +34,12 @@ OP_STYLES = dict(
         ),
     )
 )  # fmt: skip
+OP_STYLES |= {v2: OP_STYLES[v1] for v1, v2 in zip(FUSED_OPS, FUSED_OPS_V2)}
 """Colour and hatch by op whose drop is drawn. What takes an op's place in the fused graph has its colour."""
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's pyplot, without a display, in the style of all pictures here."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,13 +49,14 @@ def _pyplot() -> Any:
     return plt
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, as a whole or not at all, and close it."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
-def _short(model: str) -> str:
+def short_model(model: str) -> str:
     """`swin_tiny_patch4_window7_224` -> `Swin-T`; the names of other models stay."""
     for word, letter in (("tiny", "T"), ("small", "S"), ("base", "B"), ("large", "L")):
         if model.startswith(f"swin_{word}_"):
@@ -70,7 +73,7 @@ def plot_accuracy_latency(document: Mapping[str, Any], path: Path) -> bool:
     rows = [row for row in document["rows"] if row["top1"] is not None and row["latency_ms"]]
     if not rows:
         return False
-    plt = _pyplot()
+    plt = pyplot()
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = plt.subplots(
         1, len(models), figsize=(6.4 * len(models), 4.6), squeeze=False, layout="constrained"
@@ -92,13 +95,13 @@ def plot_accuracy_latency(document: Mapping[str, Any], path: Path) -> bool:
                 capsize=3,
                 label=label,
             )
-        axis.set_title(f"{_short(model)}, batch {rows[0]['batch']}")
+        axis.set_title(f"{short_model(model)}, batch {rows[0]['batch']}")
         axis.set_xlabel("latency, ms (median; bar: 10th to 90th percentile)")
         axis.set_ylabel("top-1, % (bar: 95 % interval)")
         axis.grid(alpha=0.3)
         axis.set_xlim(left=0)
         axis.legend(loc="best", frameon=True, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -110,7 +113,7 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
     rows = [row for row in document["rows"] if row["latency_ms"] and row["vs_ft_int8"] is not None]
     if not rows:
         return False
-    plt = _pyplot()
+    plt = pyplot()
     models = list(dict.fromkeys(row["model"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     size = (max(7.0, (0.5 * len(methods) + 0.1) * len(models) + 1.5), 4.8)
@@ -131,12 +134,12 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
     axis.axhline(100, color="#0072B2", linewidth=0.8, linestyle="--", zorder=0)
-    axis.set_xticks(range(len(models)), [_short(model) for model in models])
+    axis.set_xticks(range(len(models)), [short_model(model) for model in models])
     axis.set_ylabel("latency, % of FT INT8")
     axis.set_title(f"Median latency in ms, batch {rows[0]['batch']} (lower is better)")
     axis.margins(y=0.1)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -144,13 +147,13 @@ def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
     """Table 1 as one stacked bar per graph: the latency drop of each fused op, and what is left in grey."""
     rows, latency = document["rows"], document["meta"]["latency_ms"]
     graphs = list(dict.fromkeys(row["graph"] for row in rows))
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(10.0, 1.5 * len(graphs) + 2.4), layout="constrained")
     labelled: set[str] = set()
     for place, graph in enumerate(graphs):
         left = 0.0
         drops = {row["op"]: row["drop_ms"] for row in rows if row["graph"] == graph and row["drop_ms"] is not None}
-        for op in (op for op in OP_STYLES if op in drops):
+        for op in (op for op in drops if op in OP_STYLES):  # rows of fused ops stand in the graph's order
             drop = max(0.0, drops[op])
             colour, hatch = OP_STYLES[op]
             axis.barh(
@@ -174,9 +177,9 @@ def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
     axis.set_yticks(range(len(graphs)), [_style(graph)[0] for graph in graphs])
     axis.invert_yaxis()
     axis.set_xlabel(f"ms, batch {rows[0]['batch']}: drop in latency when the op is left out")
-    axis.set_title(f"Fused operations of {_short(rows[0]['model'])}")
+    axis.set_title(f"Fused operations of {short_model(rows[0]['model'])}")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_table2(document: Mapping[str, Any], folder: Path) -> Sequence[Path]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
+from pyharness.model_card import sha256, write_card
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -156,13 +157,19 @@ def quantize(
     method: str = "percentile",
     percentile: float = PERCENTILE,
     meta: dict | None = None,
+    data: str | None = None,
 ) -> CalibratedCheckpoint:
-    """Calibrate a timm model (GELU or GELU-less) and return the checkpoint. Errors as `calibrate`."""
+    """Calibrate a timm model (GELU or GELU-less) and return the checkpoint; `data` names the images in its meta data.
+
+    Errors as `calibrate`.
+    """
     fake = FakeQuantSwin.from_timm(model, config, int8_mode)
     images = calibrate(fake, batches, method, percentile)
     calibration = {"method": method, "images": images, "modelopt": importlib.metadata.version("nvidia-modelopt")}
     if method == "percentile":
         calibration["percentile"] = percentile
+    if data is not None:
+        calibration["data"] = data
     return checkpoint_of(fake, {**(meta or {}), "calibration": calibration})
 
 
@@ -175,7 +182,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         default="pretrained",
-        help="checkpoint (.pth, .safetensors), 'pretrained' (timm's hub; the micro model's is included) or 'random'",
+        help="checkpoint or Hugging Face folder, 'pretrained' (timm's hub; the micro model's is included) or 'random'",
+    )
+    parser.add_argument(
+        "--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own (all FC1 biases zero)"
     )
     parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
     parser.add_argument(
@@ -196,12 +206,14 @@ def main(argv: list[str] | None = None) -> int:
         raise HarnessError("--batches and --batch-size must be at least 1")
     if args.out.suffix not in (".safetensors", ".pth", ".pt"):
         raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")
-    model, config = _load_model(args)
+    model, config, meta = _load_model(args)
     from pyharness.data import get_dataset, make_loader
+    from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model)
     loader = make_loader(dataset, args.batch_size, shuffle=True, seed=args.seed)
     batches = _with_progress((images for images, _ in islice(loader, args.batches)), args.batches)
+    data = str(args.data or "scikit-learn's digits, training images")
     started = time.perf_counter()
     checkpoint = quantize(
         model,
@@ -210,9 +222,17 @@ def main(argv: list[str] | None = None) -> int:
         int8_mode=args.int8_mode,
         method=args.method,
         percentile=args.percentile,
-        meta={"weights": Path(args.weights).name, "seed": args.seed},
+        meta={**meta, "seed": args.seed},
+        data=data,
     )
     save_calibrated(args.out, checkpoint)
+    write_card(
+        args.out,
+        "calibrated checkpoint",
+        inputs={"weights": weights_source(config.name, args.weights)},
+        data=data,
+        argv=argv,
+    )
     print(
         f"{args.out}: {config.name}, {checkpoint.graph}, int8_mode {checkpoint.int8_mode}, "
         f"{len(list(checkpoint.required()))} quantizers from {checkpoint.meta['calibration']['images']} images "
@@ -221,16 +241,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig]:
-    from pyharness.models import config_of, create_model, load_model
+def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig, dict]:
+    """Model, geometry, and where the weights are from: file, hash, how they were distilled, and their own meta data.
 
-    if args.weights in ("random", "pretrained"):
+    The latter stands apart: an accuracy in it is that of the weights before calibration.
+    """
+    from pyharness.models import config_of, create_model, load_model, weights_source
+
+    source = weights_source(args.model, args.weights)
+    origin = {"weights": Path(source).name}
+    if source in ("random", "pretrained"):
         if not args.model:
             raise HarnessError(f"--weights {args.weights} needs the model's name (--model)")
         model = create_model(args.model, weights=args.weights, seed=args.seed)
-        return model, config_of(model, args.model)
-    model, meta = load_model(args.weights, args.model)
-    return model, config_of(model, meta["model"])
+        return model, config_of(model, args.model), origin
+    model, meta = load_model(source, args.model, activation=args.activation)
+    origin["weights_sha256"] = sha256(source)
+    if "distillation" in meta:
+        origin["distillation"] = meta["distillation"]
+    rest = {key: value for key, value in meta.items() if key not in ("model", "config", "activation", "distillation")}
+    return model, config_of(model, meta["model"]), {**origin, "weights_meta": rest}
 
 
 def _with_progress(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from pyharness.config import FUSED_GRAPH, StageGeometry, SwinConfig
 from pyharness.engine_file import EngineFile, TensorSpec, scale_list, weight_specs
 from pyharness.errors import HarnessError
 from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
+from pyharness.position_bias import LARGEST_BIAS
 
 SPREAD = 5.0
 """amax of a random activation, in standard deviations."""
@@ -36,21 +37,26 @@ def random_engine_file(
         return _random_fused_file(config, activation == "gelu", seed)
     generator = torch.Generator().manual_seed(seed)
     stages = {f"layers.{stage.index}": stage for stage in config.stages()}
-    reductions = {prefix: _reduction_amax(stage, int8_mode, generator) for prefix, stage in stages.items()}
+    reductions = {
+        prefix: _reduction_amax(stage, config.version, int8_mode, generator) for prefix, stage in stages.items()
+    }
     tensors: list[torch.Tensor] = []
     for spec in weight_specs(config, graph):
         prefix = ".".join(spec.name.split(".")[:2])
         if spec.name.endswith(".h_amaxList"):
             tensors.append(tensors[-1].clone())
         elif spec.name.endswith(".amaxList"):
-            amax = _block_amax(config, stages[prefix], graph, int8_mode, generator) | reductions[prefix]
+            block = int(spec.name.split(".")[3])
+            amax = _block_amax(config, stages[prefix], block, graph, int8_mode, generator) | reductions[prefix]
             tensors.append(scale_list(amax, graph))
         elif spec.name.endswith(".attn_mask") and not spec.is_empty:
             tensors.append(attention_mask(stages[prefix]).half())
         elif spec.name.endswith(".relative_position_bias"):
-            tensors.append(_random_position_bias(stages[prefix], generator))
+            tensors.append(_random_position_bias(stages[prefix], config.version, generator))
         else:
             tensors.append(_random_tensor(spec, generator))
+            if config.version == 2 and spec.name.endswith(".attn.qkv.bias") and not spec.is_empty:
+                tensors[-1].chunk(3)[1].zero_()  # Swin-V2's k has no bias
     meta = {
         "origin": "random",
         "seed": seed,
@@ -70,10 +76,10 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int) -> EngineFile:
         if spec.is_empty:
             tensors.append(torch.zeros(spec.shape, dtype=spec.dtype))
         elif spec.name.endswith(".downsample.amax"):
-            amax = _reduction_amax(stage, 1, generator)
+            amax = _reduction_amax(stage, config.version, 1, generator)
             tensors.append(torch.tensor([amax[name] for name in STAGE_AMAX_FIELDS]))
         elif spec.name.endswith(".amax"):
-            amax = _block_amax(config, stage, "ft_int8" if gelu else "geluless_int8", 1, generator)
+            amax = _block_amax(config, stage, 0, "ft_int8" if gelu else "geluless_int8", 1, generator)
             tensors.append(torch.tensor([amax[name] for name in AMAX_FIELDS]))
         elif spec.name.endswith(".weight_scale"):
             step = math.sqrt(3 / tensors[-1].shape[1]) / 127  # of the weight that stands before it
@@ -81,7 +87,7 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int) -> EngineFile:
         elif spec.name.endswith(".attn_mask"):
             tensors.append(attention_mask(stage))
         elif spec.name.endswith(".relative_position_bias"):
-            tensors.append(_random_position_bias(stage, generator).float())
+            tensors.append(_random_position_bias(stage, config.version, generator).float())
         else:
             tensors.append(_random_tensor(spec, generator))
     meta = {
@@ -99,6 +105,8 @@ def _random_tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor
     if spec.dtype == torch.int8:
         return torch.randint(-127, 128, spec.shape, dtype=torch.int8, generator=generator)
     values = torch.randn(spec.shape, generator=generator)
+    if spec.name.endswith(".logit_scale"):
+        return math.log(10.0) + values  # beyond log 100, where the scale ends, for one head in a hundred
     if "norm" in spec.name and spec.name.endswith(".weight"):
         values = 1 + 0.1 * values
     elif len(spec.shape) == 2:  # patch embedding and head
@@ -108,15 +116,17 @@ def _random_tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor
     return values.to(spec.dtype)
 
 
-def _random_position_bias(stage: StageGeometry, generator: torch.Generator) -> torch.Tensor:
-    """fp16 [heads, N, N]; pairs of equal offset share one value, as in any real model."""
+def _random_position_bias(stage: StageGeometry, version: int, generator: torch.Generator) -> torch.Tensor:
+    """fp16 [heads, N, N]; pairs of equal offset share one value, as in any real model. Swin-V2's lie within 0 to 16."""
     (win_h, win_w), heads = stage.window, stage.heads
     table = 0.1 * torch.randn((2 * win_h - 1) * (2 * win_w - 1), heads, generator=generator)
+    if version == 2:
+        table = LARGEST_BIAS * torch.sigmoid(5 * table)
     return expand_bias_table(table.half(), stage.window)
 
 
 def _block_amax(
-    config: SwinConfig, stage: StageGeometry, graph: str, int8_mode: int, generator: torch.Generator
+    config: SwinConfig, stage: StageGeometry, block: int, graph: str, int8_mode: int, generator: torch.Generator
 ) -> dict[str, float]:
     """Scales of one block for weights as `_random_tensor` draws them and layer norms of unit variance."""
     hidden = config.hidden_dim(stage.dim)
@@ -141,6 +151,8 @@ def _block_amax(
         "fc1_weight": math.sqrt(3 / stage.dim),
         "fc2_weight": math.sqrt(3 / hidden),
     }
+    if config.version == 2:
+        amax |= _amax_v2(stage, block)
     if graph == "geluless_int8":
         del amax["fc1_aftergemm"]
     if int8_mode == 2:
@@ -148,13 +160,39 @@ def _block_amax(
     return _jittered(amax, generator)
 
 
-def _reduction_amax(stage: StageGeometry, int8_mode: int, generator: torch.Generator) -> dict[str, float]:
+def _amax_v2(stage: StageGeometry, block: int) -> dict[str, float]:
+    """What differs in Swin-V2: the residual stream itself enters the GEMMs, and q and k have length 1.
+
+    Attention and MLP of every block add a tensor of unit variance to the stream, which begins a stage with the same.
+    """
+    attended, mlp = math.sqrt(1 + 2 * block), math.sqrt(2 + 2 * block)
+    cosine = min(1.0, SPREAD * stage.head_dim**-0.5)
+    output = SPREAD * attended * min(1.0, 2 * _attention_output_std(stage.window_area))
+    return {
+        "qkv_input": SPREAD * attended,
+        "qkv_aftergemm": SPREAD * attended,
+        "matmul_q": cosine,
+        "matmul_k": cosine,
+        "matmul_v": SPREAD * attended,
+        "softmax_input": cosine,
+        "matmul_a": min(1.0, 64.0 / stage.window_area),
+        "proj_input": output,
+        "proj_aftergemm": output,
+        "fc1_input": SPREAD * mlp,
+        "fc1_aftergemm": SPREAD * mlp,
+        "fc2_input": SPREAD * mlp,
+        "fc2_aftergemm": SPREAD * mlp * math.sqrt(0.5),
+    }
+
+
+def _reduction_amax(stage: StageGeometry, version: int, int8_mode: int, generator: torch.Generator) -> dict[str, float]:
     """Scales of the patch merging behind `stage`, which every block's list of the stage repeats."""
     if not stage.has_downsample:
         return {}
+    spread = SPREAD * (math.sqrt(1 + 2 * stage.depth) if version == 2 else 1.0)  # as in _amax_v2
     amax = {
-        "reduction_input": SPREAD,
-        "reduction_aftergemm": SPREAD,
+        "reduction_input": spread,
+        "reduction_aftergemm": spread,
         "reduction_weight": math.sqrt(3 / (4 * stage.dim)),
     }
     if int8_mode == 2:

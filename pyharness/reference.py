@@ -268,6 +268,13 @@ class ReferenceSwin:
     `reference(images)` gives float32 logits [B, num_classes], or the features [B, num_features] where num_classes is 0.
     """
 
+    def __new__(cls, engine_file: EngineFile) -> ReferenceSwin:
+        if cls is ReferenceSwin and engine_file.config.version == 2:
+            from pyharness.reference_v2 import ReferenceSwinV2  # which is built on this class
+
+            cls = ReferenceSwinV2
+        return super().__new__(cls)
+
     def __init__(self, engine_file: EngineFile) -> None:
         self.config: SwinConfig = engine_file.config
         self.gelu_less = engine_file.graph == "geluless_int8"

@@ -48,10 +48,35 @@ FUSED_OPS = (
 )
 """The fused operations of the FT graph, in the order they run in; the GELU-less graph lacks fc1_bias_gelu."""
 
+FUSED_OPS_V2 = (
+    "shift_partition",
+    "qkv_bias_normalize",
+    "softmax",
+    "proj_bias_norm1_residual",
+    "fc1_bias_gelu",
+    "fc2_bias_norm2_residual",
+    "patch_merge",
+    "reduction_norm",
+)
+"""Swin-V2's, each in the place of the one above."""
+
 FUSED_GRAPH_OPS = ("qkv", "attention", "proj_norm", "mlp_norm", "reduction")
 """The operations that only the fused graph has. A GEMM is within each, so their arithmetic is nearly all int8."""
 
 META_FIELDS = ("date", "commit", "dirty", "device", "driver", "cuda", "torch", "engine", "threads", "command")
+
+MARKDOWN_BLOCKS = {
+    "diff_baseline": "pyharness/diff_baseline.py",
+    "peers_cpu": "benchmarks/peers_cpu.py",
+    "roofline_cpu": "benchmarks/roofline_cpu.py",
+}
+"""What README takes from a Markdown file of a result folder as it is, and the program that writes the file."""
+
+OPTIONAL_BLOCKS = ("peers_cpu", "roofline_cpu")
+"""Those that README need not have."""
+
+REST_OF_FILE = "\n### All "
+"""Where, in such a file, what is too long for README begins."""
 
 BLOCK_NAMES = {"table2": "Table 2", "table1": "Table 1", "diff_baseline": "The patch series"}
 
@@ -191,10 +216,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def validate(kind: str, document: Mapping[str, Any]) -> None:
+def validate(kind: str, document: Mapping[str, Any], row_type: type | None = None) -> None:
     """FormatError where `document` is not a `kind` ("table2" or "table1") table: a missing or unknown field, a wrong
-    type, a number that is not finite, a share or accuracy out of range. The message names row and field."""
-    row_type = ROW_TYPES[kind]
+    type, a number that is not finite, a share or accuracy out of range. The message names row and field. Another kind
+    of table brings its own `row_type`."""
+    row_type = row_type or ROW_TYPES[kind]
     if not isinstance(document, Mapping) or not isinstance(document.get("rows"), list):
         raise FormatError(f'{kind}: found no {{"meta": ..., "rows": [...]}}')
     missing = [name for name in META_FIELDS if name not in (document.get("meta") or {})]
@@ -246,7 +272,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of a document as CSV, nested fields flattened, as a whole or not at all."""
     flat = _flatten(rows)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(flat[0]) if flat else [])
@@ -260,7 +287,7 @@ def write_table(folder: str | Path, kind: str, meta: Mapping[str, Any], rows: Se
     document = document_of(meta, rows)
     validate(kind, document)
     write_json(folder / f"{kind}.json", document)
-    _write_csv(folder / f"{kind}.csv", document["rows"])
+    write_csv(folder / f"{kind}.csv", document["rows"])
     write_text(folder / f"{kind}.md", markdown(kind, document))
     return document
 
@@ -450,11 +477,16 @@ def readme_with_tables(text: str, folder: Path) -> str:
     """`text` of the README with the tables of result folder `folder` in their places."""
     for kind in ROW_TYPES:
         text = replace_block(text, kind, markdown(kind, load_table(folder, kind)))
-    diff = folder / "diff_baseline.md"
-    try:
-        return replace_block(text, "diff_baseline", diff.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"cannot read {diff} ({error.strerror}); pyharness/diff_baseline.py writes it") from None
+    for name, program in MARKDOWN_BLOCKS.items():
+        if name in OPTIONAL_BLOCKS and f"<!-- begin {name} -->" not in text:
+            continue
+        file = folder / f"{name}.md"
+        try:
+            content = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise FormatError(f"cannot read {file} ({error.strerror}); {program} writes it") from None
+        text = replace_block(text, name, content.split(REST_OF_FILE)[0])
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:

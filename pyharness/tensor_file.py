@@ -58,3 +58,18 @@ def load_tensors(path: str | Path, error: type[HarnessError]) -> tuple[dict[str,
         raise error(
             f"{path}: not a readable safetensors file ({reason}); it may be cut off or of another kind. Make it again."
         ) from None
+
+
+def load_header(path: str | Path, error: type[HarnessError]) -> dict[str, str]:
+    """The metadata of the header alone; no tensor is read. Raises `error` as `load_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise error(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as reason:
+        raise error(
+            f"{path}: not a readable safetensors file ({reason}); it may be cut off or of another kind. Make it again."
+        ) from None

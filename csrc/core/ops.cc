@@ -296,6 +296,85 @@ void check(const HeadArgs& a, DType f) {
   expect(op, "out", a.out, DType::kF32, {a.features.dim(0), a.weight.dim(0)});
 }
 
+void check(const ShiftPartitionArgs& a, DType f) {
+  const char* op = "shift_partition";
+  check_geometry(op, a.geometry);
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "out", a.out, DType::kS8, {m, c});
+}
+
+void check(const QkvBiasNormalizeArgs& a, DType f) {
+  const char* op = "qkv_bias_normalize";
+  expect_rank(op, "out", a.out, 5);
+  const std::int64_t m = a.out.dim(1) * a.out.dim(3), c = a.out.dim(2) * a.out.dim(4);
+  expect(op, "out", a.out, DType::kS8, {3, a.out.dim(1), a.out.dim(2), a.out.dim(3), a.out.dim(4)});
+  expect(op, "qkv", a.qkv, DType::kS8, {m, 3 * c});
+  expect(op, "bias", a.bias, f, {3 * c});
+}
+
+void check(const HeadScaleSoftmaxArgs& a, DType f) {
+  const char* op = "head_scale_softmax";
+  expect_rank(op, "scores", a.scores, 4);
+  const auto& s = a.scores.shape;
+  expect(op, "scores", a.scores, DType::kS8, {s[0], s[1], s[2], s[3]});
+  SWIN_CHECK(ShapeError, op, s[3] >= s[2], "pitch ", s[3], " is less than the window's ", s[2]);
+  expect(op, "head_scale", a.head_scale, f, {s[1]});
+  expect(op, "bias", a.bias, f, {s[1], s[2], s[2]});
+  expect(op, "out", a.out, DType::kS8, {s[0], s[1], s[2], s[3]});
+  if (a.mask) {
+    expect_rank(op, "mask", a.mask, 3);
+    expect(op, "mask", a.mask, f, {a.mask.dim(0), s[2], s[2]});
+    SWIN_CHECK(ShapeError, op, s[0] % a.mask.dim(0) == 0, s[0], " windows are not a multiple of the mask's ",
+               a.mask.dim(0));
+  }
+}
+
+void check(const ProjBiasNormResidualArgs& a, DType f) {
+  const char* op = "proj_bias_norm_residual";
+  check_geometry(op, a.geometry);
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
+  expect(op, "proj", a.proj, DType::kS8, {m, c});
+  expect(op, "bias", a.bias, f, {c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "out", a.out, DType::kS8, {m, c});
+}
+
+void check(const BiasNormResidualArgs& a, DType f) {
+  const char* op = "bias_norm_residual";
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.residual.dim(0), c = a.residual.dim(1);
+  expect(op, "x", a.x, DType::kS8, {m, c});
+  expect(op, "bias", a.bias, f, {c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "residual", a.residual, f, {m, c});
+}
+
+void check(const PatchMergeArgs& a, DType f) {
+  const char* op = "patch_merge";
+  SWIN_CHECK(ShapeError, op, a.batch > 0 && a.height > 0 && a.width > 0 && a.height % 2 == 0 && a.width % 2 == 0,
+             a.height, "x", a.width, " tokens cannot be merged 2x2; both sides must be even");
+  expect_rank(op, "residual", a.residual, 2);
+  const std::int64_t m = a.batch * a.height * a.width, c = a.residual.dim(1);
+  expect(op, "residual", a.residual, f, {m, c});
+  expect(op, "out", a.out, DType::kS8, {m / 4, 4 * c});
+}
+
+void check(const DequantizeNormArgs& a, DType f) {
+  const char* op = "dequantize_norm";
+  expect_rank(op, "x", a.x, 2);
+  const std::int64_t m = a.x.dim(0), c = a.x.dim(1);
+  expect(op, "x", a.x, DType::kS8, {m, c});
+  expect(op, "gamma", a.gamma, f, {c});
+  expect(op, "beta", a.beta, f, {c});
+  expect(op, "out", a.out, f, {m, c});
+}
+
 OpCost cost_of(std::initializer_list<TensorView> reads, std::initializer_list<TensorView> writes,
                std::int64_t operations) {
   OpCost c;
@@ -364,6 +443,24 @@ OpCost cost(const HeadArgs& a) {
   return cost_of({a.features, a.weight, a.bias}, {a.out}, 2 * a.out.numel() * a.weight.dim(1));
 }
 
+OpCost cost(const ShiftPartitionArgs& a) { return cost_of({a.residual}, {a.out}, a.out.numel() * 3); }
+OpCost cost(const QkvBiasNormalizeArgs& a) {
+  // Of q and k, two thirds of the tensor, also a square, a sum and a division per element.
+  return cost_of({a.qkv, a.bias}, {a.out}, a.out.numel() * 7);
+}
+OpCost cost(const HeadScaleSoftmaxArgs& a) {
+  return cost_of({a.scores, a.head_scale, a.bias, a.mask}, {a.out},
+                 a.scores.numel() / a.scores.dim(3) * a.scores.dim(2) * (a.mask ? 12 : 11));
+}
+OpCost cost(const ProjBiasNormResidualArgs& a) {
+  return cost_of({a.proj, a.bias, a.gamma, a.beta, a.residual}, {a.residual, a.out}, a.out.numel() * 13);
+}
+OpCost cost(const BiasNormResidualArgs& a) {
+  return cost_of({a.x, a.bias, a.gamma, a.beta, a.residual}, {a.residual}, a.residual.numel() * 10);
+}
+OpCost cost(const PatchMergeArgs& a) { return cost_of({a.residual}, {a.out}, a.out.numel() * 3); }
+OpCost cost(const DequantizeNormArgs& a) { return cost_of({a.x, a.gamma, a.beta}, {a.out}, a.out.numel() * 8); }
+
 std::vector<TensorView> outputs(const PatchEmbedNormArgs& a) { return {a.x}; }
 std::vector<TensorView> outputs(const BiasResidualArgs& a) { return {a.residual}; }
 std::vector<TensorView> outputs(const ProjBiasResidualNormArgs& a) { return {a.residual, a.out}; }
@@ -372,6 +469,8 @@ std::vector<TensorView> outputs(const MlpResidualNormArgs& a) {
   if (!a.out) return {a.residual};
   return {a.residual, a.out};
 }
+std::vector<TensorView> outputs(const ProjBiasNormResidualArgs& a) { return {a.residual, a.out}; }
+std::vector<TensorView> outputs(const BiasNormResidualArgs& a) { return {a.residual}; }
 template <class Args>
 std::vector<TensorView> outputs(const Args& a) {
   return {a.out};
@@ -382,6 +481,8 @@ bool in_place(const BiasResidualArgs&) { return true; }
 bool in_place(const ProjBiasResidualNormArgs&) { return true; }
 bool in_place(const LinearResidualNormArgs&) { return true; }
 bool in_place(const MlpResidualNormArgs&) { return true; }
+bool in_place(const ProjBiasNormResidualArgs&) { return true; }
+bool in_place(const BiasNormResidualArgs&) { return true; }
 template <class Args>
 bool in_place(const Args&) {
   return false;

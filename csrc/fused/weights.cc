@@ -147,6 +147,8 @@ StageWeights load_stage(WeightList& list, std::size_t index, const ModelConfig& 
 }  // namespace
 
 ModelWeights load_weights(const ModelConfig& config, const std::vector<TensorView>& list, const Backend& backend) {
+  SWIN_CHECK(UnsupportedError, "fused_int8", config.version == 1, "this graph runs Swin-V1 only; Swin-V", config.version,
+             " has ft_int8 and geluless_int8");
   const std::vector<StageGeometry> stages = stage_geometries(config);
   std::size_t needed = kFinalTensors + (config.num_classes > 0 ? kHeadTensors : 0);
   for (std::int64_t depth : config.depths) needed += depth * kBlockTensors + kStageTensors;

@@ -71,20 +71,20 @@ const Backend& backend_for(const at::Device& device, const std::string& residual
   "str graph, int int8_mode, int[] img_size, int patch_size, int in_chans, int num_classes, int embed_dim, " \
   "int[] depths, int[] num_heads, int[] window_size, float mlp_ratio, bool qkv_bias, float? qk_scale, bool " \
   "patch_norm, "                                                                                             \
-  "str residual"
+  "int version, str residual"
 #define CONFIG_ARGS                                                                                    \
   const std::string &graph, std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size, \
       std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths, \
       at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,         \
-      std::optional<double> qk_scale, bool patch_norm, const std::string &residual
+      std::optional<double> qk_scale, bool patch_norm, std::int64_t version, const std::string &residual
 #define CONFIG_VALUES                                                                                            \
   make_config(int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads, window_size, \
-              mlp_ratio, qkv_bias, qk_scale, patch_norm)
+              mlp_ratio, qkv_bias, qk_scale, patch_norm, version)
 
 ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size,
                         std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,
                         at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,
-                        std::optional<double> qk_scale, bool patch_norm) {
+                        std::optional<double> qk_scale, bool patch_norm, std::int64_t version) {
   SWIN_CHECK(ShapeError, "swin_int8", img_size.size() == 2, "img_size has ", img_size.size(),
              " numbers; height and width are needed");
   ModelConfig c;
@@ -102,6 +102,7 @@ ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::i
   c.qkv_bias = qkv_bias;
   c.qk_scale = qk_scale;
   c.patch_norm = patch_norm;
+  c.version = static_cast<int>(version);
   return c;
 }
 
@@ -406,6 +407,56 @@ void op_head(const Tensor& features, const Tensor& weight, const Tensor& bias, T
   });
 }
 
+void op_shift_partition(const Tensor& residual, at::IntArrayRef g, double quant, Tensor& out) {
+  translate([&] {
+    const Views view(residual);
+    run(view, ShiftPartitionArgs{view(residual), view(out), geometry(g), float(quant)});
+  });
+}
+void op_qkv_bias_normalize(const Tensor& qkv, const Tensor& bias, double dequant, double quant_q, double quant_k,
+                           double quant_v, Tensor& out) {
+  translate([&] {
+    const Views view(qkv);
+    run(view, QkvBiasNormalizeArgs{view(qkv), view(bias), view(out), float(dequant), float(quant_q), float(quant_k),
+                                   float(quant_v)});
+  });
+}
+void op_head_scale_softmax(const Tensor& scores, const Tensor& head_scale, const Tensor& bias, const OptTensor& mask,
+                           double dequant, double quant, Tensor& out) {
+  translate([&] {
+    const Views view(scores);
+    run(view, HeadScaleSoftmaxArgs{view(scores), view(head_scale), view(bias), view(mask), view(out), float(dequant),
+                                   float(quant)});
+  });
+}
+void op_proj_bias_norm_residual(const Tensor& proj, const Tensor& bias, const Tensor& gamma, const Tensor& beta,
+                                Tensor& residual, at::IntArrayRef g, double dequant, double quant, Tensor& out) {
+  translate([&] {
+    const Views view(proj);
+    run(view, ProjBiasNormResidualArgs{view(proj), view(bias), view(gamma), view(beta), view(residual), view(out),
+                                       geometry(g), float(dequant), float(quant)});
+  });
+}
+void op_bias_norm_residual(const Tensor& x, const Tensor& bias, const Tensor& gamma, const Tensor& beta,
+                           Tensor& residual, double dequant) {
+  translate([&] {
+    const Views view(x);
+    run(view, BiasNormResidualArgs{view(x), view(bias), view(gamma), view(beta), view(residual), float(dequant)});
+  });
+}
+void op_patch_merge(const Tensor& residual, at::IntArrayRef size, double quant, Tensor& out) {
+  translate([&] {
+    const Views view(residual);
+    SWIN_CHECK(ShapeError, "patch_merge", size.size() == 3, "size needs batch, height and width");
+    run(view, PatchMergeArgs{view(residual), view(out), size[0], size[1], size[2], float(quant)});
+  });
+}
+void op_dequantize_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, double dequant, Tensor& out) {
+  translate([&] {
+    const Views view(x);
+    run(view, DequantizeNormArgs{view(x), view(gamma), view(beta), view(out), float(dequant)});
+  });
+}
 void op_linear_s8(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias, Tensor& out) {
   translate([&] {
     const Views view(x);
@@ -482,6 +533,20 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
       "Tensor(b!)? hidden, Tensor(c!)? out) -> ()");
   m.def("final_norm_pool(Tensor residual, Tensor gamma, Tensor beta, Tensor(a!) out) -> ()");
   m.def("head(Tensor features, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
+  m.def("shift_partition(Tensor residual, int[] geometry, float quant, Tensor(a!) out) -> ()");
+  m.def(
+      "qkv_bias_normalize(Tensor qkv, Tensor bias, float dequant, float quant_q, float quant_k, float quant_v, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "head_scale_softmax(Tensor scores, Tensor head_scale, Tensor bias, Tensor? mask, float dequant, float quant, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "proj_bias_norm_residual(Tensor proj, Tensor bias, Tensor gamma, Tensor beta, Tensor(a!) residual, "
+      "int[] geometry, float dequant, float quant, Tensor(b!) out) -> ()");
+  m.def(
+      "bias_norm_residual(Tensor x, Tensor bias, Tensor gamma, Tensor beta, Tensor(a!) residual, float dequant) -> ()");
+  m.def("patch_merge(Tensor residual, int[] size, float quant, Tensor(a!) out) -> ()");
+  m.def("dequantize_norm(Tensor x, Tensor gamma, Tensor beta, float dequant, Tensor(a!) out) -> ()");
 }
 
 #define SWIN_BIND_OP(name, Args) m.impl(#name, op_##name);

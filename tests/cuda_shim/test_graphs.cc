@@ -90,12 +90,13 @@ class WeightList {
         halves({dim}, 0.1);
         norm(dim);
         norm(dim);
-        for (int copy = 0; copy < 2; ++copy) scales(dim, dim / c.num_heads[i], hidden);
-        halves({c.num_heads[i], area, area}, 2);
+        for (int copy = 0; copy < 2; ++copy) scales(dim, dim / c.num_heads[i], hidden, c.version, block);
+        halves({c.num_heads[i], area, area}, 2, c.version == 2 ? 8 : 0);
         empty();
+        if (c.version == 2) logit_scales(c.num_heads[i]);
       }
       if (downsamples) {
-        norm(4 * dim);
+        norm((c.version == 2 ? 2 : 4) * dim);
         weight(2 * dim, 4 * dim);
       } else {
         for (int j = 0; j < 3; ++j) empty();
@@ -159,10 +160,16 @@ class WeightList {
     }
   }
   // The 96 numbers of docs/weight_format.md: quadruples from 0, weight amaxes from 72, GEMM factors from 77.
-  void scales(std::int64_t dim, std::int64_t d, std::int64_t hidden) {
+  // Swin-V2: q and k have length 1, and what enters the GEMMs is the residual stream, which grows from block to block.
+  void scales(std::int64_t dim, std::int64_t d, std::int64_t hidden, int version, std::int64_t block) {
     add(DType::kF32, {swin::kScaleListLength});
     float* list = views.back().as<float>();
-    const double kAmax[] = {4, 4, 4, 4, 4, 4, 4, 1, 4 * std::sqrt(d), 4, 4, 4, 3, 0, 0, 4, 4};
+    double kAmax[] = {4, 4, 4, 4, 4, 4, 4, 1, 4 * std::sqrt(d), 4, 4, 4, 3, 0, 0, 4, 4};
+    if (version == 2) {
+      const double grown = 4 * std::sqrt(2 + 2 * block);
+      for (int i : {0, 1, 2, 3, 6, 9, 10, 11, 12, 15, 16}) kAmax[i] = grown;
+      for (int i : {4, 5, 8}) kAmax[i] = 1;
+    }
     for (int i = 0; i < 17; ++i) {
       if (kAmax[i] == 0) continue;
       const double quad[] = {kAmax[i], kAmax[i] / 127, kAmax[i] / 127 / 127, 127 / kAmax[i]};
@@ -176,6 +183,14 @@ class WeightList {
                               kAmax[4] * kAmax[5] / kAmax[8], kAmax[7] * kAmax[6] / kAmax[2],
                               kAmax[15] * w[4] / kAmax[16]};
     for (int i = 0; i < 7; ++i) list[77 + i] = static_cast<float>(factors[i] / 127);
+  }
+
+  // Logarithms around log 10.
+  void logit_scales(std::int64_t heads) {
+    add(DType::kF32, {heads});
+    for (std::int64_t h = 0; h < heads; ++h) {
+      views.back().as<float>()[h] = static_cast<float>(2.3 + 0.3 * random_.normal());
+    }
   }
 
   Random random_;
@@ -229,6 +244,11 @@ swin::ModelConfig model(int mode, std::int64_t h, std::int64_t w, std::int64_t p
   return c;
 }
 
+swin::ModelConfig v2(swin::ModelConfig c) {
+  c.version = 2;
+  return c;
+}
+
 int g_failures = 0;
 
 template <class T>
@@ -274,6 +294,8 @@ int main() {
       {"window 8, int8_mode 2", model(2, 64, 64, 4, 32, {2, 1}, {2, 2}, {8, 8}), 1},
       {"window 3, odd channels", model(2, 24, 24, 2, 10, {2, 2}, {2, 2}, {3, 3}), 2},
       {"window 12", model(1, 48, 48, 2, 16, {2, 1}, {1, 1}, {12, 12}), 1},
+      {"Swin-V2, window 8", v2(model(1, 64, 64, 4, 32, {2, 2}, {1, 2}, {8, 8})), 2},
+      {"Swin-V2, odd channels", v2(model(1, 24, 48, 2, 10, {2, 2}, {2, 2}, {3, 3})), 2},
   };
   for (const Case& c : cases) {
     test<__half>(c, "half", 31);

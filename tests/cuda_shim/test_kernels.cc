@@ -507,6 +507,132 @@ void test_patch_merge_norm() {
   }
 }
 
+// Swin-V2: shift_partition, proj_bias_norm_residual, bias_norm_residual and dequantize_norm over the same rows.
+template <class T>
+void test_v2_norms() {
+  for (const NormCase& k : kNormCases) {
+    const WindowGeometry& g = k.g;
+    const std::int64_t m = g.tokens(), c = k.c;
+    begin(name_of_case("v2_norms", type_name<T>(), {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.shift}));
+    Random random(g_case);
+    Tensor<std::int8_t> x({m, c}, k.shift), out({m, c}), cpu_out({m, c});
+    Twin<T> bias({c}), residual({m, c}, k.shift), image({m, c}), gamma({c}), beta({c}), normed({m, c});
+    fill_s8(x, random);
+    bias.normal(random);
+    residual.normal(random, 2);
+    gamma.normal(random, 0.3, 1);
+    beta.normal(random);
+    if (m >= 4) residual.set(2 * c + c / 2, std::nan(""));
+    for (std::int64_t i = 0; i < m * c; ++i) image.set(i, residual[i]);
+    const float dequant = float_of(1.7 / 127), quant = float_of(127 / 4.2);
+
+    run(out, [&] { call<T>(swin::ShiftPartitionArgs{residual.device.view, out.view, g, quant}); });
+    call_cpu(swin::ShiftPartitionArgs{residual.host.view, cpu_out.view, g, quant});
+    std::vector<double> exact;
+    for (std::int64_t r = 0; r < m; ++r) {
+      for (std::int64_t i = 0; i < c; ++i) exact.push_back(residual[image_row(g, r) * c + i] * quant);
+    }
+    compare_s8(out, &cpu_out, exact);
+
+    // LayerNorm of the branch, row by row in the order of x: with its bias, and without.
+    std::vector<double> with_bias, without;
+    for (std::int64_t r = 0; r < m; ++r) {
+      std::vector<double> biased(c), plain(c);
+      for (std::int64_t i = 0; i < c; ++i) {
+        plain[i] = x[r * c + i] * static_cast<double>(dequant);
+        biased[i] = plain[i] + bias[i];
+      }
+      for (auto* row : {&biased, &plain}) {
+        layer_norm(*row, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+      }
+      with_bias.insert(with_bias.end(), biased.begin(), biased.end());
+      without.insert(without.end(), plain.begin(), plain.end());
+    }
+    std::vector<double> windowed(m * c), in_order(m * c);
+    for (std::int64_t r = 0; r < m; ++r) {
+      for (std::int64_t i = 0; i < c; ++i) {
+        const std::int64_t at = image_row(g, r) * c + i;
+        windowed[at] = residual[at] + with_bias[r * c + i];
+        in_order[r * c + i] = residual[r * c + i] + with_bias[r * c + i];
+      }
+    }
+    const std::vector<unsigned char> start = residual.device.content();
+    run_in_orders(
+        true,
+        [&] {
+          call<T>(swin::ProjBiasNormResidualArgs{x.view, bias.device.view, gamma.device.view, beta.device.view,
+                                                 residual.device.view, out.view, g, dequant, quant});
+        },
+        [&](bool before) {
+          if (before) {
+            residual.device.restore(start);
+            out.poison();
+          } else {
+            residual.device.check_guards();
+            out.check_guards();
+          }
+        },
+        [&] {
+          std::vector<unsigned char> both = residual.device.content(), second = out.content();
+          both.insert(both.end(), second.begin(), second.end());
+          return both;
+        });
+    call_cpu(swin::ProjBiasNormResidualArgs{x.view, bias.host.view, gamma.host.view, beta.host.view, residual.host.view,
+                                            cpu_out.view, g, dequant, quant});
+    compare_rounded(residual.device, windowed, &residual.host, 5e-6);
+    std::vector<double> stored;  // what is quantized is the residual as it is stored, rounded
+    for (std::int64_t i = 0; i < m * c; ++i) stored.push_back(swin::cuda::to_float(residual.device[i]) * quant);
+    compare_s8(out, nullptr, stored);
+
+    run_in_place(image.device, [&] {
+      call<T>(swin::BiasNormResidualArgs{x.view, bias.device.view, gamma.device.view, beta.device.view,
+                                         image.device.view, dequant});
+    });
+    call_cpu(
+        swin::BiasNormResidualArgs{x.view, bias.host.view, gamma.host.view, beta.host.view, image.host.view, dequant});
+    compare_rounded(image.device, in_order, &image.host, 5e-6);
+
+    run(normed.device, [&] {
+      call<T>(swin::DequantizeNormArgs{x.view, gamma.device.view, beta.device.view, normed.device.view, dequant});
+    });
+    call_cpu(swin::DequantizeNormArgs{x.view, gamma.host.view, beta.host.view, normed.host.view, dequant});
+    compare_rounded(normed.device, without, &normed.host, 5e-6);
+  }
+}
+
+template <class T>
+void test_patch_merge() {
+  struct Case {
+    std::int64_t batch, height, width, c;
+    int shift;
+  };
+  for (const Case& k :
+       std::vector<Case>{{2, 14, 14, 32, 0}, {1, 4, 6, 9, 0}, {3, 2, 2, 1, 0}, {1, 256, 128, 96, 0}, {2, 4, 2, 8, 1}}) {
+    begin(name_of_case("patch_merge", type_name<T>(), {k.batch, k.height, k.width, k.c, k.shift}));
+    Random random(g_case);
+    const std::int64_t m = k.batch * k.height * k.width, c = k.c;
+    Twin<T> residual({m, c}, k.shift);
+    residual.normal(random, 1, 0.5);
+    if (m > 4) residual.set(0, std::nan(""));
+    const float quant = float_of(127 / 2.8);
+    Tensor<std::int8_t> out({m / 4, 4 * c}), cpu_out({m / 4, 4 * c});
+    run(
+        out, [&] { call<T>(swin::PatchMergeArgs{residual.device.view, out.view, k.batch, k.height, k.width, quant}); },
+        m < 1000);
+    call_cpu(swin::PatchMergeArgs{residual.host.view, cpu_out.view, k.batch, k.height, k.width, quant});
+    std::vector<double> exact;
+    for (std::int64_t y = 0; y < k.batch * k.height / 2; ++y) {
+      for (std::int64_t x = 0; x < k.width / 2; ++x) {
+        for (int which = 0; which < 4; ++which) {
+          const std::int64_t token = (2 * y + which % 2) * k.width + 2 * x + which / 2;
+          for (std::int64_t i = 0; i < c; ++i) exact.push_back(residual[token * c + i] * quant);
+        }
+      }
+    }
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
 template <class T>
 void test_patch_embed_norm() {
   struct Case {
@@ -703,6 +829,109 @@ void test_qkv_bias() {
       }
     }
     compare_s8(out, &cpu_out, exact);
+  }
+}
+
+template <class T>
+void test_qkv_bias_normalize() {
+  for (const AttentionCase& k : kAttentionCases) {
+    const std::int64_t m = k.bw * k.n, c = k.heads * k.d;
+    begin(name_of_case("qkv_bias_normalize", type_name<T>(), {k.bw, k.heads, k.n, k.d, k.shift}));
+    Random random(g_case);
+    Tensor<std::int8_t> qkv({m, 3 * c}, k.shift), out({3, k.bw, k.heads, k.n, k.d}),
+        cpu_out({3, k.bw, k.heads, k.n, k.d});
+    Twin<T> bias({3 * c});
+    fill_s8(qkv, random);
+    bias.normal(random);
+    for (std::int64_t i = 0; i < k.d; ++i) {  // head 0 of the first token's k is all zeros, and stays so
+      qkv[c + i] = 0;
+      bias.set(c + i, 0);
+    }
+    if (c > 4) bias.set(c - 1, std::nan(""));  // the last head's q comes out as zeros
+    const float dequant = float_of(3.1 / 127),
+                quant[3] = {float_of(127 / 0.9), float_of(127 / 0.8), float_of(127 / 4.2)};
+    run(
+        out,
+        [&] {
+          call<T>(
+              swin::QkvBiasNormalizeArgs{qkv.view, bias.device.view, out.view, dequant, quant[0], quant[1], quant[2]});
+        },
+        m * k.heads < 1000);
+    call_cpu(swin::QkvBiasNormalizeArgs{qkv.view, bias.host.view, cpu_out.view, dequant, quant[0], quant[1], quant[2]});
+    std::vector<double> exact;
+    for (int t = 0; t < 3; ++t) {
+      for (std::int64_t w = 0; w < k.bw; ++w) {
+        for (std::int64_t h = 0; h < k.heads; ++h) {
+          for (std::int64_t i = 0; i < k.n; ++i) {
+            std::vector<double> x(k.d);
+            double squares = 0;
+            for (std::int64_t e = 0; e < k.d; ++e) {
+              const std::int64_t column = t * c + h * k.d + e;
+              x[e] = qkv[(w * k.n + i) * 3 * c + column] * static_cast<double>(dequant) + bias[column];
+              squares += x[e] * x[e];
+            }
+            const double length = t < 2 ? (squares > 1e-24 || std::isnan(squares) ? std::sqrt(squares) : 1e-12) : 1;
+            for (double v : x) exact.push_back(v / length * quant[t]);
+          }
+        }
+      }
+    }
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
+template <class T>
+void test_head_scale_softmax() {
+  struct Case {
+    std::int64_t images, windows, heads, n, pitch;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{{3, 4, 2, 49, 64, 0},
+                                         {1, 2, 1, 64, 64, 0},
+                                         {2, 2, 2, 5, 32, 0},
+                                         {1, 1, 2, 256, 256, 0},
+                                         {1, 2, 1, 49, 50, 1},
+                                         {2, 1, 3, 1, 16, 0}}) {
+    for (bool masked : {false, true}) {
+      begin(name_of_case("head_scale_softmax", type_name<T>(),
+                         {k.images, k.windows, k.heads, k.n, k.pitch, k.shift, masked}));
+      Random random(g_case);
+      const std::int64_t bw = k.images * k.windows, n = k.n;
+      Tensor<std::int8_t> scores({bw, k.heads, n, k.pitch}, k.shift), out({bw, k.heads, n, k.pitch}),
+          cpu_out({bw, k.heads, n, k.pitch});
+      Twin<T> head_scale({k.heads}), bias({k.heads, n, n}), mask({k.windows, n, n});
+      fill_s8(scores, random);
+      for (std::int64_t h = 0; h < k.heads; ++h) head_scale.set(h, 4 + 5 * h);
+      bias.normal(random, 2, 8);
+      for (std::int64_t i = 0; i < k.windows * n * n; ++i)
+        mask.set(i, i % (n + 1) != 0 && random.uniform() < 0.3 ? -100 : 0);
+      if (n > 20) bias.set(7 * n + 3, std::nan(""));  // row 7 of head 0 comes out as zeros
+      const float dequant = float_of(0.9 / 127), quant = float_of(127 / 0.9);
+      const TensorView none;
+      run(out, [&] {
+        call<T>(swin::HeadScaleSoftmaxArgs{scores.view, head_scale.device.view, bias.device.view,
+                                           masked ? mask.device.view : none, out.view, dequant, quant});
+      });
+      call_cpu(swin::HeadScaleSoftmaxArgs{scores.view, head_scale.host.view, bias.host.view,
+                                          masked ? mask.host.view : none, cpu_out.view, dequant, quant});
+      std::vector<double> exact;
+      for (std::int64_t w = 0; w < bw; ++w) {
+        for (std::int64_t h = 0; h < k.heads; ++h) {
+          for (std::int64_t i = 0; i < n; ++i) {
+            std::vector<double> x(n);
+            double top = -1e300, sum = 0;
+            for (std::int64_t j = 0; j < n; ++j) {
+              x[j] = scores[((w * k.heads + h) * n + i) * k.pitch + j] * static_cast<double>(dequant) * head_scale[h] +
+                     bias[(h * n + i) * n + j] + (masked ? mask[(w % k.windows * n + i) * n + j] : 0.0);
+              top = std::max(top, x[j]);
+            }
+            for (double& v : x) sum += v = std::exp(v - top);
+            for (std::int64_t j = 0; j < k.pitch; ++j) exact.push_back(j < n ? x[j] / sum * quant : 0.0);
+          }
+        }
+      }
+      compare_s8(out, &cpu_out, exact);
+    }
   }
 }
 
@@ -1057,6 +1286,10 @@ void add_tests(std::vector<Test>& tests) {
                 {"qkv_bias" + type, test_qkv_bias<T>},
                 {"qk_gemm, pv_gemm" + type, test_qk_and_pv<T>},
                 {"softmax" + type, test_softmax<T>},
+                {"v2 norms" + type, test_v2_norms<T>},
+                {"patch_merge v2" + type, test_patch_merge<T>},
+                {"qkv_bias_normalize" + type, test_qkv_bias_normalize<T>},
+                {"head_scale_softmax" + type, test_head_scale_softmax<T>},
                 {"patch_embed" + type, test_patch_embed<T>},
                 {"final_norm_pool, head" + type, test_final_norm_pool_and_head<T>}});
 }

@@ -54,9 +54,11 @@ def walk(file: EngineFile, images: Tensor, model: SwinInt8, target: Target, reco
                 residual = found[0].reshape(value.residual.shape)
                 target.close(residual, value.residual, rtol=1e-5, atol=1e-5)
                 prefix = f"layers.{node.stage}.blocks.{node.block}.norm2."
-                normed = reference.layer_norm(residual, weights[prefix + "weight"], weights[prefix + "bias"])
                 quant = reference_model._scales(node.stage, node.block).quant("fc1_input")
-                # What is normalized is the residual stream as it is stored.
+                # What is normalized (Swin-V2: quantized) is the residual stream as it is stored.
+                normed = residual
+                if file.config.version == 1:
+                    normed = reference.layer_norm(residual, weights[prefix + "weight"], weights[prefix + "bias"])
                 exact = reference.quantize(normed, quant).exact
                 return ResidualQuantized(residual.double(), self._quantized(exact, found[1]))
             if isinstance(value, Quantized):

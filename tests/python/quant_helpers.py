@@ -60,6 +60,8 @@ def exercised_model(config: SwinConfig, seed: int, geluless: bool = False):
             values = torch.randn(parameter.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
                 values = 1 + 0.1 * values
+            elif name.endswith("logit_scale"):
+                values = math.log(10) + 0.5 * values
             elif name.endswith("bias"):
                 values = 0.3 * values
             elif not name.endswith("relative_position_bias_table"):

@@ -208,6 +208,7 @@ def test_each_channel_has_its_own_step_and_rounds_half_to_even():
     steps = channel_steps(weight)
     assert steps.tolist() == [1.0, 2.0, 1.0] and steps.dtype == torch.float32
     assert quantize_channels(weight, steps).tolist() == [[127, 0, 2, -2], [-127, 0, 2, 127], [0, 0, 0, 0]]
+    assert quantize_channels(torch.tensor([[-128.0, 130.0]]), torch.ones(1)).tolist() == [[-127, 127]], "never -128"
 
 
 def test_a_channel_too_small_for_a_step_is_zero():
@@ -356,6 +357,18 @@ def test_the_program_makes_random_files(tmp_path):
     assert main(["random", "--graph", "fused_int8", "--activation", "gelu", "--seed", "3", str(out)]) == 0
     expected = random_engine_file(MICRO_DIGITS, "fused_int8", seed=3, activation="gelu")
     assert all(torch.equal(a, b) for a, b in zip(load_engine_file(out).tensors, expected.tensors))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--graph", "fused_int8", "--int8-mode", "2"], "fused_int8 has no int8_mode 2"),
+        (["--graph", "ft_int8", "--activation", "relu"], "--activation is for fused_int8; ft_int8 says itself"),
+    ],
+)
+def test_options_that_a_graph_would_ignore_are_refused(options, message, tmp_path):
+    with pytest.raises(HarnessError, match=message):
+        main(["random", *options, str(tmp_path / "random.safetensors")])
 
 
 def test_a_checkpoint_cannot_be_of_the_fused_graph():

@@ -13,6 +13,7 @@
 namespace swin {
 
 struct ModelConfig {
+  int version = 1;  // Swin-V1 or -V2
   int int8_mode = 1;
   std::int64_t img_h = 0, img_w = 0, patch_size = 0, in_chans = 0, embed_dim = 0, num_classes = 0;
   std::vector<std::int64_t> depths, num_heads, window_size;  // one entry per stage

@@ -20,6 +20,7 @@
 namespace swin {
 
 inline constexpr float kLayerNormEps = 1e-5f;
+inline constexpr float kNormalizeEps = 1e-12f;  // smallest length that cosine attention divides by
 
 struct WindowGeometry {
   std::int64_t batch = 0, height = 0, width = 0;
@@ -199,6 +200,58 @@ struct HeadArgs {
   TensorView features, weight, bias, out;
 };
 
+// Swin-V2's own operations (docs/architecture.md, "Swin-V2").
+
+// out[window order] = quantize(residual[shifted], quant). residual float [M, C] -> out s8 [M, C].
+struct ShiftPartitionArgs {
+  TensorView residual, out;
+  WindowGeometry geometry;
+  float quant = 0;
+};
+
+// x = dequantize(qkv, dequant) + bias; q and k of every head divided by max(sqrt(sum_e x_e^2), kNormalizeEps);
+// out[t] = quantize(x, quant[t]) for t = q, k, v. qkv s8 [BW*N, 3*h*d], bias float [3*h*d] -> out s8 [3, BW, h, N, d].
+struct QkvBiasNormalizeArgs {
+  TensorView qkv, bias, out;
+  float dequant = 0, quant_q = 0, quant_k = 0, quant_v = 0;
+};
+
+// As softmax, with a scale of each head's own: out[i, :] = quantize(softmax_j(scores[i, j] * dequant * head_scale[head]
+// + bias[head, i, j] + mask[window, i, j]), quant), j < N; columns N..pitch-1 are 0. scores s8 [BW, h, N, pitch],
+// head_scale float [h], bias float [h, N, N], mask float [windows, N, N] or none -> out s8 [BW, h, N, pitch].
+struct HeadScaleSoftmaxArgs {
+  TensorView scores, head_scale, bias, mask, out;
+  float dequant = 0, quant = 0;
+};
+
+// residual += LayerNorm(dequantize(proj, dequant) + bias)[window reversed, unshifted]; out = quantize(residual, quant).
+// proj s8 [M, C] in window order; residual float [M, C], out s8 [M, C] in image order.
+struct ProjBiasNormResidualArgs {
+  TensorView proj, bias, gamma, beta, residual, out;
+  WindowGeometry geometry;
+  float dequant = 0, quant = 0;
+};
+
+// residual += LayerNorm(dequantize(x, dequant) + bias). x s8 [M, C], residual float [M, C].
+struct BiasNormResidualArgs {
+  TensorView x, bias, gamma, beta, residual;
+  float dequant = 0;
+};
+
+// Gathers as patch_merge_norm; out = quantize(gathered, quant).
+// residual float [B*H*W, C] -> out s8 [B*(H/2)*(W/2), 4C].
+struct PatchMergeArgs {
+  TensorView residual, out;
+  std::int64_t batch = 0, height = 0, width = 0;
+  float quant = 0;
+};
+
+// out = LayerNorm(x * dequant). x s8 [M, C] -> out float [M, C].
+struct DequantizeNormArgs {
+  TensorView x, gamma, beta, out;
+  float dequant = 0;
+};
+
 #define SWIN_FOR_EACH_FUSED_OP(X)                      \
   X(linear_s8, LinearS8Args)                           \
   X(window_attention, WindowAttentionArgs)             \
@@ -220,7 +273,14 @@ struct HeadArgs {
   X(patch_merge_norm, PatchMergeNormArgs)              \
   X(dequantize, DequantizeArgs)                        \
   X(final_norm_pool, FinalNormPoolArgs)                \
-  X(head, HeadArgs)
+  X(head, HeadArgs)                                    \
+  X(shift_partition, ShiftPartitionArgs)               \
+  X(qkv_bias_normalize, QkvBiasNormalizeArgs)          \
+  X(head_scale_softmax, HeadScaleSoftmaxArgs)          \
+  X(proj_bias_norm_residual, ProjBiasNormResidualArgs) \
+  X(bias_norm_residual, BiasNormResidualArgs)          \
+  X(patch_merge, PatchMergeArgs)                       \
+  X(dequantize_norm, DequantizeNormArgs)
 
 #define SWIN_FOR_EACH_OP(X) SWIN_FOR_EACH_FT_OP(X) SWIN_FOR_EACH_FUSED_OP(X)
 

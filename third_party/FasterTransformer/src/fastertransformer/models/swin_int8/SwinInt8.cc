@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "SwinInt8Block.h"
+#include "SwinInt8V2.h"
 
 namespace fastertransformer::FT_GRAPH {
 
@@ -29,6 +30,11 @@ void append_patch_embed(swin::Plan& plan, const swin::ModelConfig& c, const Mode
 // Between two stages: merges 2x2 tokens into `b.merged` and makes that the residual stream.
 void append_downsample(swin::Plan& plan, const swin::ModelConfig& config, const StageGeometry& g, int stage,
                        const StageWeights& w, Buffers& b) {
+  if (config.version == 2) {
+    append_downsample_v2(plan, g, stage, w, b);
+    std::swap(b.residual, b.merged);
+    return;
+  }
   // Every block of a stage carries the reduction's scales; the last block's are read.
   const swin::BlockScales& s = w.blocks.back().scales;
   const std::int64_t m = plan.batch() * g.height * g.width;

@@ -1,4 +1,4 @@
-// The Swin-V1 INT8 graph after FasterTransformer's architecture (see this folder's README).
+// The Swin INT8 graph, V1 and V2, after FasterTransformer's architecture (see this folder's README).
 #pragma once
 
 #include "SwinInt8Weights.h"

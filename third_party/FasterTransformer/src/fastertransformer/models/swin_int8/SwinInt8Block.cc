@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "SwinInt8V2.h"
+
 namespace fastertransformer::FT_GRAPH {
 
 using swin::DType;
@@ -105,6 +107,10 @@ void append_mlp(swin::Plan& plan, const swin::ModelConfig& config, const StageGe
                          .quant = s.fc2_input.quant});
   add("fc2_gemm", OpKind::kGemm,
       swin::GemmS8Args{.x = activated, .w = w.fc2.get(), .out = out, .factor = s32 ? 0.0f : s.fc2_factor});
+  if (config.version == 2) {
+    append_mlp_end_v2(plan, g, at, w, b);
+    return;
+  }
   add("fc2_bias_residual", OpKind::kFused,
       swin::BiasResidualArgs{
           .x = out,
@@ -117,7 +123,11 @@ void append_mlp(swin::Plan& plan, const swin::ModelConfig& config, const StageGe
 
 void append_block(swin::Plan& plan, const swin::ModelConfig& config, const StageGeometry& stage, BlockPosition position,
                   const BlockWeights& weights, const swin::Parameter& attn_mask, const Buffers& buffers) {
-  append_attention(plan, config, stage, position, weights, attn_mask, buffers);
+  if (config.version == 2) {
+    append_attention_v2(plan, stage, position, weights, attn_mask, buffers);
+  } else {
+    append_attention(plan, config, stage, position, weights, attn_mask, buffers);
+  }
   append_mlp(plan, config, stage, position, weights, buffers);
 }
 

@@ -1,4 +1,4 @@
-// One Swin-V1 block: window attention, then the MLP, each around the residual stream.
+// One Swin block: window attention, then the MLP, each around the residual stream.
 #pragma once
 
 #include "SwinInt8Buffers.h"

@@ -1,5 +1,6 @@
 #include "SwinInt8Weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -28,6 +29,12 @@ std::vector<StageGeometry> stage_geometries(const swin::ModelConfig& c) {
              c.img_h, "x", c.img_w, " does not divide into patches of ", c.patch_size);
   SWIN_CHECK(ValueError, where, c.int8_mode == 1 || c.int8_mode == 2, "int8_mode is ", c.int8_mode,
              "; 1 or 2 is needed");
+  SWIN_CHECK(ValueError, where, c.version == 1 || c.version == 2, "version is ", c.version,
+             "; Swin-V1 and -V2 are known");
+  SWIN_CHECK(ValueError, where, c.version == 1 || c.int8_mode == 1, "Swin-V2 has int8_mode 1 only, found ",
+             c.int8_mode);
+  SWIN_CHECK(ValueError, where, c.version == 1 || !c.qk_scale,
+             "Swin-V2 has a logit_scale of each head's own; a qk_scale has no place in it");
   std::vector<StageGeometry> all;
   for (std::size_t i = 0; i < stages; ++i) {
     StageGeometry g{};
@@ -148,6 +155,18 @@ void check_scales(const std::string& name, const swin::BlockScales& s, bool has_
   }
 }
 
+// The list holds what was learnt, a logarithm; cosine attention multiplies with exp(min(logit_scale, log 100)).
+Parameter load_logit_scale(Cursor& list, const std::string& name, std::int64_t heads, const swin::Backend& backend) {
+  const TensorView& learnt = list.next(name, DType::kF32, {heads});
+  std::vector<float> scale(heads);
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const double x = learnt.as<const float>()[h];
+    SWIN_CHECK(ValueError, name, std::isfinite(x), "head ", h, " has ", x, "; the checkpoint is damaged");
+    scale[h] = static_cast<float>(std::exp(std::min(x, std::log(100.0))));
+  }
+  return backend.upload_parameter(TensorView(scale.data(), DType::kF32, {heads}));
+}
+
 BlockWeights load_block(Cursor& list, const std::string& name, const swin::ModelConfig& config, const StageGeometry& g,
                         const swin::Backend& backend) {
   const std::int64_t c = g.dim, area = g.window_area();
@@ -178,6 +197,7 @@ BlockWeights load_block(Cursor& list, const std::string& name, const swin::Model
   check_scales(name, w.scales, g.has_downsample, config.int8_mode == 2);
   w.relative_position_bias = list.parameter(name + ".attn.relative_position_bias", {g.heads, area, area});
   list.empty(name + ".attn.relative_position_bias_padded", "attention runs unfused");
+  if (config.version == 2) w.logit_scale = load_logit_scale(list, name + ".attn.logit_scale", g.heads, backend);
   return w;
 }
 
@@ -189,8 +209,9 @@ StageWeights load_stage(Cursor& list, std::size_t index, const swin::ModelConfig
     w.blocks.push_back(load_block(list, name + ".blocks." + std::to_string(block), config, g, backend));
   }
   if (g.has_downsample) {
-    w.merge_gamma = list.parameter(name + ".downsample.norm.weight", {4 * g.dim});
-    w.merge_beta = list.parameter(name + ".downsample.norm.bias", {4 * g.dim});
+    const std::int64_t normed = (config.version == 2 ? 2 : 4) * g.dim;  // Swin-V2 normalizes behind the reduction
+    w.merge_gamma = list.parameter(name + ".downsample.norm.weight", {normed});
+    w.merge_beta = list.parameter(name + ".downsample.norm.bias", {normed});
     w.merge_reduction = list.weight(name + ".downsample.reduction.weight", 2 * g.dim, 4 * g.dim);
   } else {
     for (const char* part : {".downsample.norm.weight", ".downsample.norm.bias", ".downsample.reduction.weight"}) {
@@ -212,9 +233,11 @@ ModelWeights load_weights(const swin::ModelConfig& config, const std::vector<Ten
                           const swin::Backend& backend) {
   const std::vector<StageGeometry> stages = stage_geometries(config);
   std::size_t needed = swin::kFinalWeightCount + (config.num_classes > 0 ? swin::kHeadWeightCount : 0);
-  for (std::int64_t depth : config.depths) needed += depth * swin::kBlockWeightCount + swin::kStageWeightCount;
+  const std::int64_t per_block = config.version == 2 ? swin::kBlockWeightV2Count : swin::kBlockWeightCount;
+  for (std::int64_t depth : config.depths) needed += depth * per_block + swin::kStageWeightCount;
   SWIN_CHECK(ShapeError, "weight list", list.size() == needed, "found ", list.size(), " tensors; ", needed,
-             " are needed: 16 a block, 5 a stage, 6 at the end and 2 for the head (docs/weight_format.md)");
+             " are needed: ", per_block,
+             " a block, 5 a stage, 6 at the end and 2 for the head (docs/weight_format.md)");
 
   Cursor cursor(list, backend);
   ModelWeights w;

@@ -16,12 +16,13 @@ struct BlockWeights {
   swin::Parameter qkv_bias, proj_bias, fc1_bias, fc2_bias;
   swin::Parameter norm1_gamma, norm1_beta, norm2_gamma, norm2_beta;
   swin::Parameter relative_position_bias;  // [heads, N, N]
+  swin::Parameter logit_scale;             // [heads], what cosine attention multiplies with; Swin-V2 only
   swin::BlockScales scales;
 };
 
 struct StageWeights {
   std::vector<BlockWeights> blocks;
-  swin::Parameter merge_gamma, merge_beta;              // [4C]; none in the last stage
+  swin::Parameter merge_gamma, merge_beta;              // [4C], Swin-V2 [2C]; none in the last stage
   std::unique_ptr<swin::PackedWeight> merge_reduction;  // [2C, 4C]; none in the last stage
   swin::Parameter attn_mask;                            // [windows, N, N]; none where the stage does not shift
 };
@@ -42,7 +43,7 @@ struct StageGeometry {
   std::int64_t windows() const { return (height / window_h) * (width / window_w); }
 };
 
-// ShapeError naming the stage where the configuration is not one a Swin-V1 can have.
+// ShapeError naming the stage where the configuration is not one a Swin can have.
 std::vector<StageGeometry> stage_geometries(const swin::ModelConfig& config);
 
 // ShapeError, DTypeError or ValueError naming the tensor or the scale that does not fit.

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/peers_cpu.py: instruction sets, what is timed, and its result rows."""

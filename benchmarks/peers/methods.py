@@ -1,0 +1,340 @@
+"""What takes turns: the graphs of this engine, and whoever else runs a Swin on a CPU.
+
+Peers run the unchanged GELU model. Each gets its files and its model ready once, and is then a call without arguments
+that gives the logits of the same images.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers import isa as isas
+from benchmarks.peers import runtimes
+from benchmarks.peers.artefacts import kept, megabytes, version_of
+from pyharness import results
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
+from pyharness.errors import HarnessError
+from pyharness.pipeline import file_digest
+
+if TYPE_CHECKING:
+    from pyharness.config import SwinConfig
+
+CALIBRATION_IMAGES = 8
+"""Batches that static quantizers see. The weights are random, so that more would calibrate nothing better."""
+
+FILE_SOURCES = ("engine_file", "ft_format", "fused_format", "random_engine")
+"""Modules of the harness that this engine's random files depend on."""
+
+GELU = "_gelu"
+"""Ending of the method that runs a GELU model on a graph which runs both kinds."""
+
+
+@dataclass
+class Setting:
+    """What one group of methods runs: `images` f32 [B, C, H, W] on timm's fp32 `model`, and where files are kept."""
+
+    name: str
+    config: SwinConfig
+    model: nn.Module
+    images: Tensor
+    threads: int
+    isa: str
+    work: Path
+    seed: int = 0
+    flags: frozenset[str] = field(default_factory=isas.cpu_flags)
+
+    @property
+    def batch(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> str:
+        """Of the images, in words: "1x3x224x224"."""
+        return "x".join(str(size) for size in self.images.shape)
+
+    def key(self, recipe: str, *packages: str) -> dict[str, Any]:
+        """What a file made from the model depends on."""
+        versions = {package: version_of(package) for package in ("torch", "timm", *packages)}
+        return {"model": self.config.to_json(), "seed": self.seed, "recipe": recipe, **versions}
+
+    def calibration(self) -> Iterator[Tensor]:
+        """Images [B, C, H, W] for static quantizers: other ones than are timed."""
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(CALIBRATION_IMAGES):
+            yield torch.randn(self.images.shape, generator=generator)
+
+
+@dataclass
+class Built:
+    """A method ready to run. `isa_forced`: see peers.isa; `details`: what else is worth keeping in the row's check;
+    `alone`: words for peers.memory, where the method runs from its file alone, without the fp32 model."""
+
+    call: Callable[[], Any]
+    model_mb: float | None = None
+    isa_forced: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    alone: list[str] | None = None
+
+
+class Unsuitable(HarnessError):
+    """A method that this machine, or the instruction set asked for, cannot run."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """`precision`: "fp32", "bf16" or "int8"; `packages`: what is needed, the first of them gives the version."""
+
+    name: str
+    precision: str
+    packages: tuple[str, ...]
+    build: Callable[[Setting], Built]
+    ours: bool = False
+
+    def missing(self) -> list[str]:
+        """Packages it needs that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+    def version(self) -> str | None:
+        """Of the library that runs it; for this engine, the engine's own."""
+        if self.ours:
+            from pyharness.engine import engine_info
+
+            return engine_info()["version"]
+        return f"{self.packages[0]} {version_of(self.packages[0])}"
+
+
+# --- this engine -----------------------------------------------------------------------------------------------------
+
+
+def _engine(setting: Setting, graph: str, **options: Any) -> Built:
+    from pyharness.engine import SwinInt8
+    from pyharness.engine_file import save_engine_file
+    from pyharness.random_engine import random_engine_file
+
+    recipe = " ".join([graph, *(f"{name}={value}" for name, value in options.items())])
+
+    def make(into: Path) -> None:
+        save_engine_file(into / "engine.safetensors", random_engine_file(setting.config, graph, **options))
+
+    name = f"{setting.name}-{graph}{GELU if options else ''}"
+    sources = {source: file_digest(results.ROOT / "pyharness" / f"{source}.py") for source in FILE_SOURCES}
+    file = kept(setting.work, name, {**setting.key(recipe), **sources}, make) / "engine.safetensors"
+    forced = None if setting.isa == isas.NATIVE else "yes"
+    alone = ["engine", str(file), setting.shape, str(setting.threads)]
+    call = functools.partial(SwinInt8.from_file(file), setting.images)
+    return Built(call, megabytes(file.parent), forced, alone=alone)
+
+
+def engine_methods() -> list[Method]:
+    """One method for each graph of the engine, and for the fused graph one more on a GELU model."""
+    methods = []
+    for graph in ENGINE_GRAPHS:
+        methods.append(Method(graph, "int8", ("torch",), functools.partial(_engine, graph=graph), ours=True))
+        if graph == FUSED_GRAPH:
+            gelu = functools.partial(_engine, graph=graph, activation="gelu")
+            methods.append(Method(graph + GELU, "int8", ("torch",), gelu, ours=True))
+    return methods
+
+
+# --- PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+def _size(model: nn.Module) -> float:
+    """Parameters and buffers, in 10^6 bytes."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) / 1e6
+
+
+def _eager(setting: Setting) -> Built:
+    forced = isas.forced_eager(setting.isa)
+    return Built(functools.partial(setting.model, setting.images), _size(setting.model), forced)
+
+
+@contextmanager
+def inductor_settings(**settings: Any) -> Iterator[None]:
+    """Inside, torch.compile uses `settings`: freezing is decided while the model is traced, too early for the `options`
+    of torch.compile alone. Autotuning's tables are not printed."""
+    import torch._inductor.config as inductor
+    from torch._inductor import select_algorithm
+
+    printed = getattr(select_algorithm, "PRINT_AUTOTUNE", None)
+    if printed is not None:
+        select_algorithm.PRINT_AUTOTUNE = False
+    try:
+        with inductor.patch(**settings):
+            yield
+    finally:
+        if printed is not None:
+            select_algorithm.PRINT_AUTOTUNE = printed
+
+
+def _compiled(model: nn.Module, images: Tensor, **settings: Any) -> Callable[[], Tensor]:
+    """`model` compiled with `settings` of Inductor for `images`. Compiled functions of one class share a cache, whose
+    entries are told apart by `options`; so those are given too."""
+    compiled = torch.compile(model, fullgraph=True, options=settings or None)
+    with inductor_settings(**settings):
+        compiled(images)
+        compiled(images)
+    return functools.partial(compiled, images)
+
+
+TUNED = {"max_autotune": True, "freezing": True}
+
+
+def _compile(setting: Setting, dtype: torch.dtype = torch.float32, **settings: Any) -> Built:
+    if dtype == torch.bfloat16 and not isas.has_bf16(setting.isa, setting.flags):
+        raise Unsuitable(f"no bf16 arithmetic on {setting.isa} here (AVX512-BF16 or AMX is needed)")
+    model = copy.deepcopy(setting.model).to(dtype)
+    call = _compiled(model, setting.images.to(dtype), **settings)
+    return Built(call, _size(model), isas.forced_compiled(setting.isa, setting.flags))
+
+
+def _pt2e(setting: Setting) -> Built:
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    reduce_range = not isas.has_vnni(setting.isa, setting.flags)
+    exported = torch.export.export(copy.deepcopy(setting.model), (setting.images,)).module()
+    recipe = get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(recipe))
+    for images in setting.calibration():
+        prepared(images)
+    converted = convert_pt2e(prepared)
+    call = _compiled(converted, setting.images, freezing=True)
+    return Built(
+        call, None, isas.forced_compiled(setting.isa, setting.flags), {"reduce_range": reduce_range}
+    )
+
+
+# --- ONNX Runtime and OpenVINO ---------------------------------------------------------------------------------------
+
+
+def onnx_file(setting: Setting) -> Path:
+    """The model exported to ONNX for exactly this batch, weights within."""
+
+    def make(folder: Path) -> None:
+        torch.onnx.export(
+            setting.model, (setting.images,), str(folder / "model.onnx"), dynamo=True, external_data=False,
+            input_names=["images"], output_names=["logits"], verbose=False,
+        )  # fmt: skip
+
+    key = setting.key(f"onnx, batch {setting.batch}", "onnx", "onnxscript")
+    return kept(setting.work, f"{setting.name}-b{setting.batch}-onnx", key, make) / "model.onnx"
+
+
+def ort_int8_file(setting: Setting) -> Path:
+    """The ONNX model quantized by ONNX Runtime: static, QDQ, u8 activations, s8 weights per channel, in MatMul, Gemm
+    and Conv. Without VNNI its weights have 7 bits, as its documentation advises."""
+    reduce_range = not isas.has_vnni(isas.NATIVE, setting.flags)  # ONNX Runtime always runs natively
+
+    def make(folder: Path) -> None:
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Images(quantization.CalibrationDataReader):
+            def __init__(self) -> None:
+                self.batches = setting.calibration()
+
+            def get_next(self) -> dict[str, Any] | None:
+                images = next(self.batches, None)
+                return None if images is None else {"images": images.numpy()}
+
+        prepared = folder / "prepared.onnx"
+        quant_pre_process(str(onnx_file(setting)), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared), str(folder / "model.onnx"), Images(), quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True, reduce_range=reduce_range, op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+        )  # fmt: skip
+        prepared.unlink()
+
+    recipe = f"static QDQ, batch {setting.batch}, reduce_range {reduce_range}, {CALIBRATION_IMAGES} batches"
+    key = setting.key(recipe, "onnx", "onnxscript", "onnxruntime")
+    return kept(setting.work, f"{setting.name}-b{setting.batch}-ort-int8", key, make) / "model.onnx"
+
+
+def openvino_int8_file(setting: Setting) -> Path:
+    """The ONNX model quantized by NNCF with its transformer preset, as OpenVINO's IR."""
+
+    def make(folder: Path) -> None:
+        import logging
+
+        import nncf
+        import openvino
+
+        nncf.set_log_level(logging.ERROR)
+        quantized = nncf.quantize(
+            openvino.Core().read_model(str(onnx_file(setting))),
+            nncf.Dataset([images.numpy() for images in setting.calibration()]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=CALIBRATION_IMAGES,
+        )
+        openvino.save_model(quantized, str(folder / "model.xml"), compress_to_fp16=False)
+
+    recipe = f"nncf transformer, batch {setting.batch}, {CALIBRATION_IMAGES} batches"
+    key = setting.key(recipe, "onnx", "onnxscript", "openvino", "nncf")
+    return kept(setting.work, f"{setting.name}-b{setting.batch}-openvino-int8", key, make) / "model.xml"
+
+
+def _run_alone(setting: Setting, runtime: str, file: Path, *words: str) -> tuple[runtimes.Running, list[str]]:
+    run = getattr(runtimes, runtime)
+    running = run(file, setting.images.numpy(), setting.threads, *words)
+    return running, [runtime, str(file), setting.shape, str(setting.threads), *words]
+
+
+def _ort(setting: Setting, file_of: Callable[[Setting], Path]) -> Built:
+    file = file_of(setting)
+    running, words = _run_alone(setting, "onnx_runtime", file)
+    return Built(running.call, megabytes(file.parent), None if setting.isa == isas.NATIVE else "no", alone=words)
+
+
+def _openvino(setting: Setting, file_of: Callable[[Setting], Path], precision: str | None = None) -> Built:
+    """`precision` None: bf16 where there is any, which is OpenVINO's own choice; else f32."""
+    bf16 = isas.has_bf16(setting.isa, setting.flags)
+    if precision == "bf16" and not bf16:
+        raise Unsuitable(f"no bf16 arithmetic on {setting.isa} here (AVX512-BF16 or AMX is needed)")
+    file = file_of(setting)
+    # OpenVINO's choice looks at the processor alone: with bf16 on an instruction set without it, it stops at a softmax.
+    words = [precision] if precision else [] if bf16 else ["f32"]
+    running, alone = _run_alone(setting, "openvino", file, *words)
+    forced = isas.forced_kernels(setting.isa, running.kernels)
+    details = {"precision": running.precision}
+    if forced is not None:
+        details["kernels"] = " ".join(running.kernels)
+    return Built(running.call, megabytes(file.parent), forced, details, alone)
+
+
+def peer_methods() -> list[Method]:
+    """Everybody else, in the order of the rows."""
+    onnx, ort, vino = ("onnx", "onnxscript"), ("onnxruntime",), ("openvino",)
+    compile_bf16 = functools.partial(_compile, dtype=torch.bfloat16, **TUNED)
+    bind = functools.partial
+    return [
+        Method("timm_fp32", "fp32", ("torch",), _eager),
+        Method("compile_fp32", "fp32", ("torch",), _compile),
+        Method("compile_tuned_fp32", "fp32", ("torch",), bind(_compile, **TUNED)),
+        Method("compile_tuned_bf16", "bf16", ("torch",), compile_bf16),
+        Method("pt2e_int8", "int8", ("torchao", "torch"), _pt2e),
+        Method("onnxruntime_fp32", "fp32", ort + onnx, bind(_ort, file_of=onnx_file)),
+        Method("onnxruntime_int8", "int8", ort + onnx, bind(_ort, file_of=ort_int8_file)),
+        Method("openvino_fp32", "fp32", vino + onnx, bind(_openvino, file_of=onnx_file, precision="f32")),
+        Method("openvino_bf16", "bf16", vino + onnx, bind(_openvino, file_of=onnx_file, precision="bf16")),
+        Method("openvino_int8", "int8", (*vino, "nncf", *onnx), bind(_openvino, file_of=openvino_int8_file)),
+    ]
+
+
+def all_methods() -> Mapping[str, Method]:
+    """By name: this engine's, then the peers."""
+    return {method.name: method for method in (*engine_methods(), *peer_methods())}

@@ -1,0 +1,83 @@
+"""The pictures of peers_cpu.json: latency over that of the fastest peer, one panel per group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.rows import OURS, group_of
+from pyharness import plots, results
+
+COLOURS = {"fp32": "#999999", "bf16": "#56B4E9", "int8": "#0072B2"}
+"""Of peers, by precision; this engine's bars are orange."""
+OUR_COLOUR = "#D55E00"
+HATCHES = {"bf16": "..", "int8": "//"}
+COLUMNS = 3
+
+
+def _panel(axis: Any, rows: list[Mapping[str, Any]], title: str) -> None:
+    ordered = sorted((r for r in rows if r["latency_ms"]), key=lambda r: -r["latency_ms"]["median"])
+    for place, row in enumerate(ordered):
+        ours, ratio = row["side"] == OURS, row["ratio_to_best_peer"]
+        axis.barh(
+            place, ratio, height=0.74, color=OUR_COLOUR if ours else COLOURS[row["precision"]],
+            hatch="" if ours else HATCHES.get(row["precision"], ""), edgecolor="white",
+        )  # fmt: skip
+        axis.annotate(
+            f"{results.milliseconds(row['latency_ms']['median'])} ms  ({ratio:.2f}x)", (ratio, place), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=8.5,
+        )  # fmt: skip
+    axis.set_yticks(range(len(ordered)), [row["method"] for row in ordered], fontsize=9)
+    for label, row in zip(axis.get_yticklabels(), ordered):
+        if row["side"] == OURS:
+            label.set_fontweight("bold")
+            label.set_color(OUR_COLOUR)
+    axis.axvline(1, color="#333333", linewidth=0.9, linestyle="--", zorder=3)
+    axis.set_xlim(0, 1.42 * max(row["ratio_to_best_peer"] for row in ordered))
+    axis.set_title(title, fontsize=11)
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_axisbelow(True)
+
+
+def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw `peers_cpu_<isa>.png` for each instruction set of which a peer was timed; returns the files drawn."""
+    drawn = []
+    rows = [row for row in document["rows"] if row["ratio_to_best_peer"] is not None]
+    for isa in dict.fromkeys(row["isa"] for row in rows):
+        groups = list(dict.fromkeys(group_of(row) for row in rows if row["isa"] == isa))
+        plt = plots.pyplot()
+        from matplotlib.patches import Patch
+
+        columns = min(COLUMNS, len(groups))
+        lines = math.ceil(len(groups) / columns)
+        most = max(sum(group_of(row) == group for row in rows) for group in groups)
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(6.0 * columns, (0.31 * most + 1.0) * lines + 0.9), squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for axis in axes.flat[len(groups) :]:
+            axis.set_visible(False)
+        for axis, group in zip(axes.flat, groups):
+            model, batch, threads, _ = group
+            words = f"{plots.short_model(model)}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+            _panel(axis, [row for row in rows if group_of(row) == group], words)
+        for column in range(columns):
+            axes[sum(place % columns == column for place in range(len(groups))) - 1][column].set_xlabel(
+                "latency over that of the fastest peer", fontsize=10
+            )
+        name = "every library as it chooses" if isa == "native" else f"instruction set {isa}"
+        figure.suptitle(f"{document['meta']['device']}: {name}", fontsize=12)
+        shown = {row["precision"] for row in rows if row["isa"] == isa and row["side"] != OURS}
+        handles = [Patch(facecolor=OUR_COLOUR, label="this engine, int8")]
+        handles += [
+            Patch(facecolor=colour, hatch=HATCHES.get(kind, ""), edgecolor="white", label=f"peers, {kind}")
+            for kind, colour in COLOURS.items()
+            if kind in shown
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+        path = folder / f"peers_cpu_{isa}.png"
+        plots.save(figure, path)
+        drawn.append(path)
+    return drawn

@@ -1,0 +1,360 @@
+"""How far each operation of the engine is from what this CPU can do at most, for each instruction set: a roofline.
+
+The ceilings (integer dot products in registers, f32 arithmetic, copying) are measured in the same run, before and after
+each graph. An operation's bound is the larger of its bytes over the copy bandwidth and its arithmetic over the
+ceiling of its kind; operations are timed by themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: Python put this folder on the path in the place of the repository root
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyharness import measure, results
+from pyharness.config import ENGINE_GRAPHS
+from pyharness.errors import EngineError, run_cli
+from pyharness.latency_breakdown import DEFAULT_MODEL, Ceilings
+from pyharness.training import report
+
+if TYPE_CHECKING:
+    from pyharness.engine import OpInfo
+
+KIND = "roofline_cpu"
+DEFAULT_RUNS = 20
+GEMM_KIND = "gemm"
+
+
+def is_gemm(kind: str, op: str) -> bool:
+    """Whether an operation is a GEMM, alone or with what the fused graph does to its result."""
+    return kind == GEMM_KIND or op in results.FUSED_GRAPH_OPS
+
+
+
+@dataclass(frozen=True)
+class RooflineRow:
+    """One operation of one graph, its calls in a forward pass summed.
+
+    `direct_ms`: timed by itself; `bound_ms`: the least time that the ceilings allow, `ceiling` the one that sets most
+    of it ("copy", "s8" or "f32"), `ceiling_share` bound over time. `intensity`: operations per byte read or written;
+    `attained_gop_s`: operations over time; a multiply-add counts as two.
+    """
+
+    model: str
+    batch: int
+    threads: int
+    isa: str
+    graph: str
+    op: str
+    kind: str
+    calls: int
+    bytes_read: int
+    bytes_written: int
+    operations: int
+    direct_ms: float
+    bound_ms: float
+    ceiling: str
+    ceiling_share: float | None
+    intensity: float
+    attained_gop_s: float | None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Of what rows are made: fields of the same name."""
+
+    model: str
+    batch: int
+    threads: int
+    isa: str
+    graph: str
+
+
+def rows_of(ops: Sequence[OpInfo], direct_ms: Sequence[float], ceilings: Ceilings, of: Conditions) -> list[RooflineRow]:
+    """One row per operation name, the longest first."""
+    rows = []
+    for name in dict.fromkeys(op.name for op in ops):
+        calls = [(op, ms) for op, ms in zip(ops, direct_ms, strict=True) if op.name == name]
+        direct, bounds = sum(ms for _, ms in calls), [ceilings.bound_ms(op) for op, _ in calls]
+        by_ceiling = {kind: sum(ms for ms, k in bounds if k == kind) for _, kind in bounds}
+        operations = sum(op.operations for op, _ in calls)
+        read, written = sum(op.bytes_read for op, _ in calls), sum(op.bytes_written for op, _ in calls)
+        bound = sum(ms for ms, _ in bounds)
+        rows.append(
+            RooflineRow(
+                **dataclasses.asdict(of),
+                op=name,
+                kind=calls[0][0].kind,
+                calls=len(calls),
+                bytes_read=read,
+                bytes_written=written,
+                operations=operations,
+                direct_ms=direct,
+                bound_ms=bound,
+                ceiling=max(by_ceiling, key=lambda kind: by_ceiling[kind]),
+                ceiling_share=bound / direct if direct > 0 else None,
+                intensity=operations / max(1, read + written),
+                attained_gop_s=operations / direct / 1e6 if direct > 0 else None,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.direct_ms)
+
+
+def gemm_summary(rows: Sequence[RooflineRow], ceilings: Mapping[str, float]) -> dict[str, Any]:
+    """All GEMMs of one graph together: their milliseconds and share of all ops' time, the GOP/s they attain, that over
+    each integer ceiling (names ending in `_gop_s`), and their bounds over their time. Zeros where there is no GEMM."""
+    gemms = [row for row in rows if is_gemm(row.kind, row.op)]
+    milliseconds, total = sum(row.direct_ms for row in gemms), sum(row.direct_ms for row in rows)
+    attained = sum(row.operations for row in gemms) / milliseconds / 1e6 if milliseconds > 0 else 0.0
+    integer = {name: value for name, value in ceilings.items() if name.endswith("_gop_s")}
+    return {
+        "gemm_ms": milliseconds,
+        "time_share": milliseconds / total if total > 0 else 0.0,
+        "attained_gop_s": attained,
+        "bound_share": sum(row.bound_ms for row in gemms) / milliseconds if milliseconds > 0 else 0.0,
+        "of_ceiling": {name: attained / value for name, value in integer.items() if value > 0},
+    }
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The summary of the GEMMs and the ceilings, then every operation."""
+    meta, rows = document["meta"], document["rows"]
+    lines = []
+    for entry in meta["summary"]:
+        ceilings, gemm = meta["ceilings"][entry["isa"]], entry["gemms"]
+        exact = ", ".join(f"{_percent(share)} of {ceilings[name]:.0f}" for name, share in gemm["of_ceiling"].items())
+        lines.append(
+            (
+                entry["isa"], entry["graph"], str(entry["batch"]), f"{ceilings['copy_gb_s']:.1f}",
+                f"{ceilings['f32_gflop_s']:.0f}", results.milliseconds(gemm["gemm_ms"]), _percent(gemm["time_share"]),
+                f"{gemm['attained_gop_s']:.0f}", exact, _percent(gemm["bound_share"]),
+            )
+        )  # fmt: skip
+    header = (
+        "isa", "graph", "batch", "copy GB/s", "f32 GFLOP/s", "GEMMs ms", "of all ops", "GEMM GOP/s",
+        "of the s8 ceiling, GOP/s", "of the roofline",
+    )  # fmt: skip
+    text = results.markdown_table(header, lines, right=range(2, len(header)))
+    text += (
+        "\nGEMMs: all of a forward pass together, each timed by itself. The s8 ceiling is the engine's own integer dot "
+        "product in registers only, measured in the same run; of the roofline: the least time that this ceiling and "
+        "the copy bandwidth allow, over the time taken. More than 100 % of the s8 ceiling means that something else "
+        "ran while the ceilings were measured.\n"
+        f"\nMeasured: {meta['model']}; {results.conditions(meta)}.\n"
+    )
+    text += f"{results.REST_OF_FILE}operations\n"
+    for isa, graph, batch in dict.fromkeys((row["isa"], row["graph"], row["batch"]) for row in rows):
+        mine = [row for row in rows if (row["isa"], row["graph"], row["batch"]) == (isa, graph, batch)]
+        table = results.markdown_table(
+            ("op", "kind", "calls", "ms", "bound ms", "of bound", "set by", "op/byte", "GOP/s"),
+            [
+                (
+                    row["op"], row["kind"], str(row["calls"]), results.milliseconds(row["direct_ms"]),
+                    results.milliseconds(row["bound_ms"]), _percent(row["ceiling_share"]), row["ceiling"],
+                    results.number(row["intensity"], 1), results.number(row["attained_gop_s"], 1),
+                )
+                for row in mine
+            ],
+            right=(2, 3, 4, 5, 7, 8),
+        )  # fmt: skip
+        text += f"\n`{graph}` on {isa}, batch {batch}:\n\n{table}"
+    return f"{text}\nOver 100 % the data came from the caches, which are faster than a large copy.\n"
+
+
+def write(folder: Path, meta: Mapping[str, Any], rows: Sequence[RooflineRow]) -> dict[str, Any]:
+    """Write `<folder>/roofline_cpu.json`, `.csv` and `.md`; returns the validated document."""
+    document = results.document_of(meta, rows)
+    results.validate(KIND, document, RooflineRow)
+    results.write_json(folder / f"{KIND}.json", document)
+    results.write_csv(folder / f"{KIND}.csv", document["rows"])
+    results.write_text(folder / f"{KIND}.md", markdown(document))
+    return document
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+GEMM_COLOUR, OTHER_COLOUR = "#0072B2", "#D55E00"
+LABELLED = 0.03
+"""Operations with at least this share of the time have their name in the picture."""
+
+
+def _place_labels(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Names beside their points, moved down where two would lie on each other."""
+    import math
+
+    used: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: -row["attained_gop_s"]):
+        x, y = math.log10(row["intensity"]), math.log10(row["attained_gop_s"])
+        while any(abs(x - a) < 1.3 and abs(y - b) < 0.13 for a, b in used):
+            y -= 0.13
+        used.append((x, y))
+        axis.annotate(
+            row["op"], (row["intensity"], row["attained_gop_s"]), xytext=(row["intensity"] * 1.6, 10**y),
+            fontsize=7.5, va="center", arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#666666"},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.7}, zorder=4,
+        )  # fmt: skip
+
+
+def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw `roofline_cpu_b<batch>.png`: a panel for each graph and instruction set; returns the files drawn."""
+    import numpy as np
+
+    from pyharness import plots
+
+    plt, meta, drawn = plots.pyplot(), document["meta"], []
+    rows = [row for row in document["rows"] if row["attained_gop_s"] and row["operations"]]
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        of_batch = [row for row in rows if row["batch"] == batch]
+        graphs, variants = (list(dict.fromkeys(row[name] for row in of_batch)) for name in ("graph", "isa"))
+        figure, axes = plt.subplots(
+            len(graphs), len(variants), figsize=(5.6 * len(variants), 4.3 * len(graphs) + 0.6), squeeze=False,
+            sharex=True, sharey=True, layout="constrained",
+        )  # fmt: skip
+        for (i, graph), (j, isa) in ((g, v) for g in enumerate(graphs) for v in enumerate(variants)):
+            axis, ceilings = axes[i][j], meta["ceilings"][isa]
+            mine = [row for row in of_batch if (row["graph"], row["isa"]) == (graph, isa)]
+            whole = sum(row["direct_ms"] for row in mine)
+            x = np.logspace(-1, 4.3, 200)
+            for name, value in ceilings.items():
+                if name == "copy_gb_s":
+                    continue
+                what, dash = ("f32", "--") if name == "f32_gflop_s" else (name.removesuffix("_gop_s"), "-")
+                axis.plot(x, np.minimum(x * ceilings["copy_gb_s"], value), dash, color="#444444", linewidth=1.1)
+                axis.annotate(
+                    f"{what} {value:.0f} GOP/s", (x[-1], value), xytext=(-2, 3), textcoords="offset points",
+                    ha="right", fontsize=8,
+                )  # fmt: skip
+            axis.annotate(
+                f"copy {ceilings['copy_gb_s']:.1f} GB/s", (5, 5 * ceilings["copy_gb_s"]), xytext=(-6, 6),
+                textcoords="offset points", ha="right", fontsize=8,
+            )  # fmt: skip
+            for kind, colour, marker in ((True, GEMM_COLOUR, "o"), (False, OTHER_COLOUR, "s")):
+                some = [row for row in mine if is_gemm(row["kind"], row["op"]) == kind]
+                axis.scatter(
+                    [r["intensity"] for r in some], [r["attained_gop_s"] for r in some], marker=marker, color=colour,
+                    s=[30 + 700 * r["direct_ms"] / whole for r in some], alpha=0.75, edgecolors="white", zorder=3,
+                    label="GEMM" if kind else "other operation",
+                )  # fmt: skip
+            _place_labels(axis, [row for row in mine if row["direct_ms"] >= LABELLED * whole])
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.grid(alpha=0.25, which="major")
+            axis.set_title(f"{graph}, {isa}", fontsize=11)
+            if i == len(graphs) - 1:
+                axis.set_xlabel("operations per byte read or written")
+            if j == 0:
+                axis.set_ylabel("GOP/s attained")
+        axes[0][0].legend(loc="lower right", fontsize=8, frameon=True)
+        threads = meta["threads"]
+        figure.suptitle(
+            f"{plots.short_model(meta['model'])}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}, "
+            f"{meta['device']} (area: share of time)", fontsize=11,
+        )  # fmt: skip
+        path = folder / f"{KIND}_b{batch}.png"
+        plots.save(figure, path)
+        drawn.append(path)
+    return drawn
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="roofline_cpu.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="timm name, weights random (default: %(default)s)")
+    parser.add_argument(
+        "--graphs", nargs="+", choices=ENGINE_GRAPHS, default=list(ENGINE_GRAPHS), metavar="GRAPH",
+        help=f"which of {', '.join(ENGINE_GRAPHS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--isa", nargs="+", metavar="NAME",
+        help="the engine's instruction sets (default: all that run here but portable)",
+    )  # fmt: skip
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="images per call (default: 1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--runs", type=int, default=DEFAULT_RUNS, metavar="N", help="runs of each operation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=results.ROOT / "results" / "local", metavar="DIR",
+        help="folder of roofline_cpu.json, .csv, .md and the pictures (default: results/local)",
+    )  # fmt: skip
+    return parser
+
+
+def chosen_variants(wanted: Sequence[str] | None) -> list[str]:
+    """Instruction sets to measure, best first. EngineError for one that does not run here."""
+    from pyharness.engine import cpu_variants
+
+    known = cpu_variants()
+    unknown = [name for name in wanted or () if name not in known]
+    if unknown:
+        raise EngineError(f"--isa: {', '.join(unknown)} not on this machine; the engine has {', '.join(known)} here")
+    return list(wanted or [name for name in known if name != "portable"] or known)
+
+
+def highest(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """The higher of two measurements of the ceilings, figure by figure: a neighbour can only lower them."""
+    return {name: max(value, after[name]) for name, value in before.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    measure.need_positive(args, "--threads", "--runs")
+    for batch in args.batch:
+        measure.need_positive(argparse.Namespace(batch=batch), "--batch")
+    from pyharness import engine
+    from pyharness.models import config_of, create_model
+    from pyharness.random_engine import random_engine_file
+
+    variants, threads = chosen_variants(args.isa), measure.set_threads(args.threads)
+    meta = {**measure.environment(engine.engine_info(), threads), "model": args.model, "ceilings": {}, "summary": []}
+    config = config_of(create_model(args.model), args.model)
+    engines = {g: engine.SwinInt8.from_engine_file(random_engine_file(config, g)) for g in args.graphs}
+    rows: list[RooflineRow] = []
+    for isa in variants:
+        before = engine.select_cpu_variant(isa)
+        try:
+            report(f"{isa}: measure the ceilings")
+            ceilings = dict(engine.measure_ceilings(threads))
+            timed = []
+            for (graph, model), batch in ((item, batch) for item in engines.items() for batch in args.batch):
+                report(f"{isa}: {graph}, batch {batch}: each operation by itself, {args.runs} runs")
+                images = measure.random_images(config, batch)
+                with torch.inference_mode():
+                    timed.append((graph, batch, model.ops(batch), model.time_ops(images, args.runs)))
+                ceilings = highest(ceilings, engine.measure_ceilings(threads))
+        finally:
+            engine.select_cpu_variant(before)
+        known = Ceilings(ceilings["copy_gb_s"], ceilings["s8_gop_s"], ceilings["f32_gflop_s"])
+        meta["ceilings"][isa] = ceilings
+        for graph, batch, ops, direct_ms in timed:
+            new = rows_of(ops, direct_ms, known, Conditions(args.model, batch, threads, isa, graph))
+            meta["summary"].append({"isa": isa, "graph": graph, "batch": batch, "gemms": gemm_summary(new, ceilings)})
+            rows += new
+        document = write(args.out, meta, rows)
+    drawn = plot(document, args.out)
+    print(markdown(document).split(results.REST_OF_FILE)[0])
+    print("Written:", ", ".join(str(path) for path in (*sorted(args.out.glob(f"{KIND}.*")), *drawn)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

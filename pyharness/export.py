@@ -1,0 +1,221 @@
+"""Models out to the formats of others: timm, Microsoft, Hugging Face. The commands to-timm, to-microsoft and to-hf of
+pyharness/convert.py.
+
+The source may be any file that these programs read: a floating-point checkpoint of any format, a calibrated checkpoint
+(its scales are left behind) or an engine file (its weights are dequantized). A GELU-less model keeps FC1 biases of
+zero, and says what it is: in Hugging Face's config.json as `"hidden_act": "relu"`, else in the meta data of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyharness.attention_geometry import attention_mask, relative_position_index
+from pyharness.calibrated import ACTIVATION_OF, CalibratedCheckpoint, load_calibrated
+from pyharness.checkpoint import AMAX_SUFFIX, load_checkpoint, save_state_dict, to_microsoft_layout, to_timm_layout
+from pyharness.config import SwinConfig
+from pyharness.engine_file import MAGIC, load_engine_file
+from pyharness.errors import CheckpointError, HarnessError, ModelError
+from pyharness.hf_format import check_one_window_rule, published_name, save_folder
+from pyharness.model_card import write_card
+from pyharness.tensor_file import load_header
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
+
+COMMANDS = {
+    "to-timm": "checkpoint in timm's layout",
+    "to-microsoft": "checkpoint in Microsoft's layout",
+    "to-hf": "Hugging Face folder",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A floating-point model that was read, with its geometry and meta data, and what reading it left behind."""
+
+    model: SwinTransformer
+    config: SwinConfig
+    meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def activation(self) -> str:
+        from pyharness.models import is_geluless
+
+        return "relu" if is_geluless(self.model) else "gelu"
+
+
+def is_engine_file(path: Path) -> bool:
+    """Whether the header of `path` says so. False for what is no readable safetensors file."""
+    try:
+        return path.suffix == ".safetensors" and load_header(path, HarnessError).get("format") == MAGIC
+    except HarnessError:
+        return False
+
+
+def open_calibrated(path: Path, name: str | None = None, int8_mode: int | None = None) -> CalibratedCheckpoint:
+    """The calibrated checkpoint of an engine file (dequantized weights) or of a calibrated checkpoint.
+
+    Errors as `load_calibrated` and `load_engine_file`.
+    """
+    if not is_engine_file(path):
+        return load_calibrated(path, name, int8_mode=int8_mode)
+    from pyharness.convert import to_checkpoint
+
+    if name is not None or int8_mode is not None:
+        raise HarnessError(f"{path}: an engine file says itself what it is of; leave --model and --int8-mode out")
+    return to_checkpoint(load_engine_file(path))
+
+
+def open_source(path: Path, name: str | None = None, activation: str | None = None) -> Source:
+    """The floating-point model of any file these programs read. Errors as the file's own loader."""
+    from pyharness.models import config_of, load_model
+
+    if is_engine_file(path):
+        return _without_scales(open_calibrated(path, name), "the weights are int8 values, dequantized")
+    state, _ = load_checkpoint(path)
+    if any(key.endswith(AMAX_SUFFIX) for key in state):
+        return _without_scales(load_calibrated(path, name), "the scales of the calibration were left behind")
+    model, meta = load_model(path, name, activation=activation)
+    activation = activation or meta.get("activation", "gelu")
+    return Source(model, config_of(model, meta["model"]), {**meta, "activation": activation})
+
+
+def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
+    from pyharness.models import load_state, make_geluless, model_from_config
+
+    model = model_from_config(checkpoint.config)
+    activation = ACTIVATION_OF[checkpoint.graph]
+    if activation == "relu":
+        make_geluless(model)
+    own = model.state_dict()
+    state = {key: t for key, t in to_timm_layout(checkpoint.state).items() if not key.endswith(AMAX_SUFFIX)}
+    if activation == "relu":  # the GELU-less graph has no FC1 bias, timm's model has one of zero
+        state |= {key: torch.zeros_like(t) for key, t in own.items() if key.endswith(".mlp.fc1.bias")}
+    load_state(model, state, {"activation": activation}, checkpoint.config.name)
+    return Source(model.eval(), checkpoint.config, {**checkpoint.meta, "activation": activation}, (note,))
+
+
+# --- Another image or window size -------------------------------------------------------------------------------------
+
+
+def resized(source: Source, img_size: tuple[int, int] | None, window: int | None) -> Source:
+    """The model for another image size, or other windows (the same in every stage).
+
+    The relative position bias of each stage whose window changes goes through timm's own interpolation
+    (`timm.layers.resize_rel_pos_bias_table`); all else stays. FormatError where the sizes do not divide; ModelError for
+    a stage whose old window is not square.
+    """
+    from timm.layers import resize_rel_pos_bias_table
+
+    from pyharness.models import load_state, make_geluless, model_from_config
+
+    old = source.config
+    windows = old.window_size if window is None else (window,) * len(old.depths)
+    config = dataclasses.replace(old, img_size=img_size or old.img_size, window_size=windows)
+    config = dataclasses.replace(config, name=published_name(config) or old.name)
+    state = source.model.state_dict()
+    for before, after in zip(old.stages(), config.stages()):
+        if before.window == after.window:
+            continue
+        if before.window[0] != before.window[1]:
+            raise ModelError(
+                f"{old.name}: the window of stage {before.index} is {before.window}; only a square one can be resized"
+            )
+        shape = ((2 * after.window[0] - 1) * (2 * after.window[1] - 1), after.heads)
+        for block in range(before.depth):
+            name = f"layers.{before.index}.blocks.{block}.attn.relative_position_bias_table"
+            state[name] = resize_rel_pos_bias_table(state[name], after.window, shape)
+    model = model_from_config(config)
+    if source.activation == "relu":
+        make_geluless(model)
+    load_state(model, state, {"activation": source.activation}, old.name)
+    note = f"resized from image {old.img_size}, windows {old.window_size} by timm's interpolation, not trained so"
+    return dataclasses.replace(source, model=model.eval(), config=config, notes=(*source.notes, note))
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def export(source: Source, command: str, out: Path) -> dict[str, Any]:
+    """Write `source` to `out` in the format of `command` (one of COMMANDS); the meta data that went with it.
+
+    ModelError where the format cannot express the model.
+    """
+    config = dataclasses.asdict(source.config)
+    meta = {**source.meta, "model": source.config.name, "activation": source.activation, "config": config}
+    state = source.model.state_dict()
+    if command == "to-timm":
+        save_state_dict(out, state, meta)
+    elif command == "to-microsoft":
+        check_one_window_rule(source.config, "Microsoft's")
+        save_state_dict(out, {**to_microsoft_layout(state), **microsoft_buffers(source.config)}, meta)
+    else:
+        save_folder(out, to_microsoft_layout(state), source.config, source.activation, meta)
+    return meta
+
+
+def microsoft_buffers(config: SwinConfig) -> Mapping[str, Tensor]:
+    """What Microsoft's checkpoints hold besides the weights: `relative_position_index` int64 [N, N] of every block and
+    `attn_mask` float32 [windows, N, N] of the shifted ones. They follow from the geometry."""
+    buffers = {}
+    for stage in config.stages():
+        for block in range(stage.depth):
+            prefix = f"layers.{stage.index}.blocks.{block}."
+            buffers[f"{prefix}attn.relative_position_index"] = relative_position_index(stage.window)
+            if any(stage.block_shift(block)):
+                buffers[f"{prefix}attn_mask"] = attention_mask(stage)
+    return buffers
+
+
+# --- The commands -----------------------------------------------------------------------------------------------------
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add to-timm, to-microsoft and to-hf to the parser of pyharness/convert.py."""
+    for name, kind in COMMANDS.items():
+        command = commands.add_parser(name, help=f"any checkpoint or engine file -> {kind}")
+        command.add_argument(
+            "source", type=Path, help="checkpoint, Hugging Face folder, calibrated checkpoint or engine file"
+        )
+        what = "folder to write" if name == "to-hf" else "file to write: .safetensors or .pth"
+        command.add_argument("out", type=Path, help=what)
+        command.add_argument("--model", help="timm name, for checkpoints that do not hold it")
+        command.add_argument("--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own")
+        command.add_argument("--img-size", type=_size, metavar="N|HxW", help="change the image size")
+        command.add_argument(
+            "--window", type=int, help="change the windows; the position bias is interpolated as in timm"
+        )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(H, W) of "384" or "384x512"."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no image size; give N or HxW")
+    return int(parts[0]), int(parts[-1])
+
+
+def run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    """Run one of the commands that `add_commands` added."""
+    if args.command != "to-hf" and args.out.suffix not in (".safetensors", ".pth", ".pt"):
+        raise CheckpointError(f"{args.out}: a checkpoint's name must end in .safetensors, .pth or .pt")
+    if args.window is not None and args.window < 1:
+        raise HarnessError(f"--window must be at least 1, found {args.window}")
+    source = open_source(args.source, args.model, args.activation)
+    if args.img_size or args.window:
+        source = resized(source, args.img_size, args.window)
+    meta = export(source, args.command, args.out)
+    kind = f"{'GELU-less ' if source.activation == 'relu' else ''}{COMMANDS[args.command]}"
+    write_card(args.out, kind, meta=meta, inputs={"source": args.source}, notes=source.notes, argv=argv)
+    print(f"wrote {args.out}: {source.config.name}, {kind}", *source.notes, sep="; ")
+    return 0

@@ -1,0 +1,365 @@
+"""Hugging Face's Swin (`SwinForImageClassification`, `SwinModel`) as a folder: config.json and model.safetensors.
+
+Read and written here without `transformers`, offline. Names, beside Microsoft's:
+
+| Hugging Face | Microsoft |
+|---|---|
+| `swin.embeddings.patch_embeddings.projection`, `swin.embeddings.norm` | `patch_embed.proj`, `patch_embed.norm` |
+| `swin.encoder.layers.{i}.blocks.{j}.attention.self.query`, `.key`, `.value` | `layers.{i}.blocks.{j}.attn.qkv` |
+| `... .attention.output.dense` | `... .attn.proj` |
+| `... .layernorm_before`, `.layernorm_after` | `... .norm1`, `.norm2` |
+| `... .intermediate.dense`, `.output.dense` | `... .mlp.fc1`, `.mlp.fc2` |
+| `swin.layernorm`, `classifier` | `norm`, `head` |
+
+A GELU-less model is one with `"hidden_act": "relu"` and FC1 biases of zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyharness.atomic import atomic_path
+from pyharness.config import StageGeometry, SwinConfig
+from pyharness.errors import CheckpointError, FormatError, ModelError
+from pyharness.tensor_file import load_tensors, save_tensors
+
+CONFIG_NAME = "config.json"
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Files that hold the weights, the first found counts; an index names the parts of weights that were split."""
+
+META_KEY = "swin_int8_meta"
+"""Key in the safetensors header under which our own meta data (how it was distilled) stands beside `format: pt`."""
+
+DEFAULTS = {
+    "image_size": 224, "patch_size": 4, "num_channels": 3, "embed_dim": 96, "depths": (2, 2, 6, 2),
+    "num_heads": (3, 6, 12, 24), "window_size": 7, "mlp_ratio": 4.0, "qkv_bias": True, "hidden_act": "gelu",
+    "use_absolute_embeddings": False, "layer_norm_eps": 1e-5,
+}  # fmt: skip
+"""What a field that config.json leaves out stands for (transformers' SwinConfig)."""
+
+_BLOCK_NAMES = {
+    "attention.self.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attention.relative_position_bias.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+"""Hugging Face's name below a block -> Microsoft's. The second of two is that of a model in memory since transformers
+5; files keep the first."""
+
+_OUTER_NAMES = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.norm": "patch_embed.norm",
+    "layernorm": "norm",
+    "classifier": "head",
+}
+
+_QKV = ("query", "key", "value")
+_QKV_NAME = re.compile(
+    r"^(layers\.\d+\.blocks\.\d+\.)attention\.(?:self\.(query|key|value)|([qkv])_proj)\.(weight|bias)$"
+)
+
+
+def is_huggingface(names: Iterable[str]) -> bool:
+    """Whether tensor names are those of Hugging Face's Swin."""
+    return any(name.removeprefix("swin.") == "embeddings.patch_embeddings.projection.weight" for name in names)
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict in Microsoft's layout, and the meta data: model, config, activation, and ours where it has any.
+
+    CheckpointError where a file is missing or cut off, or is no Swin; ModelError and FormatError for a Swin-V1 that the
+    engine cannot run.
+    """
+    folder = Path(folder)
+    fields = _read_json(folder / CONFIG_NAME)
+    if fields.get("model_type") != "swin":
+        raise CheckpointError(
+            f"{folder}: config.json is of model_type {fields.get('model_type')!r}; Swin-V1 ('swin') is needed"
+        )
+    tensors, own_meta = _read_weights(folder)
+    state = to_microsoft_names(tensors, str(folder))
+    config, activation = read_config(fields, state, str(folder))
+    own = own_meta.get("config")
+    if isinstance(own, dict) and isinstance(own.get("name"), str):  # we wrote it, and the folder may have another name
+        config = dataclasses.replace(config, name=own["name"])
+    return state, {**own_meta, "model": config.name, "config": dataclasses.asdict(config), "activation": activation}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: no such file; a Hugging Face model is a folder with {CONFIG_NAME} and {WEIGHT_NAMES[0]}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: a JSON object is needed, found a {type(content).__name__}")
+    return content
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of the folder, and our own meta data ({} in a file that others wrote)."""
+    found = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{folder}: has none of {', '.join(WEIGHT_NAMES)}; the weights are missing")
+    if found.suffix != ".json":
+        return _read_file(found)
+    weight_map = _read_json(found).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(part, str) for part in weight_map.values()):
+        raise CheckpointError(f"{found}: has no weight_map of file names; fetch it again")
+    tensors: dict[str, Tensor] = {}
+    for part in sorted(set(weight_map.values())):
+        if Path(part).name != part:
+            raise CheckpointError(f"{found}: names {part}, which is outside the folder; refused")
+        tensors |= _read_file(folder / part)[0]
+    return tensors, {}
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if path.suffix == ".safetensors":
+        tensors, header = load_tensors(path, CheckpointError)
+        try:
+            meta = json.loads(header.get(META_KEY, "{}"))
+        except ValueError:
+            meta = None
+        if not isinstance(meta, dict):
+            raise CheckpointError(f"{path}: the header's {META_KEY} is not a JSON object; the file is damaged")
+        return tensors, meta
+    from pyharness.checkpoint import load_pickle, unwrap_state_dict
+
+    return unwrap_state_dict(path, load_pickle(path)), {}
+
+
+def to_microsoft_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors under Microsoft's names, query, key and value joined. What has no counterpart keeps its name.
+
+    CheckpointError where one of the three is missing.
+    """
+    state: dict[str, Tensor] = {}
+    apart: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("swin.").removeprefix("encoder.")
+        if name.endswith(".relative_position_index"):
+            continue
+        if match := _QKV_NAME.match(name):
+            part = match[2] or {"q": "query", "k": "key", "v": "value"}[match[3]]
+            apart.setdefault(f"{match[1]}attn.qkv.{match[4]}", {})[part] = tensor
+        else:
+            state[_renamed(name)] = tensor
+    for name, parts in apart.items():
+        if lacking := [part for part in _QKV if part not in parts]:
+            raise CheckpointError(f"{source}: {name} needs query, key and value; {', '.join(lacking)} is missing")
+        state[name] = torch.cat([parts[part] for part in _QKV])
+    return state
+
+
+def _renamed(name: str) -> str:
+    block = re.match(r"^(layers\.\d+\.blocks\.\d+\.)(.*)$", name)
+    prefix, rest = (block[1], block[2]) if block else ("", name)
+    for theirs, ours in (_BLOCK_NAMES if block else _OUTER_NAMES).items():
+        if rest == theirs or rest.startswith(f"{theirs}."):
+            return prefix + ours + rest[len(theirs) :]
+    return name
+
+
+def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> tuple[SwinConfig, str]:
+    """Geometry and activation of config.json's `fields`; the number of classes is that of the weights.
+
+    (transformers leaves the labels out of config.json where there are two, its default.)
+    """
+    fields = {**DEFAULTS, **fields}
+    classes = state["head.weight"].shape[0] if "head.weight" in state else 0
+    labels = fields.get("id2label")
+    if classes and isinstance(labels, dict) and len(labels) not in (0, classes):
+        raise CheckpointError(f"{source}: the classifier has {classes} classes, config.json names {len(labels)} labels")
+    activation = fields["hidden_act"]
+    if activation not in ("gelu", "relu"):
+        raise ModelError(f"{source}: hidden_act is {activation!r}; the engine computes 'gelu' (erf) and 'relu'")
+    if fields["use_absolute_embeddings"]:
+        raise ModelError(f"{source}: has absolute position embeddings; the engine cannot run this model")
+    if abs(fields["layer_norm_eps"] - 1e-5) > 1e-12:
+        raise ModelError(f"{source}: layer_norm_eps is {fields['layer_norm_eps']}; the engine computes with 1e-05")
+    try:
+        image, patch = fields["image_size"], fields["patch_size"]
+        image = (image, image) if isinstance(image, int) else tuple(image)
+        patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+        if len(set(patch)) != 1:
+            raise ModelError(f"{source}: the patch size is {patch}; the engine needs it square")
+        config = SwinConfig(
+            name=Path(source).resolve().name or "swin",
+            img_size=image,
+            patch_size=patch[0],
+            in_chans=fields["num_channels"],
+            num_classes=classes,
+            embed_dim=fields["embed_dim"],
+            depths=tuple(fields["depths"]),
+            num_heads=tuple(fields["num_heads"]),
+            window_size=(fields["window_size"],) * len(fields["depths"]),
+            mlp_ratio=float(fields["mlp_ratio"]),
+            qkv_bias=fields["qkv_bias"],
+        )
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{source}: config.json does not describe a Swin ({error})") from None
+    check_windows(config)
+    return dataclasses.replace(config, name=published_name(config) or config.name), activation
+
+
+def published_name(config: SwinConfig) -> str | None:
+    """timm's name of a model of this geometry, whatever its number of classes and channels; None where it has none."""
+    size = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}.get(
+        (config.embed_dim, config.depths[2]) if len(config.depths) == 4 else (0, 0)
+    )
+    variants = ((7, 224), (12, 384)) if size in ("base", "large") else ((7, 224),)
+    for window, image in variants if size else ():
+        wanted = dataclasses.replace(
+            config,
+            img_size=(image, image),
+            patch_size=4,
+            depths=(2, 2, config.depths[2], 2),
+            num_heads=tuple(config.embed_dim // 32 * 2**stage for stage in range(4)),
+            window_size=(window,) * 4,
+            mlp_ratio=4.0,
+            qkv_bias=True,
+            qk_scale=None,
+        )
+        if wanted == config:
+            return f"swin_{size}_patch4_window{window}_{image}"
+    return None
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def save_folder(
+    folder: str | Path, state: Mapping[str, Tensor], config: SwinConfig, activation: str, meta: Mapping[str, Any]
+) -> None:
+    """Write a model (Microsoft's layout) as a folder that `SwinForImageClassification.from_pretrained` loads.
+
+    Each file appears whole or not at all, config.json last, so that a folder without it is an unfinished one.
+    ModelError where Hugging Face's Swin cannot express the geometry.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; a Hugging Face model is a folder, give the name of one")
+    fields = write_config(config, activation)
+    header = {"format": "pt", META_KEY: json.dumps(dict(meta), sort_keys=True)}
+    save_tensors(folder / WEIGHT_NAMES[0], to_huggingface_names(state), header)
+    with atomic_path(folder / CONFIG_NAME) as temporary:
+        temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def to_huggingface_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of Microsoft's layout under the names of Hugging Face's files, inverse of `to_microsoft_names`."""
+    block_names: dict[str, str] = {}
+    for theirs, ours in _BLOCK_NAMES.items():
+        block_names.setdefault(ours, theirs)
+    outer_names = {ours: theirs for theirs, ours in _OUTER_NAMES.items()}
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if match := re.match(r"^(layers\.\d+\.blocks\.\d+\.)attn\.qkv\.(weight|bias)$", name):
+            for part, rows in zip(_QKV, tensor.chunk(3)):
+                result[f"swin.encoder.{match[1]}attention.self.{part}.{match[2]}"] = rows.clone()
+            continue
+        block = re.match(r"^(layers\.\d+\.blocks\.\d+\.)(.*)$", name)
+        prefix, rest = (block[1], block[2]) if block else ("", name)
+        for ours, theirs in (block_names if block else outer_names).items():
+            if rest == ours or rest.startswith(f"{ours}."):
+                rest = theirs + rest[len(ours) :]
+                break
+        outer = "encoder." if name.startswith("layers.") else ""
+        result[rest if rest.startswith("classifier.") else f"swin.{outer}{prefix}{rest}"] = tensor
+    return result
+
+
+def write_config(config: SwinConfig, activation: str) -> dict[str, Any]:
+    """The fields of config.json. ModelError where Hugging Face's Swin cannot express the geometry."""
+    check_windows(config)
+    if config.qk_scale is not None:
+        raise ModelError(f"{config.name}: has its own qk_scale {config.qk_scale}, which Hugging Face's Swin has not")
+    if not config.patch_norm:
+        raise ModelError(f"{config.name}: has no norm behind the patch embedding, Hugging Face's Swin always has one")
+    height, width = config.img_size
+    labels = {str(index): f"LABEL_{index}" for index in range(config.num_classes)}
+    return {
+        "architectures": ["SwinForImageClassification"],
+        "model_type": "swin",
+        "image_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "num_channels": config.in_chans,
+        "embed_dim": config.embed_dim,
+        "depths": list(config.depths),
+        "num_heads": list(config.num_heads),
+        "window_size": config.window_size[0],
+        "mlp_ratio": config.mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+        "hidden_act": activation,
+        "layer_norm_eps": 1e-5,
+        "use_absolute_embeddings": False,
+        "attention_probs_dropout_prob": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        "dtype": "float32",
+        "id2label": labels,
+        "label2id": {label: int(index) for index, label in labels.items()},
+    }
+
+
+def check_windows(config: SwinConfig) -> None:
+    """ModelError unless Hugging Face's Swin computes on the same windows.
+
+    It has one window size for all stages, and builds its position bias for it even where a stage is smaller.
+    """
+    if len(set(config.window_size)) != 1:
+        raise ModelError(f"{config.name}: has windows {config.window_size}; Hugging Face's Swin has one for all stages")
+    check_one_window_rule(config, "Hugging Face's")
+    for stage in config.stages():
+        if stage.window[0] != config.window_size[0]:
+            raise ModelError(
+                f"{config.name}: stage {stage.index} has {stage.resolution} tokens, fewer than the window "
+                f"{config.window_size[0]}; Hugging Face's Swin cannot run that"
+            )
+
+
+def check_one_window_rule(config: SwinConfig, whose: str) -> None:
+    """ModelError unless Hugging Face's and Microsoft's rule for small stages gives the same windows and shifts.
+
+    Theirs: where the shorter side is at most the window, the window is that side in both directions, and nothing
+    shifts. Ours, as timm's, holds for each direction by itself. The two differ for some images that are not square.
+    """
+
+    def theirs(stage: StageGeometry) -> tuple[tuple[int, int], tuple[int, int]]:
+        wanted = config.window_size[stage.index]
+        shortest = min(stage.resolution)
+        window, shift = (shortest, 0) if shortest <= wanted else (wanted, wanted // 2)
+        return (window, window), (shift, shift)
+
+    for stage in config.stages():
+        window, shift = theirs(stage)
+        if stage.window != window or (stage.depth > 1 and stage.shift != shift):
+            raise ModelError(
+                f"{config.name}: stage {stage.index} of {stage.resolution} tokens has windows {stage.window} shifted "
+                f"by {stage.shift} here and in timm; {whose} Swin would take {window} shifted by {shift}, and so "
+                "compute another function"
+            )

@@ -1,0 +1,75 @@
+"""benchmarks/roofline_cpu.py: bounds, shares and sums from canned operations, and one real run of the micro model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import roofline_cpu
+from benchmarks.roofline_cpu import Conditions
+from pyharness.config import MICRO_DIGITS
+from pyharness.engine import OpInfo
+from pyharness.errors import EngineError
+from pyharness.latency_breakdown import Ceilings
+
+CEILINGS = {"copy_gb_s": 10.0, "s8_gop_s": 400.0, "f32_gflop_s": 100.0}
+OF = Conditions("m", 1, 2, "avx2", "ft_int8")
+
+
+def op(name: str, kind: str, megabytes: float, mop: float) -> OpInfo:
+    return OpInfo(name, kind, 0, 0, "", int(megabytes * 0.75e6), int(megabytes * 0.25e6), int(mop * 1e6))
+
+
+OPS = [
+    op("qkv_gemm", "gemm", 1, 400),  # 0.1 ms of copying, 1 ms of arithmetic
+    op("softmax", "fused", 5, 10),  # 0.5 ms of copying, 0.1 ms of arithmetic
+    op("qkv_gemm", "gemm", 30, 400),  # 3 ms of copying
+]
+DIRECT = [2.0, 1.0, 4.0]
+
+
+def rows() -> list[roofline_cpu.RooflineRow]:
+    return roofline_cpu.rows_of(OPS, DIRECT, Ceilings(10.0, 400.0, 100.0), OF)
+
+
+def test_calls_are_summed_and_bounded_one_by_one() -> None:
+    gemm, softmax = rows()
+    assert (gemm.op, gemm.calls, gemm.direct_ms, gemm.isa) == ("qkv_gemm", 2, 6.0, "avx2")
+    assert gemm.bound_ms == pytest.approx(4.0)  # not max(3.1, 2.0), the bound of the sums
+    assert gemm.ceiling == "copy" and gemm.ceiling_share == pytest.approx(4 / 6)
+    assert gemm.intensity == pytest.approx(800 / 31)
+    assert gemm.attained_gop_s == pytest.approx(800 / 6)
+    assert softmax.bound_ms == pytest.approx(0.5) and softmax.intensity == pytest.approx(2.0)
+
+
+def test_gemms_against_every_integer_ceiling() -> None:
+    found = roofline_cpu.gemm_summary(rows(), {**CEILINGS, "u8s8_gop_s": 800.0})
+    assert found["gemm_ms"] == 6.0 and found["time_share"] == pytest.approx(6 / 7)
+    assert found["attained_gop_s"] == pytest.approx(800 / 6)
+    assert found["of_ceiling"] == {"s8_gop_s": pytest.approx(1 / 3), "u8s8_gop_s": pytest.approx(1 / 6)}
+    assert found["bound_share"] == pytest.approx(4 / 6)
+    assert roofline_cpu.gemm_summary([], CEILINGS)["attained_gop_s"] == 0
+
+
+def test_a_neighbour_only_lowers_a_ceiling() -> None:
+    after = {"copy_gb_s": 12.0, "s8_gop_s": 300.0, "f32_gflop_s": 100.0}
+    assert roofline_cpu.highest(CEILINGS, after) == {"copy_gb_s": 12.0, "s8_gop_s": 400.0, "f32_gflop_s": 100.0}
+
+
+def test_an_unknown_instruction_set() -> None:
+    with pytest.raises(EngineError, match="--isa: mmx not on this machine; the engine has .*portable"):
+        roofline_cpu.chosen_variants(["mmx"])
+    assert roofline_cpu.chosen_variants(["portable"]) == ["portable"]
+
+
+def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", MICRO_DIGITS.name, "--runs", "2", "--batch", "1", "2", "--isa", "portable", "--graphs", "ft_int8"]
+    assert roofline_cpu.main([*words, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "| portable | ft_int8 |" in said and "in full" not in said
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "roofline_cpu.json", "roofline_cpu.csv", "roofline_cpu.md", "roofline_cpu_b1.png", "roofline_cpu_b2.png",
+    }  # fmt: skip
+    text = (tmp_path / "roofline_cpu.md").read_text()
+    assert "`ft_int8` on portable, batch 2:" in text and "| softmax " in text
