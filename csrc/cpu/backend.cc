@@ -12,6 +12,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(SWIN_HAVE_ARM_VARIANTS) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include "kernels.h"
@@ -95,6 +98,14 @@ bool has_amx_int8() {
   return false;
 #endif
 }
+#elif defined(SWIN_HAVE_ARM_VARIANTS)
+bool has_dotprod() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 const std::vector<CpuBackend>& backends() {
@@ -108,6 +119,8 @@ const std::vector<CpuBackend>& backends() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       found.emplace_back("avx2", cpu::avx2::kernels());
     }
+#elif defined(SWIN_HAVE_ARM_VARIANTS)
+    if (has_dotprod()) found.emplace_back("neon_dotprod", cpu::neon_dotprod::kernels());
 #endif
     found.emplace_back("portable", cpu::portable::kernels());
     return found;

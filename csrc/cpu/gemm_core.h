@@ -11,6 +11,10 @@
 //   AVX2         2 x s16 times 2 x s16, vpmaddwd: a pair's sum   4 x u8 times 4 x s8, vpmaddubsw, then vpmaddwd by 1: a
 //                fits int32                                      pair's sum is at most 2 * 127 * 128 < 2^15, so int16 holds it
 //   SSE2, other  the same, pmaddwd or plain integers             as SignedDot
+//   NEON with    4 x s8 times 4 x s8, sdot, read from where it   as SignedDot
+//   dotprod      lies
+//   NEON         2 x s8 times 2 x s8, smull: a product fits      as SignedDot
+//                int16; sadalp adds pairs of them to int32
 //
 // vpmaddubsw does a third more per instruction than vpmaddwd; that a GELU-less model's FC2 may use it is one more gain
 // of the ReLU. For any other input it saturates and is not used (docs/epilogues.md).
@@ -30,6 +34,8 @@
 #define SWIN_DPBUSD(acc, u, s)                                                                                         \
   reinterpret_cast<Vi>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc), reinterpret_cast<__m256i>(u), \
                                                reinterpret_cast<__m256i>(s)))
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define SWIN_DOTPROD
 #endif
 
 namespace swin::cpu::SWIN_ISA {
@@ -39,6 +45,8 @@ namespace swin::cpu::SWIN_ISA {
 inline constexpr int kMaxRows = 14;
 #elif defined(__AVX2__)
 inline constexpr int kMaxRows = 6;
+#elif defined(__aarch64__)
+inline constexpr int kMaxRows = 8;
 #else
 inline constexpr int kMaxRows = 4;
 #endif
@@ -50,8 +58,8 @@ static inline Vi load_vector(const void* source) {
   return v;
 }
 
-#if !defined(SWIN_VNNI)
-// 2 x s16 per word.
+#if !defined(SWIN_VNNI) && !defined(SWIN_DOTPROD)
+// 2 x s16 per word; with NEON 2 x s8, twice, against 8 bytes of weights in a vector's lower half.
 struct PairDot {
   static constexpr int kStepK = 2;
   static constexpr bool kInPlace = false;  // rows are widened first
@@ -63,6 +71,8 @@ struct PairDot {
 #elif defined(__SSE2__)
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w));
     return reinterpret_cast<Vi>(_mm_unpacklo_epi8(bytes, _mm_cmpgt_epi8(_mm_setzero_si128(), bytes)));
+#elif defined(__aarch64__)
+    return reinterpret_cast<Vi>(vcombine_s8(vld1_s8(w), vdup_n_s8(0)));
 #else
     std::int16_t pairs[kLanes * 2];
     for (int i = 0; i < kLanes * 2; ++i) pairs[i] = w[i];
@@ -74,6 +84,9 @@ struct PairDot {
     return acc + reinterpret_cast<Vi>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(w)));
 #elif defined(__SSE2__)
     return acc + reinterpret_cast<Vi>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(w)));
+#elif defined(__aarch64__)
+    const int8x8_t x = vget_low_s8(reinterpret_cast<int8x16_t>(a)), y = vget_low_s8(reinterpret_cast<int8x16_t>(w));
+    return reinterpret_cast<Vi>(vpadalq_s16(reinterpret_cast<int32x4_t>(acc), vmull_s8(x, y)));
 #else
     std::int16_t x[kLanes * 2], y[kLanes * 2];
     std::memcpy(x, &a, sizeof a);
@@ -84,8 +97,17 @@ struct PairDot {
   }
   static void pack_row(const std::int8_t* source, std::int64_t k, void* packed) {
     std::int16_t* target = static_cast<std::int16_t*>(packed);
+#if defined(__aarch64__)
+    for (std::int64_t i = 0; i < k; i += 2) {
+      std::int8_t pair[2] = {source[i], 0};  // the second, where k ends with the first, meets a weight of zero
+      if (i + 1 < k) pair[1] = source[i + 1];
+      std::memcpy(target + i, pair, 2);
+      std::memcpy(target + i + 1, pair, 2);
+    }
+#else
     for (std::int64_t i = 0; i < k; ++i) target[i] = source[i];
     if (k % 2 != 0) target[k] = 0;  // meets a weight of zero
+#endif
   }
 };
 
@@ -127,6 +149,31 @@ struct UnsignedQuadDot {
 };
 using SignedDot = PairDot;
 using NonNegativeDot = UnsignedQuadDot;
+#elif defined(SWIN_DOTPROD)
+struct SignedQuadDot {
+  static constexpr int kStepK = 4;
+  static constexpr bool kInPlace = true;
+  static constexpr std::int32_t kOffset = 0;
+
+  static Vi weights(const std::int8_t* w) { return load_vector(w); }
+  static Vi dot(Vi acc, Vi a, Vi w) {
+    return reinterpret_cast<Vi>(
+        vdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(w), reinterpret_cast<int8x16_t>(a)));
+  }
+  // The same by word kWord of four that were loaded at once.
+  template <int kWord>
+  static Vi dot_word(Vi acc, Vi words, Vi w) {
+    return reinterpret_cast<Vi>(vdotq_laneq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(w),
+                                                reinterpret_cast<int8x16_t>(words), kWord));
+  }
+  static void pack_row(const std::int8_t* source, std::int64_t k, void* packed) {
+    std::int8_t* target = static_cast<std::int8_t*>(packed);
+    std::memcpy(target, source, k);
+    for (std::int64_t i = k; i % 4 != 0; ++i) target[i] = 0;  // meets weights of zero
+  }
+};
+using SignedDot = SignedQuadDot;
+using NonNegativeDot = SignedQuadDot;
 #else
 using SignedDot = PairDot;
 using NonNegativeDot = PairDot;
@@ -224,6 +271,20 @@ static inline void transpose_words(const std::int8_t* rows, std::int64_t stride,
   }
 #endif
 }
+#elif defined(__aarch64__)
+// Four rows of 16 bytes (`stride` apart) to 16 / kStep steps of four words of kStep bytes: what st4 does.
+template <int kStep>
+static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit) {
+  const int8x16_t r[4] = {vld1q_s8(rows), vld1q_s8(rows + stride), vld1q_s8(rows + 2 * stride),
+                          vld1q_s8(rows + 3 * stride)};
+  if constexpr (kStep == 4) {
+    const auto word = [&](int i) { return vreinterpretq_s32_s8(r[i]); };
+    vst4q_s32(reinterpret_cast<std::int32_t*>(unit), {{word(0), word(1), word(2), word(3)}});
+  } else {
+    const auto word = [&](int i) { return vreinterpretq_s16_s8(r[i]); };
+    vst4q_s16(reinterpret_cast<std::int16_t*>(unit), {{word(0), word(1), word(2), word(3)}});
+  }
+}
 #endif
 
 // Packs columns [first, first + kLanes) of w[n, k] (row-major, `stride` apart) into one unit; missing ones are zero.
@@ -232,7 +293,7 @@ static inline void pack_unit_nk(const std::int8_t* w, std::int64_t stride, std::
                                 std::int64_t first, std::int8_t* unit) {
   constexpr std::int64_t kStep = Dot::kStepK;
   const std::int64_t columns = min_of(n - first, kLanes), full = k / kStep;
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__aarch64__)
   if (columns == kLanes && k % 16 == 0) {
     for (std::int64_t i = 0; i < k; i += 16) transpose_words<kStep>(w + first * stride + i, stride, unit + i * kLanes);
     return;
@@ -282,6 +343,17 @@ static inline void pack_unit_kn(const std::int8_t* w, std::int64_t stride, std::
                                          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + stride))));
     }
   }
+#elif defined(__aarch64__)
+  if (columns == kLanes && kStep == 4) {
+    for (; s < full; ++s) {  // four rows of four bytes: byte i of row r to byte r of word i
+      const std::int8_t* row = w + s * 4 * stride + first;
+      std::uint32_t r[4];
+      for (int i = 0; i < 4; ++i) std::memcpy(&r[i], row + i * stride, 4);
+      const int8x8_t a = vzip1_s8(vcreate_s8(r[0]), vcreate_s8(r[1])), b = vzip1_s8(vcreate_s8(r[2]), vcreate_s8(r[3]));
+      const int16x4x2_t words = vzip_s16(vreinterpret_s16_s8(a), vreinterpret_s16_s8(b));
+      vst1q_s8(unit + s * kBytes, vreinterpretq_s8_s16(vcombine_s16(words.val[0], words.val[1])));
+    }
+  }
 #endif
   for (; s < steps_of<Dot>(k); ++s) {
     std::memset(unit + s * kBytes, 0, kBytes);
@@ -316,9 +388,10 @@ struct RowPointers {
   RowPointers(const char* data, std::int64_t stride) : stride(stride) {
     for (int i = 0; i < (Rows + 2) / 3; ++i) base[i] = data + 3 * i * stride;
   }
+  const char* at(int r, std::int64_t step) const { return base[r / 3] + (r % 3) * stride + step * 4; }
   std::int32_t word(int r, std::int64_t step) const {
     std::int32_t w;
-    std::memcpy(&w, base[r / 3] + (r % 3) * stride + step * 4, 4);
+    std::memcpy(&w, at(r, step), 4);
     return w;
   }
 };
@@ -335,8 +408,30 @@ static inline void micro_kernel(const char* data, std::int64_t stride, std::int6
   }
   const std::int64_t unit = steps * kStepBytes<Dot>;
   const RowPointers<R> rows(data, stride);
+  std::int64_t s = 0;
+#if defined(SWIN_DOTPROD)
+  for (; s + 4 <= steps; s += 4) {  // a load of a row for four steps
+    Vi words[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) words[r] = load_vector(rows.at(r, s));
+    const auto step = [&]<int kWord>() SWIN_INLINE {
+      Vi w[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) w[v] = Dot::weights(units + v * unit + (s + kWord) * kStepBytes<Dot>);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) acc[r][v] = Dot::template dot_word<kWord>(acc[r][v], words[r], w[v]);
+      }
+    };
+    step.template operator()<0>();
+    step.template operator()<1>();
+    step.template operator()<2>();
+    step.template operator()<3>();
+  }
+#endif
 #pragma GCC unroll 4
-  for (std::int64_t s = 0; s < steps; ++s) {
+  for (; s < steps; ++s) {
     Vi w[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) w[v] = Dot::weights(units + v * unit + s * kStepBytes<Dot>);

@@ -37,6 +37,9 @@ const Kernels& kernels();
 namespace amx_int8 {
 const Kernels& kernels();
 }
+namespace neon_dotprod {
+const Kernels& kernels();
+}
 
 }  // namespace swin::cpu
 

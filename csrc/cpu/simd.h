@@ -9,6 +9,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "swin/ops.h"
@@ -120,6 +122,11 @@ static inline Vf load_full(const std::int8_t* source) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Vf>(
       _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source)))));
+#elif defined(__aarch64__)
+  std::uint32_t bytes;
+  std::memcpy(&bytes, source, sizeof bytes);
+  const int16x8_t words = vmovl_s8(vcreate_s8(bytes));
+  return reinterpret_cast<Vf>(vcvtq_f32_s32(vmovl_s16(vget_low_s16(words))));
 #else
   Vf v;
   for (int i = 0; i < kLanes; ++i) v[i] = source[i];
@@ -160,6 +167,10 @@ static inline __m128i quantized(Vf x) {  // the low 8 bytes
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
   return _mm_packs_epi16(words, words);
 }
+#elif defined(__aarch64__)
+static inline int16x4_t quantized_words(Vf x) {  // fcvtns rounds half to even, saturates, and turns NaN into 0
+  return vqmovn_s32(vcvtnq_s32_f32(reinterpret_cast<float32x4_t>(x)));
+}
 #endif
 
 static inline void store_s8_full(std::int8_t* target, Vf x) {
@@ -167,6 +178,10 @@ static inline void store_s8_full(std::int8_t* target, Vf x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(target), quantized(x));
 #elif defined(__AVX2__)
   _mm_storel_epi64(reinterpret_cast<__m128i*>(target), quantized(x));
+#elif defined(__aarch64__)
+  const int16x4_t words = quantized_words(x);
+  const std::uint32_t bytes = vget_lane_u32(vreinterpret_u32_s8(vqmovn_s16(vcombine_s16(words, words))), 0);
+  std::memcpy(target, &bytes, sizeof bytes);
 #else
   x = (x == x) ? x : Vf{};
   const Vf q = round_even(min_of(max_of(x, splat(-128.0f)), splat(127.0f)));
@@ -212,6 +227,11 @@ static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64
       _mm_storel_epi64(reinterpret_cast<__m128i*>(target), bytes);
     }
     return;
+#elif defined(__aarch64__)
+    if constexpr (V == 2) {
+      vst1_s8(target, vqmovn_s16(vcombine_s16(quantized_words(x[0]), quantized_words(x[1]))));
+      return;
+    }
 #endif
   }
   for (int v = 0; v < V && left > v * kLanes; ++v) store_s8(target + v * kLanes, x[v], min_of(kLanes, left - v * kLanes));
@@ -230,6 +250,10 @@ static inline float reduce(Vf v, Combine&& combine) {
   __m128 x = combine(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   x = combine(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(combine(x, _mm_shuffle_ps(x, x, 1)));
+#elif defined(__aarch64__)
+  const float32x4_t whole = reinterpret_cast<float32x4_t>(v);
+  const float32x2_t half = combine(vget_low_f32(whole), vget_high_f32(whole));
+  return combine(half[0], half[1]);
 #else
   float lanes[kLanes];
   std::memcpy(lanes, &v, sizeof v);
@@ -252,6 +276,8 @@ static inline Vi rounded(Vf x) {
   return reinterpret_cast<Vi>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(x)));
 #elif defined(__AVX2__)
   return reinterpret_cast<Vi>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<Vi>(vcvtnq_s32_f32(reinterpret_cast<float32x4_t>(x)));
 #else
   return __builtin_convertvector(round_even(x), Vi);
 #endif
@@ -264,6 +290,10 @@ static inline void store_bytes(std::int8_t* target, Vi x) {
   const __m256i v = reinterpret_cast<__m256i>(x);
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_packs_epi16(words, words));
+#elif defined(__aarch64__)
+  const int16x4_t words = vmovn_s32(reinterpret_cast<int32x4_t>(x));
+  const std::uint32_t bytes = vget_lane_u32(vreinterpret_u32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
+  std::memcpy(target, &bytes, sizeof bytes);
 #else
   for (int i = 0; i < kLanes; ++i) target[i] = static_cast<std::int8_t>(x[i]);
 #endif
