@@ -37,7 +37,7 @@ def start(arguments: list[str], processes: int, **extra: str) -> list[subprocess
     return started
 
 
-def finish(started: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str, str]]:
+def finish(started: list[subprocess.Popen], seconds: float = 600) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of each process; all are killed where one takes longer than `seconds`."""
     try:
         outputs = [process.communicate(timeout=seconds) for process in started]
