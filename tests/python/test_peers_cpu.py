@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -417,8 +418,7 @@ def test_mistakes(words: list[str], expected: str, monkeypatch, capsys: pytest.C
 
 
 def test_readme_takes_the_short_tables_where_it_has_the_markers(repository: Path, tmp_path: Path) -> None:
-    for file in (repository / "results" / "cpu-2core").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(repository / "results" / "cpu-2core", tmp_path, dirs_exist_ok=True)
     text = (repository / "README.md").read_text(encoding="utf-8")
     without = text.replace("<!-- begin peers_cpu -->", "").replace("<!-- end peers_cpu -->", "")
     assert "vs best peer" not in results.readme_with_tables(without, tmp_path)
