@@ -33,12 +33,13 @@ class ThreadPool {
     }
     grow(threads - 1);
     // The ticket holds the job's number above and the next task below. Closed while the fields change: a worker that
-    // read half of them fails to take a task, since the ticket it read is gone by then.
+    // read half of them fails to take a task, since the ticket it read is gone by then. Release and acquire on the fields
+    // make that true of a machine, as ARM's, that else shows a later store before an earlier one.
     const std::uint64_t job = (ticket_.load(std::memory_order_relaxed) >> kTaskBits) + 1;
     ticket_.store((job << kTaskBits) | kClosed, std::memory_order_seq_cst);
-    fn_.store(fn, std::memory_order_relaxed);
-    closure_.store(closure, std::memory_order_relaxed);
-    tasks_.store(tasks, std::memory_order_relaxed);
+    fn_.store(fn, std::memory_order_release);
+    closure_.store(closure, std::memory_order_release);
+    tasks_.store(tasks, std::memory_order_release);
     helpers_.store(threads - 1, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     ticket_.store((job + 1) << kTaskBits, std::memory_order_seq_cst);
@@ -56,9 +57,9 @@ class ThreadPool {
   void work() {
     std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
     for (;;) {
-      const TaskFn fn = fn_.load(std::memory_order_relaxed);
-      void* closure = closure_.load(std::memory_order_relaxed);
-      const std::uint64_t tasks = tasks_.load(std::memory_order_relaxed);
+      const TaskFn fn = fn_.load(std::memory_order_acquire);
+      void* closure = closure_.load(std::memory_order_acquire);
+      const std::uint64_t tasks = tasks_.load(std::memory_order_acquire);
       const std::uint64_t task = ticket & kClosed;
       if (task >= tasks || task == kClosed) return;
       if (!ticket_.compare_exchange_strong(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {

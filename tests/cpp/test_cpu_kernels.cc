@@ -134,7 +134,7 @@ double largest(const std::vector<double>& x) {
 void compare(const std::string& name, const Output& o, const Memory& got, const Memory& portable) {
   const std::vector<double> a = numbers(o, got), b = numbers(o, portable);
   const std::string numbers_of = name + ": ";
-  const double float_slack = 1e-5 * largest(b);
+  const double float_slack = 1e-5 * largest(b), exact_slack = 1e-5 * largest(o.exact);
   std::int64_t differ = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
     const auto report = [&](const char* than, double wanted) {
@@ -152,7 +152,7 @@ void compare(const std::string& name, const Output& o, const Memory& got, const 
       wanted = std::fmin(std::fmax(wanted, -128), 127);
       room += 0.5;
     } else if (o.dtype == DType::kF32 && o.slack.empty()) {
-      room = 1e-5 * largest(o.exact);
+      room = exact_slack;
     }
     if (!(std::fabs(a[i] - wanted) <= room)) return report("exactly", wanted);
   }
@@ -213,7 +213,7 @@ void check(const std::string& name, const std::vector<Output>& outputs, const Ma
 
 std::string shape_of(std::initializer_list<std::int64_t> dims) {
   std::string text;
-  for (std::int64_t dim : dims) text += (text.empty() ? " " : "x") + std::to_string(dim);
+  for (std::int64_t dim : dims) text.append(text.empty() ? " " : "x").append(std::to_string(dim));
   return text;
 }
 
@@ -223,7 +223,10 @@ std::vector<std::int64_t> naive_gemm(const Tensor& x, const Tensor& w) {
   std::vector<std::int64_t> acc(m * n);
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t j = 0; j < n; ++j) {
-      for (std::int64_t e = 0; e < k; ++e) acc[i * n + j] += x.s8(i * k + e) * w.s8(j * k + e);
+      const std::int8_t *row = x.view().as<std::int8_t>() + i * k, *column = w.view().as<std::int8_t>() + j * k;
+      std::int32_t sum = 0;
+      for (std::int64_t e = 0; e < k; ++e) sum += row[e] * column[e];
+      acc[i * n + j] = sum;
     }
   }
   return acc;
@@ -270,9 +273,9 @@ void gemms() {
     gemm(3, 5, 7, values, 200);
     gemm(49, 96, 32, values, 201);
     gemm(131, 67, 260, values, 202);
-    gemm(98, 300, 512, values, 203);   // columns split, for the threads
-    gemm(200, 700, 768, values, 204);  // and for a cache
   }
+  gemm(98, 300, 256, Values::kAny, 203);           // columns split, for the threads
+  gemm(130, 700, 768, Values::kNonNegative, 204);  // and for a cache
 }
 
 void linear(std::int64_t m, std::int64_t n, std::int64_t k, bool with_bias, std::uint64_t seed) {
@@ -372,6 +375,32 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
           return LinearResidualNormArgs{x.view(),     run.pack(w),  scale.view(), bias.view(), run.out[0],
                                         gamma.view(), beta.view(), run.out[1],   g,           quant};
         });
+  std::vector<double> shifted(m * c), branch(m * c), plain_branch(m * c), quantized_sum, unbiased(m * c);
+  for (std::int64_t i = 0; i < m * c; ++i) {
+    shifted[window_row(g, i / c) * c + i % c] = residual.f(i) * static_cast<double>(quant);
+    branch[i] = s8.s8(window_row(g, i / c) * c + i % c) * static_cast<double>(dequant) + bias.f(i % c);
+    unbiased[i] = s8.s8(i) * static_cast<double>(dequant);
+    plain_branch[i] = unbiased[i] + bias.f(i % c);
+  }
+  branch = norm_rows(branch, c, gamma, beta, 1, same);
+  plain_branch = norm_rows(plain_branch, c, gamma, beta, 1, same);
+  for (std::int64_t i = 0; i < m * c; ++i) {
+    branch[i] += residual.f(i);
+    plain_branch[i] += residual.f(i);
+    quantized_sum.push_back(branch[i] * quant);
+  }
+  check("shift_partition" + of, {{DType::kS8, {m, c}, true, shifted}},
+        [&](Run& run) { return ShiftPartitionArgs{residual.view(), run.out[0], g, quant}; });
+  check("proj_bias_norm_residual" + of,
+        {{DType::kF32, {m, c}, false, branch, {}, &residual}, {DType::kS8, {m, c}, false, quantized_sum}}, [&](Run& run) {
+          return ProjBiasNormResidualArgs{s8.view(),   bias.view(), gamma.view(), beta.view(), run.out[0],
+                                          run.out[1], g,           dequant,      quant};
+        });
+  check("bias_norm_residual" + of, {{DType::kF32, {m, c}, false, plain_branch, {}, &residual}}, [&](Run& run) {
+    return BiasNormResidualArgs{s8.view(), bias.view(), gamma.view(), beta.view(), run.out[0], dequant};
+  });
+  check("dequantize_norm" + of, {{DType::kF32, {m, c}, false, norm_rows(unbiased, c, gamma, beta, 1, same)}},
+        [&](Run& run) { return DequantizeNormArgs{s8.view(), gamma.view(), beta.view(), run.out[0], dequant}; });
   check("patch_embed_norm" + of,
         {{DType::kF32, {m, c}, false, norm_rows(biased, c, gamma, beta, 1, same), {}, &residual}},
         [&](Run& run) { return PatchEmbedNormArgs{run.out[0], bias.view(), gamma.view(), beta.view()}; });
@@ -417,6 +446,10 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
             return PatchMergeNormArgs{residual.view(), gamma4.view(), beta4.view(), run.out[0],
                                       g.batch,         g.height,      g.width,      quant};
           });
+    for (double& v : gathered) v *= quant;
+    check("patch_merge" + of, {{DType::kS8, {m / 4, 4 * c}, true, gathered}}, [&](Run& run) {
+      return PatchMergeArgs{residual.view(), run.out[0], g.batch, g.height, g.width, quant};
+    });
   }
 }
 
@@ -520,19 +553,26 @@ void attention(std::int64_t windows, std::int64_t heads, std::int64_t n, std::in
   const Tensor q(random, {windows, heads, n, d}, values), k(random, {windows, heads, n, d}, values);
   const Tensor p(random, {windows, heads, n, pitch}, Values::kNonNegative);
   const Tensor scores(random, {windows, heads, n, pitch}, values);
-  std::vector<double> qk(windows * heads * n * pitch), soft(qk.size()), pv(windows * n * c);
+  std::vector<double> qk(windows * heads * n * pitch), soft(qk.size()), scaled(qk.size()), pv(windows * n * c);
+  const Tensor head_scale(random, {heads}, 0.05f, 0.15f);
   for (std::int64_t row = 0; row < windows * heads * n; ++row) {
     const std::int64_t index = row / n, window = index / heads, head = index % heads, i = row % n;
-    std::vector<double> x;
+    std::vector<double> x, x_scaled;
     for (std::int64_t j = 0; j < n; ++j) {
       std::int64_t acc = 0;
       for (std::int64_t e = 0; e < d; ++e) acc += q.s8(row * d + e) * k.s8((index * n + j) * d + e);
       qk[row * pitch + j] = requantized(acc, spread(d));
-      x.push_back(scores.s8(row * pitch + j) * 0.05 + bias.f((head * n + i) * n + j) +
-                  (masks > 0 ? mask.f((window % masks * n + i) * n + j) : 0));
+      const double added =
+          bias.f((head * n + i) * n + j) + (masks > 0 ? mask.f((window % masks * n + i) * n + j) : 0.0);
+      x.push_back(scores.s8(row * pitch + j) * 0.05 + added);
+      x_scaled.push_back(scores.s8(row * pitch + j) * 0.5 * head_scale.f(head) + added);
     }
     x = softmax_of(x);
-    for (std::int64_t j = 0; j < n; ++j) soft[row * pitch + j] = x[j] * 300;
+    x_scaled = softmax_of(x_scaled);
+    for (std::int64_t j = 0; j < n; ++j) {
+      soft[row * pitch + j] = x[j] * 300;
+      scaled[row * pitch + j] = x_scaled[j] * 300;
+    }
     for (std::int64_t e = 0; e < d; ++e) {
       std::int64_t acc = 0;
       for (std::int64_t j = 0; j < n; ++j) acc += p.s8(row * pitch + j) * q.s8((index * n + j) * d + e);
@@ -544,6 +584,9 @@ void attention(std::int64_t windows, std::int64_t heads, std::int64_t n, std::in
   });
   check("softmax" + of, {{DType::kS8, {windows, heads, n, pitch}, false, soft}}, [&](Run& run) {
     return SoftmaxArgs{scores.view(), bias.view(), mask_view, run.out[0], 0.1f, 0.5f, 300};
+  });
+  check("head_scale_softmax" + of, {{DType::kS8, {windows, heads, n, pitch}, false, scaled}}, [&](Run& run) {
+    return HeadScaleSoftmaxArgs{scores.view(), head_scale.view(), bias.view(), mask_view, run.out[0], 0.5f, 300};
   });
   check("pv_gemm" + of, {{DType::kS8, {windows * n, c}, true, pv}}, [&](Run& run) {
     return PvGemmArgs{p.view(), q.view(), run.out[0], spread(n)};
@@ -563,6 +606,25 @@ void attention(std::int64_t windows, std::int64_t heads, std::int64_t n, std::in
   }
   check("qkv_bias" + of, {{DType::kS8, {3, windows, heads, n, d}, false, split}}, [&](Run& run) {
     return QkvBiasArgs{qkv.view(), channel_bias.view(), run.out[0], 0.02f, 40, 55, 70};
+  });
+
+  const Tensor small_bias(random, {3 * c}, -1, 1);
+  for (std::int64_t i = 0; i < windows * n * 3 * heads; ++i) {  // one head of one token's q, k or v
+    const std::int64_t token = i / (3 * heads) % n, window = i / (3 * heads) / n, head = i % heads;
+    const std::int64_t third = i / heads % 3, column = third * c + head * d;
+    std::vector<double> y;
+    double squares = 0;
+    for (std::int64_t e = 0; e < d; ++e) {
+      y.push_back(qkv.s8(i * d + e) * static_cast<double>(0.02f) + small_bias.f(column + e));
+      squares += y.back() * y.back();
+    }
+    for (std::int64_t e = 0; e < d; ++e) {
+      split[(((third * windows + window) * heads + head) * n + token) * d + e] =
+          y[e] * (third == 2 ? quants[2] : 3 * quants[third] / std::sqrt(squares));
+    }
+  }
+  check("qkv_bias_normalize" + of, {{DType::kS8, {3, windows, heads, n, d}, false, split}}, [&](Run& run) {
+    return QkvBiasNormalizeArgs{qkv.view(), small_bias.view(), run.out[0], 0.02f, 120, 165, 70};
   });
 
   std::vector<double> gelu;
@@ -629,7 +691,12 @@ void every_operation_was_tried() {
 
 }  // namespace
 
-int main() {
+// With --variants: only says which instruction sets there are.
+int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "--variants") == 0) {
+    for (const std::string& variant : cpu_variants()) std::printf(variant == "portable" ? "%s\n" : "%s ", variant.c_str());
+    return 0;
+  }
   gemms();
   linear(1, 1, 1, true, 300);
   linear(7, 33, 19, false, 301);

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Build the engine for aarch64 on another machine and run its C++ tests under qemu.
+#
+#   bash scripts/check_aarch64.sh [options]
+#
+#   --jobs N       compile N files at a time (default: as many as there are processors)
+#   -h, --help     show this text
+#
+# Needs aarch64-linux-gnu-g++, qemu-aarch64, cmake and a Python >= 3.10, and installs none of them. Builds to
+# build/aarch64, without PyTorch and the tests of the CUDA kernels. The kernels are tested twice: on a processor with the
+# dot-product instructions, where the engine has to find neon_dotprod, and on one without, where only portable is left.
+# What qemu takes says nothing about an ARM processor's speed.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+jobs="$(nproc)"
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --jobs)
+      [ $# -ge 2 ] || usage_error "$0" "$1 needs a value"
+      jobs="$2"
+      shift
+      ;;
+    -h | --help)
+      usage_from "$0"
+      exit 0
+      ;;
+    *) usage_error "$0" "unknown option '$1'" ;;
+  esac
+  shift
+done
+case "$jobs" in *[!0-9]* | "" | 0) usage_error "$0" "--jobs needs a positive number, found '$jobs'" ;; esac
+cd "$SWIN_ROOT"
+
+missing=()
+command -v aarch64-linux-gnu-g++ >/dev/null 2>&1 || missing+=("aarch64-linux-gnu-g++ (Debian/Ubuntu: apt install g++-aarch64-linux-gnu)")
+command -v qemu-aarch64 >/dev/null 2>&1 || missing+=("qemu-aarch64 (Debian/Ubuntu: apt install qemu-user)")
+PATH="$(venv_dir)/bin:$PATH"
+command -v cmake >/dev/null 2>&1 || missing+=("cmake (run scripts/build_ft.sh, which puts it into .venv; or apt install cmake)")
+command -v ctest >/dev/null 2>&1 || missing+=("ctest (comes with cmake)")
+if [ ${#missing[@]} -gt 0 ]; then
+  printf 'missing: %s\n' "${missing[@]}" >&2
+  die "aarch64 cannot be checked on this machine without what is missing above. Install it and run this again."
+fi
+python="$(find_python)"
+generator=()
+if command -v ninja >/dev/null 2>&1 && [ ! -f build/aarch64/Makefile ]; then generator=(-G Ninja); fi
+
+run_step "Configuring for aarch64" "Remove build/aarch64 and try again." \
+  cmake -S . -B build/aarch64 "${generator[@]}" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DSWIN_TORCH=OFF \
+  -DPython_EXECUTABLE="$python"
+run_step "Compiling for aarch64" "The compiler's message is in that log." \
+  cmake --build build/aarch64 --parallel "$jobs" --target test_runtime test_cpu_kernels
+ctest --test-dir build/aarch64 --output-on-failure --no-tests=error --tests-regex '^(runtime|cpu_kernels)$'
+
+# variants_on CPU: what test_cpu_kernels says it ran, one line, on qemu's CPU; it fails where the test does.
+variants_on() { qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu "$1" build/aarch64/bin/test_cpu_kernels "${@:2}"; }
+
+with="$(variants_on max --variants)"
+[ "$with" = "neon_dotprod portable" ] || die "a processor with dot products runs '$with'; 'neon_dotprod portable' is needed. See has_dotprod in csrc/cpu/backend.cc."
+without="$(variants_on cortex-a53 --variants)"
+[ "$without" = "portable" ] || die "a processor without dot products runs '$without'; 'portable' is needed. See has_dotprod in csrc/cpu/backend.cc."
+run_step "Kernels on a processor without dot products" "Its words are in that log." variants_on cortex-a53
+say "aarch64: all passed"
