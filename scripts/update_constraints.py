@@ -20,7 +20,7 @@ HEADER = """\
 # The versions that the tests of this repository passed with. scripts/build_ft.sh installs with them; for a plain
 # `pip install .` add `-c requirements/constraints.txt`. Written by scripts/update_constraints.py; do not edit.
 """
-EXTRAS = ("build", "test")
+EXTRAS = ("build", "test", "data", "train", "peers")
 
 
 def closure(root: str, extras: tuple[str, ...]) -> dict[str, str]:
