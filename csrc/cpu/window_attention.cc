@@ -118,7 +118,7 @@ class VectorHeads {
   std::int64_t assign(char* memory) {
     std::int64_t offset = 0;
     const auto part = [&](std::int64_t bytes) {
-      char* start = memory + offset;
+      char* start = memory == nullptr ? nullptr : memory + offset;
       offset += ceil_div(bytes, 64) * 64;
       return static_cast<void*>(start);
     };
