@@ -73,7 +73,7 @@ part "C++ tests (ctest, ASan + UBSan build)" "$bin/ctest" --test-dir build/sanit
 # A sanitized library inside an unsanitized Python needs the sanitizers' libraries loaded first.
 asan="$(${CXX:-g++} -print-file-name=libasan.so)" ubsan="$(${CXX:-g++} -print-file-name=libubsan.so)"
 if [ -f "$asan" ] && [ -f "$ubsan" ]; then
-  part "op tests under ASan + UBSan" run_sanitized skipped_sanitizer.txt tests/python/test_ops.py
+  part "op tests under ASan + UBSan" run_sanitized skipped_sanitizer.txt tests/python/test_ops.py tests/python/test_fused_ops.py
 else
   skipped "op tests under ASan + UBSan" "${CXX:-g++} has no libasan.so or libubsan.so (Debian/Ubuntu: apt install libasan8 libubsan1)"
 fi
