@@ -350,7 +350,9 @@ def test_a_group_of_the_engine_timm_and_a_fake_peer(setting: methods.Setting) ->
     ours, timm, fake, gone = found
     assert (ours.side, timm.side, fake.side) == (rows.OURS, rows.PEER, rows.PEER)
     assert all(r.latency_ms["runs"] == 3 and r.peak_memory_mb == 100.0 for r in (ours, timm, fake))
-    assert min(timm.ratio_to_best_peer, fake.ratio_to_best_peer) == 1.0
+    best = min(timm, fake, key=lambda row: row.latency_ms["median"])
+    assert best.ratio_to_best_peer == 1.0  # the other's is a median of ratios, which three rounds may put below 1
+    assert all(row.ratio_to_best_peer > 0 for row in (ours, timm, fake))
     assert ours.check is None and timm.check["max_abs"] == 0
     assert fake.check["precision"] == "f32" and fake.model_mb == 1.5 and len(calls) > 3
     assert ours.model_mb > 0.1 and timm.version.startswith("torch ")
