@@ -139,7 +139,10 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines = []
     for entry in meta["summary"]:
         ceilings, gemm = meta["ceilings"][entry["isa"]], entry["gemms"]
-        exact = ", ".join(f"{_percent(share)} of {ceilings[name]:.0f}" for name, share in gemm["of_ceiling"].items())
+        exact = ", ".join(
+            f"{name.removesuffix('_gop_s')} {_percent(share)} of {ceilings[name]:.0f}"
+            for name, share in gemm["of_ceiling"].items()
+        )
         lines.append(
             (
                 entry["isa"], entry["graph"], str(entry["batch"]), f"{ceilings['copy_gb_s']:.1f}",
@@ -149,14 +152,14 @@ def markdown(document: Mapping[str, Any]) -> str:
         )  # fmt: skip
     header = (
         "isa", "graph", "batch", "copy GB/s", "f32 GFLOP/s", "GEMMs ms", "of all ops", "GEMM GOP/s",
-        "of the s8 ceiling, GOP/s", "of the roofline",
+        "of the integer ceilings, GOP/s", "of the roofline",
     )  # fmt: skip
     text = results.markdown_table(header, lines, right=range(2, len(header)))
     text += (
-        "\nGEMMs: all of a forward pass together, each timed by itself. The s8 ceiling is the engine's own integer dot "
-        "product in registers only, measured in the same run; of the roofline: the least time that this ceiling and "
-        "the copy bandwidth allow, over the time taken. More than 100 % of the s8 ceiling means that something else "
-        "ran while the ceilings were measured.\n"
+        "\nGEMMs: all of a forward pass together, each timed by itself. Ceilings: the engine's own integer dot products in "
+        "registers only, measured in the same run: s8, of any input; u8, of inputs within 0..127; grouped, AVX2's for "
+        "weights that allow full groups (docs/epilogues.md), which is how a GEMM can pass the s8 ceiling there. Of the "
+        "roofline: the least time that the highest of them and the copy bandwidth allow, over the time taken.\n"
         f"\nMeasured: {meta['model']}; {results.conditions(meta)}.\n"
     )
     text += f"{results.REST_OF_FILE}operations\n"
@@ -343,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ceilings = highest(ceilings, engine.measure_ceilings(threads))
         finally:
             engine.select_cpu_variant(before)
-        known = Ceilings(ceilings["copy_gb_s"], ceilings["s8_gop_s"], ceilings["f32_gflop_s"])
+        known = Ceilings.of(ceilings)
         meta["ceilings"][isa] = ceilings
         for graph, batch, ops, direct_ms in timed:
             new = rows_of(ops, direct_ms, known, Conditions(args.model, batch, threads, isa, graph))

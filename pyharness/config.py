@@ -19,6 +19,10 @@ FUSED_GRAPH = "fused_int8"
 ENGINE_GRAPHS = (*GRAPHS, FUSED_GRAPH)
 """Every graph that an engine file can be of."""
 
+WEIGHT_SCALES = ("channel", "tensor")
+"""What has a step of its own among the fused graph's weights. Steps per channel are the more exact; with one per tensor
+most weights are small, and the CPU backend's GEMM for AVX2 without VNNI is the faster for it (docs/epilogues.md)."""
+
 
 @dataclass(frozen=True)
 class StageGeometry:

@@ -26,7 +26,7 @@ from torch import Tensor
 from pyharness import export
 from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
-from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, StageGeometry, SwinConfig
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, WEIGHT_SCALES, StageGeometry, SwinConfig
 from pyharness.engine_file import (
     EngineFile,
     TensorSpec,
@@ -56,9 +56,11 @@ def dequantize_weight(q: Tensor, amax: float) -> Tensor:
     return q.float() * (torch.tensor(amax, dtype=torch.float32) / 127.0)
 
 
-def to_engine_file(checkpoint: CalibratedCheckpoint, graph: str | None = None) -> EngineFile:
+def to_engine_file(
+    checkpoint: CalibratedCheckpoint, graph: str | None = None, weight_scales: str = "channel"
+) -> EngineFile:
     """Quantize the weights and lay everything out as the lists of `graph`: the checkpoint's own, FasterTransformer's,
-    or the fused graph.
+    or the fused graph, whose weights have scales per "channel" or "tensor".
 
     Raises HarnessError for the graph of another checkpoint; CalibrationError naming every missing or unusable amax;
     CheckpointError for tensors that are missing, left over, of the wrong shape, not finite, or beyond fp16.
@@ -66,7 +68,7 @@ def to_engine_file(checkpoint: CalibratedCheckpoint, graph: str | None = None) -
     if graph == FUSED_GRAPH:
         from pyharness.fused_convert import to_fused_engine_file
 
-        return to_fused_engine_file(checkpoint)
+        return to_fused_engine_file(checkpoint, weight_scales)
     if graph not in (None, checkpoint.graph):
         raise HarnessError(
             f"the checkpoint is calibrated for {checkpoint.graph}, not {graph}; it converts to {checkpoint.graph} and "
@@ -243,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path, help="written by pyharness/quantize.py or FT's calibration tool")
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command.add_argument("--graph", choices=ENGINE_GRAPHS, help="default: the one the checkpoint is calibrated for")
+    _add_weight_scales(command)
     _add_origin(command)
     command = commands.add_parser("to-checkpoint", help="engine file -> calibrated checkpoint")
     command.add_argument("engine_file", type=Path, help="engine file, or a calibrated checkpoint to write anew")
@@ -255,11 +258,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--graph", choices=ENGINE_GRAPHS, default="ft_int8", help="default: ft_int8")
     command.add_argument("--int8-mode", type=int, choices=(1, 2), default=1)
     command.add_argument("--activation", choices=("relu", "gelu"), help=f"of {FUSED_GRAPH} alone (default: relu)")
+    _add_weight_scales(command)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("out", type=Path, help="engine file to write (.safetensors)")
     command = commands.add_parser("show", help="print the header and the scales of an engine file")
     command.add_argument("engine_file", type=Path)
     return parser
+
+
+def _add_weight_scales(command: argparse.ArgumentParser) -> None:
+    text = f"of {FUSED_GRAPH} alone (default: channel, the more exact); tensor is faster on CPUs with AVX2 and no VNNI"
+    command.add_argument("--weight-scales", choices=WEIGHT_SCALES, help=text)
 
 
 def _add_origin(command: argparse.ArgumentParser) -> None:
@@ -284,11 +293,15 @@ def main(argv: list[str] | None = None) -> int:
         if args.out.suffix != ".safetensors":
             raise HarnessError(f"{args.out}: an engine file's name must end in .safetensors")
         if args.command == "to-engine":
-            ef = to_engine_file(load_calibrated(args.checkpoint, args.model, int8_mode=args.int8_mode), args.graph)
+            if args.weight_scales and args.graph != FUSED_GRAPH:
+                raise HarnessError(f"--weight-scales is for --graph {FUSED_GRAPH}; FasterTransformer's are per tensor")
+            checkpoint = load_calibrated(args.checkpoint, args.model, int8_mode=args.int8_mode)
+            ef = to_engine_file(checkpoint, args.graph, args.weight_scales or "channel")
         else:
             _check_random(args)
             config = _geometry(args.model, args.img_size)
-            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, args.activation or "relu")
+            activation, scales = args.activation or "relu", args.weight_scales or "channel"
+            ef = random_engine_file(config, args.graph, args.int8_mode, args.seed, activation, scales)
         save_engine_file(args.out, ef)
         source = {"calibrated checkpoint": args.checkpoint} if args.command == "to-engine" else {"weights": "random"}
         meta = {**file_meta(args.out), "activation": "gelu" if ef.gelu else "relu"}
@@ -303,6 +316,8 @@ def _check_random(args: argparse.Namespace) -> None:
         raise HarnessError(f"{FUSED_GRAPH} has no int8_mode {args.int8_mode}; leave --int8-mode out")
     if args.graph != FUSED_GRAPH and args.activation:
         raise HarnessError(f"--activation is for {FUSED_GRAPH}; {args.graph} says itself whether there is GELU")
+    if args.graph != FUSED_GRAPH and args.weight_scales:
+        raise HarnessError(f"--weight-scales is for {FUSED_GRAPH}; weights of {args.graph} have a scale per tensor")
 
 
 def _geometry(name: str, img_size: int | None) -> SwinConfig:

@@ -229,8 +229,10 @@ def measure_ceilings(threads: int) -> dict[str, float]:
     """This machine's ceilings, measured now on `threads` threads.
 
     copy_gb_s: bytes read plus written by a large copy; s8_gop_s: the GEMM's own integer dot product in registers only;
-    u8_gop_s: the one it uses where its input is known to be 0..127, as behind a ReLU; f32_gflop_s: float32
+    u8_gop_s: the one it uses where its input is known to be 0..127, as behind a ReLU; grouped_gop_s: the one of AVX2
+    for weights that allow it, at best (docs/epilogues.md), left out where there is none; f32_gflop_s: float32
     multiply-add, likewise. A multiply-add counts as two operations.
     """
     load()
-    return dict(zip(("copy_gb_s", "s8_gop_s", "u8_gop_s", "f32_gflop_s"), torch.ops.swin_int8.ceilings(threads)))
+    names = ("copy_gb_s", "s8_gop_s", "u8_gop_s", "grouped_gop_s", "f32_gflop_s")
+    return {name: value for name, value in zip(names, torch.ops.swin_int8.ceilings(threads)) if value > 0}

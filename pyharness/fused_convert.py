@@ -1,6 +1,7 @@
 """From a calibrated checkpoint to an engine file of the fused graph, and such a file described in words.
 
-Linear weights become int8 with a step per output channel; everything else stays float32. Source: docs/fused.md.
+Linear weights become int8 with a step per output channel, or of the whole tensor; everything else stays float32.
+Source: docs/fused.md.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from torch import Tensor
 
 from pyharness.attention_geometry import attention_mask, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint
-from pyharness.config import FUSED_GRAPH
+from pyharness.config import FUSED_GRAPH, WEIGHT_SCALES
 from pyharness.convert import ListBuilder
 from pyharness.engine_file import EngineFile, TensorSpec, amax_problem, weight_specs
-from pyharness.errors import CalibrationError, CheckpointError
+from pyharness.errors import CalibrationError, CheckpointError, HarnessError
 from pyharness.ft_format import quantizer_name
 from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
 
 
-def channel_steps(weight: Tensor) -> Tensor:
-    """The step of each output channel, float32 [N], of a weight [N, K]: its largest absolute value over 127.
+def channel_steps(weight: Tensor, scales: str = "channel") -> Tensor:
+    """The step of each output channel, float32 [N], of a weight [N, K]: its largest absolute value over 127; with
+    `scales` "tensor", the whole weight's.
 
     1 where the channel is zero, or so small that its step would be no normal float32.
     """
-    steps = (weight.double().abs().amax(1) / 127).float()
+    largest = weight.double().abs().amax(1)
+    if scales == "tensor":
+        largest = largest.amax().expand_as(largest)
+    steps = (largest / 127).float()
     return torch.where(steps < torch.finfo(torch.float32).tiny, 1.0, steps)
 
 
@@ -32,19 +37,24 @@ def quantize_channels(weight: Tensor, steps: Tensor) -> Tensor:
     return (weight.double() / steps.double()[:, None]).round().clamp(-127, 127).to(torch.int8)
 
 
-def to_fused_engine_file(checkpoint: CalibratedCheckpoint) -> EngineFile:
-    """The engine file of the fused graph, from a checkpoint of either FasterTransformer graph and either int8_mode.
+def to_fused_engine_file(checkpoint: CalibratedCheckpoint, weight_scales: str = "channel") -> EngineFile:
+    """The engine file of the fused graph, from a checkpoint of either FasterTransformer graph and either int8_mode,
+    with weights scaled by one of WEIGHT_SCALES.
 
     Of the quantizers only the seven of a block that the fused graph applies, and the reductions' inputs, are read.
-    Raises CalibrationError naming every one of them that is missing or no use; CheckpointError for tensors that are
-    missing, left over, of the wrong shape, or not finite.
+    Raises HarnessError for other scales; CalibrationError naming every one of them that is missing or no use;
+    CheckpointError for tensors that are missing, left over, of the wrong shape, or not finite.
     """
+    if weight_scales not in WEIGHT_SCALES:
+        raise HarnessError(f"weight scales {weight_scales!r} are unknown; choose {' or '.join(WEIGHT_SCALES)}")
     _check_amax(checkpoint)
     builder = _FusedListBuilder(checkpoint)
+    builder.weight_scales = weight_scales
     specs = weight_specs(checkpoint.config, FUSED_GRAPH, gelu=checkpoint.graph == "ft_int8")
     tensors = [builder.tensor(spec) for spec in specs]
     builder.check_nothing_left_over()
-    return EngineFile(checkpoint.config, FUSED_GRAPH, 1, tensors, {**checkpoint.meta, "made_from": checkpoint.graph})
+    meta = {**checkpoint.meta, "made_from": checkpoint.graph, "weight_scales": weight_scales}
+    return EngineFile(checkpoint.config, FUSED_GRAPH, 1, tensors, meta)
 
 
 def _check_amax(checkpoint: CalibratedCheckpoint) -> None:
@@ -66,6 +76,8 @@ def _check_amax(checkpoint: CalibratedCheckpoint) -> None:
 class _FusedListBuilder(ListBuilder):
     """Makes the tensors of the fused graph's list, in order."""
 
+    weight_scales = "channel"
+
     def tensor(self, spec: TensorSpec) -> Tensor:
         if spec.is_empty:
             return torch.zeros(spec.shape, dtype=spec.dtype)
@@ -83,10 +95,11 @@ class _FusedListBuilder(ListBuilder):
             kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
             return _to_float32(spec.name, kernel.flatten(1))
         if spec.name.endswith(".weight_scale"):
-            return channel_steps(self._checkpoint.state[spec.name.removesuffix("_scale")])  # taken just before
+            weight = self._checkpoint.state[spec.name.removesuffix("_scale")]  # taken just before
+            return channel_steps(weight, self.weight_scales)
         values = self._take(spec.name, spec.shape)
         if spec.dtype == torch.int8:
-            return quantize_channels(values, channel_steps(values))
+            return quantize_channels(values, channel_steps(values, self.weight_scales))
         return _to_float32(spec.name, values)
 
     def _amax(self, name: str) -> Tensor:

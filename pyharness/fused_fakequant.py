@@ -20,15 +20,16 @@ class RowRelative(nn.Module):
 
 
 @torch.no_grad()
-def fused_model(checkpoint: CalibratedCheckpoint) -> FakeQuantSwin:
+def fused_model(checkpoint: CalibratedCheckpoint, weight_scales: str = "channel") -> FakeQuantSwin:
     """The fake-quantized model of `checkpoint` in the fused graph's arithmetic. Errors as its `to_model`.
 
-    Weights are rounded to steps of their output channel; nothing is quantized after a GEMM or ahead of the softmax.
+    Weights are rounded to steps of their output channel, or of their tensor (WEIGHT_SCALES); nothing is quantized after
+    a GEMM or ahead of the softmax.
     """
     model = checkpoint.to_model()
     for module in model.modules():
         if isinstance(module, QuantLinear):
-            steps = channel_steps(module.weight)
+            steps = channel_steps(module.weight, weight_scales)
             module.weight.copy_(quantize_channels(module.weight, steps) * steps[:, None])
             module._weight_quantizer = nn.Identity()
             module._aftergemm_quantizer = None

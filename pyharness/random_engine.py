@@ -16,25 +16,37 @@ from pyharness.position_bias import LARGEST_BIAS
 SPREAD = 5.0
 """amax of a random activation, in standard deviations."""
 
+WEIGHT_SPREAD = 4.5
+"""amax of a weight tensor, in standard deviations: that of a million normal numbers is 4.9, of ten thousand 3.9."""
+
 QUERY_KEY_LOGIT_STD = 1.0
 """With unit queries and keys the scaled attention logits have this standard deviation."""
 
 
 def random_engine_file(
-    config: SwinConfig, graph: str, int8_mode: int = 1, seed: int = 0, activation: str = "relu"
+    config: SwinConfig,
+    graph: str,
+    int8_mode: int = 1,
+    seed: int = 0,
+    activation: str = "relu",
+    weight_scales: str = "channel",
 ) -> EngineFile:
     """An engine file of `config` with random weights; the same arguments give the same tensors.
 
-    The fused graph's file is of a model with `activation` "relu" or "gelu", and of int8_mode 1, the only one there.
+    The fused graph's file is of a model with `activation` "relu" or "gelu" and weights with scales per "channel" or
+    "tensor", and of int8_mode 1, the only one there.
 
-    Linear weights are uniform int8 with the variance 1/fan_in once dequantized, so that signals keep their size through
-    the layers; the scales follow from that variance, each with some per cent of its own, so that no two are equal.
+    Linear weights are normal, with the variance 1/fan_in once dequantized, so that signals keep their size through the
+    layers, and quantized as a tensor is, or for the fused graph each output channel; the scales follow from that, each
+    with some per cent of its own, so that no two are equal. The weights' distribution matters, since the CPU backend's
+    GEMM for AVX2 is the faster the smaller most weights are (docs/epilogues.md); those of trained layers have
+    heavier tails than normal ones.
     HarnessError for another activation.
     """
     if activation not in ("relu", "gelu"):
         raise HarnessError(f"activation {activation!r} is unknown; choose relu or gelu")
     if graph == FUSED_GRAPH:
-        return _random_fused_file(config, activation == "gelu", seed)
+        return _random_fused_file(config, activation == "gelu", seed, weight_scales)
     generator = torch.Generator().manual_seed(seed)
     stages = {f"layers.{stage.index}": stage for stage in config.stages()}
     reductions = {
@@ -66,7 +78,7 @@ def random_engine_file(
     return EngineFile(config, graph, int8_mode, tensors, meta)
 
 
-def _random_fused_file(config: SwinConfig, gelu: bool, seed: int) -> EngineFile:
+def _random_fused_file(config: SwinConfig, gelu: bool, seed: int, weight_scales: str) -> EngineFile:
     """The weight list of the fused graph, drawn as FasterTransformer's; every output channel has a step of its own."""
     generator = torch.Generator().manual_seed(seed)
     stages = {f"layers.{stage.index}": stage for stage in config.stages()}
@@ -82,19 +94,24 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int) -> EngineFile:
             amax = _block_amax(config, stage, 0, "ft_int8" if gelu else "geluless_int8", 1, generator)
             tensors.append(torch.tensor([amax[name] for name in AMAX_FIELDS]))
         elif spec.name.endswith(".weight_scale"):
-            step = math.sqrt(3 / tensors[-1].shape[1]) / 127  # of the weight that stands before it
+            weight = tensors[-1].float()  # of the weight that stands before it
+            step = 1 / weight.square().sum(1).sqrt().clamp(min=1.0)
             tensors.append(step * torch.empty(spec.shape).uniform_(0.85, 1.15, generator=generator))
         elif spec.name.endswith(".attn_mask"):
             tensors.append(attention_mask(stage))
         elif spec.name.endswith(".relative_position_bias"):
             tensors.append(_random_position_bias(stage, config.version, generator).float())
+        elif spec.dtype == torch.int8:
+            values = torch.randn(spec.shape, generator=generator)
+            largest = values.abs().amax(1, keepdim=True) if weight_scales == "channel" else values.abs().max()
+            tensors.append((values * (127 / largest)).round().to(torch.int8))
         else:
             tensors.append(_random_tensor(spec, generator))
     meta = {
         "origin": "random",
         "seed": seed,
         "hint": f"python pyharness/convert.py random --model {config.name} --graph {FUSED_GRAPH} "
-        f"--activation {'gelu' if gelu else 'relu'} --seed {seed} ENGINE_FILE",
+        f"--activation {'gelu' if gelu else 'relu'} --weight-scales {weight_scales} --seed {seed} ENGINE_FILE",
     }
     return EngineFile(config, FUSED_GRAPH, 1, tensors, meta)
 
@@ -103,7 +120,8 @@ def _random_tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor
     if spec.is_empty:
         return torch.zeros(spec.shape, dtype=spec.dtype)
     if spec.dtype == torch.int8:
-        return torch.randint(-127, 128, spec.shape, dtype=torch.int8, generator=generator)
+        values = torch.randn(spec.shape, generator=generator)
+        return (values * (127 / WEIGHT_SPREAD)).round().clamp(-127, 127).to(torch.int8)
     values = torch.randn(spec.shape, generator=generator)
     if spec.name.endswith(".logit_scale"):
         return math.log(10.0) + values  # beyond log 100, where the scale ends, for one head in a hundred
@@ -146,10 +164,10 @@ def _block_amax(
         "fc1_aftergemm": SPREAD,
         "fc2_input": SPREAD,
         "fc2_aftergemm": SPREAD * math.sqrt(0.5),  # half of a normal variable's power is left by ReLU, most by GELU
-        "qkv_weight": math.sqrt(3 / stage.dim),
-        "proj_weight": math.sqrt(3 / stage.dim),
-        "fc1_weight": math.sqrt(3 / stage.dim),
-        "fc2_weight": math.sqrt(3 / hidden),
+        "qkv_weight": WEIGHT_SPREAD * stage.dim**-0.5,
+        "proj_weight": WEIGHT_SPREAD * stage.dim**-0.5,
+        "fc1_weight": WEIGHT_SPREAD * stage.dim**-0.5,
+        "fc2_weight": WEIGHT_SPREAD * hidden**-0.5,
     }
     if config.version == 2:
         amax |= _amax_v2(stage, block)
@@ -193,7 +211,7 @@ def _reduction_amax(stage: StageGeometry, version: int, int8_mode: int, generato
     amax = {
         "reduction_input": spread,
         "reduction_aftergemm": spread,
-        "reduction_weight": math.sqrt(3 / (4 * stage.dim)),
+        "reduction_weight": WEIGHT_SPREAD * (4 * stage.dim) ** -0.5,
     }
     if int8_mode == 2:
         del amax["reduction_aftergemm"]

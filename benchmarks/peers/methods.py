@@ -37,6 +37,8 @@ FILE_SOURCES = ("engine_file", "ft_format", "fused_format", "random_engine")
 
 GELU = "_gelu"
 """Ending of the method that runs a GELU model on a graph which runs both kinds."""
+TENSOR = "_tensor"
+"""Ending of the method whose weights have one scale per tensor, in the graph where they may have one per channel."""
 
 
 @dataclass
@@ -126,7 +128,7 @@ def _engine(setting: Setting, graph: str, **options: Any) -> Built:
     def make(into: Path) -> None:
         save_engine_file(into / "engine.safetensors", random_engine_file(setting.config, graph, **options))
 
-    name = f"{setting.name}-{graph}{GELU if options else ''}"
+    name = "-".join([setting.name, graph, *options.values()])
     sources = {source: file_digest(results.ROOT / "pyharness" / f"{source}.py") for source in FILE_SOURCES}
     file = kept(setting.work, name, {**setting.key(recipe), **sources}, make) / "engine.safetensors"
     forced = None if setting.isa == isas.NATIVE else "yes"
@@ -136,13 +138,16 @@ def _engine(setting: Setting, graph: str, **options: Any) -> Built:
 
 
 def engine_methods() -> list[Method]:
-    """One method for each graph of the engine, and for the fused graph one more on a GELU model."""
+    """One method for each graph of the engine; for the fused graph one more on a GELU model, and one with a scale per
+    weight tensor, which is for CPUs without VNNI."""
     methods = []
     for graph in ENGINE_GRAPHS:
         methods.append(Method(graph, "int8", ("torch",), functools.partial(_engine, graph=graph), ours=True))
         if graph == FUSED_GRAPH:
             gelu = functools.partial(_engine, graph=graph, activation="gelu")
             methods.append(Method(graph + GELU, "int8", ("torch",), gelu, ours=True))
+            tensor = functools.partial(_engine, graph=graph, weight_scales="tensor")
+            methods.append(Method(graph + TENSOR, "int8", ("torch",), tensor, ours=True))
     return methods
 
 

@@ -237,6 +237,10 @@ each round. A dash was not measured. Peers run timm's GELU model on the same ima
 model{relu}.
 """
 
+TENSOR_NOTE = """\
+`fused_int8_tensor` is `fused_int8` with one scale per weight tensor, which gains on AVX2 alone (docs/epilogues.md).
+"""
+
 DETAILS = """\
 SQNR and largest difference: logits against timm's fp32 on the same random weights; int8 peers are calibrated on random
 images, so that their SQNR only shows that they compute the model. This engine's weights here are random int8 of its
@@ -258,6 +262,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     gelu = " and `fused_int8_gelu`" if "fused_int8_gelu" in methods else ""
     relu = " and ".join(f"`{name}`" for name in ("geluless_int8", FUSED) if name in methods)
     text += NOTES.format(gelu=gelu, relu=f", {relu} its GELU-less variant" if relu else "")
+    if FUSED + "_tensor" in methods:
+        text += TENSOR_NOTE
     text += "".join(f"\n- {line}" for line in reasons(rows)) + ("\n" if any(r["reason"] for r in rows) else "")
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items() if version)
     machine, _, rest = results.conditions(meta).split("; ", 2)

@@ -184,6 +184,7 @@ Ceilings measure_cpu_ceilings(const std::string& variant, int threads) {
   Ceilings ceilings;
   ceilings.s8_gop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_s8(2'000'000); }) * 1e-9;
   ceilings.u8_gop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_u8(2'000'000); }) * 1e-9;
+  ceilings.grouped_gop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_grouped(1'000'000); }) * 1e-9;
   ceilings.f32_gflop_s = best_rate(threads, [&](std::int64_t) { return kernels.spin_f32(2'000'000); }) * 1e-9;
   constexpr std::int64_t kBytes = 128 << 20;  // per thread, well beyond any cache
   std::vector<DeviceBuffer> source, target;

@@ -53,27 +53,4 @@ void gemm_s8(const GemmS8Args& args, const ExecContext& context) {
   }
 }
 
-std::unique_ptr<PackedWeight> pack_weight(const std::int8_t* w, std::int64_t n, std::int64_t k, InputRange input) {
-  auto packed = std::make_unique<CpuPackedWeight>(n, k, input);
-  const std::int64_t size = CpuPackedWeight::bytes_per_unit(k, input);
-  for (std::int64_t u = 0; u < units_of(n); ++u) {
-    std::int8_t* unit = packed->units + u * size;
-    [[maybe_unused]] std::int32_t* start = packed->starts + u * kLanes;
-#if defined(__AMX_INT8__)
-    pack_tile_unit(w, n, k, u * kLanes, unit);
-#else
-    const auto pack = [&]<class Dot>(Dot) {
-      pack_unit_nk<Dot>(w, k, n, k, u * kLanes, unit);
-      store_start<Dot>(start, unit, steps_of<Dot>(k));
-    };
-    if (input == InputRange::kNonNegative) {
-      pack(NonNegativeDot{});
-    } else {
-      pack(SignedDot{});
-    }
-#endif
-  }
-  return packed;
-}
-
 }  // namespace swin::cpu::SWIN_ISA

@@ -15,6 +15,7 @@ struct Kernels {
   // return the arithmetic operations done (a multiply-add is two).
   std::int64_t (*spin_s8)(std::int64_t iterations);
   std::int64_t (*spin_u8)(std::int64_t iterations);
+  std::int64_t (*spin_grouped)(std::int64_t iterations);
   std::int64_t (*spin_f32)(std::int64_t iterations);
 };
 
@@ -52,6 +53,7 @@ SWIN_FOR_EACH_OP(SWIN_DECLARE_KERNEL)
 std::unique_ptr<PackedWeight> pack_weight(const std::int8_t* w, std::int64_t n, std::int64_t k, InputRange input);
 std::int64_t spin_s8(std::int64_t iterations);
 std::int64_t spin_u8(std::int64_t iterations);
+std::int64_t spin_grouped(std::int64_t iterations);
 std::int64_t spin_f32(std::int64_t iterations);
 }  // namespace swin::cpu::SWIN_ISA
 #endif

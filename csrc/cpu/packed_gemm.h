@@ -5,6 +5,7 @@
 #include <new>
 
 #include "gemm_core.h"
+#include "gemm_grouped.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
 #endif
@@ -15,12 +16,18 @@ class CpuPackedWeight : public PackedWeight {
  public:
   CpuPackedWeight(std::int64_t n, std::int64_t k, InputRange input)
       : PackedWeight(n, k, input),
-        units(static_cast<std::int8_t*>(::operator new(units_of(n) * bytes_per_unit(k, input), std::align_val_t{64}))),
         starts(static_cast<std::int32_t*>(
             ::operator new(units_of(n) * kLanes * sizeof(std::int32_t), std::align_val_t{64}))) {}
   ~CpuPackedWeight() override {
     ::operator delete(units, std::align_val_t{64});
     ::operator delete(starts, std::align_val_t{64});
+#if defined(SWIN_GROUPED)
+    delete grouped;
+#endif
+  }
+
+  void allocate_units() {
+    units = static_cast<std::int8_t*>(::operator new(units_of(n) * bytes_per_unit(k, input), std::align_val_t{64}));
   }
 
   static std::int64_t bytes_per_unit(std::int64_t k, InputRange input) {
@@ -32,8 +39,11 @@ class CpuPackedWeight : public PackedWeight {
 #endif
   }
 
-  std::int8_t* const units;
   std::int32_t* const starts;
+  std::int8_t* units = nullptr;
+#if defined(SWIN_GROUPED)
+  const GroupedWeight* grouped = nullptr;  // in the place of `units`
+#endif
 };
 
 // Scratch that multiply_block needs for `rows` rows, a multiple of 64.
@@ -41,6 +51,9 @@ static inline std::int64_t block_bytes(const CpuPackedWeight& w, std::int64_t ro
 #if defined(__AMX_INT8__)
   return tile_scratch_bytes(rows, w.k);
 #else
+#if defined(SWIN_GROUPED)
+  if (w.grouped != nullptr) return panels_of(rows) * panel_bytes(w.k);
+#endif
   const std::int64_t bytes =
       w.input == InputRange::kNonNegative ? rows_bytes<NonNegativeDot>(rows, w.k) : rows_bytes<SignedDot>(rows, w.k);
   return ceil_div(bytes, 64) * 64;
@@ -57,6 +70,13 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 #if defined(__AMX_INT8__)
   multiply_tiles(x, stride, rows, w.k, w.units, first_unit, last_unit, scratch, prepared, emit);
 #else
+#if defined(SWIN_GROUPED)
+  if (w.grouped != nullptr) {
+    if (!prepared) pack_panels(x, stride, rows, w.k, w.input, scratch);
+    grouped_block(*w.grouped, static_cast<const char*>(scratch), rows, w.k, w.starts, first_unit, last_unit, emit);
+    return;
+  }
+#endif
   const auto run = [&]<class Dot>(Dot) {
     const std::int64_t steps = steps_of<Dot>(w.k);
     const Rows packed = prepared && !(Dot::kInPlace && w.k % Dot::kStepK == 0)

@@ -215,16 +215,17 @@ static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64
     }
     return;
 #elif defined(__AVX2__)
-    __m256i q[2] = {};
+    __m256i q[V];
     for (int v = 0; v < V; ++v) {
       q[v] = _mm256_cvtps_epi32(_mm256_min_ps(reinterpret_cast<__m256>(x[v]), _mm256_set1_ps(127.0f)));
     }
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xD8);
-    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     if constexpr (V == 2) {
+      const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xD8);
+      const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bytes);
     } else {
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(target), bytes);
+      const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q[0]), _mm256_extracti128_si256(q[0], 1));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_packs_epi16(words, words));
     }
     return;
 #elif defined(__aarch64__)

@@ -1,6 +1,7 @@
 // What the registers alone can do: steps of the GEMMs' dot products and of a float32 multiply-add, as many at once as
 // hide their latency. The ceilings that docs and benchmarks compare with.
 #include "gemm_core.h"
+#include "gemm_grouped.h"
 #include "kernels.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
@@ -64,6 +65,31 @@ std::int64_t spin_u8(std::int64_t iterations) {
   return spin_tiles(iterations / 16);
 #else
   return spin_dot<NonNegativeDot>(iterations);
+#endif
+}
+
+// Groups of four words, as full as weights allow; 0 where the GEMM has no such form.
+std::int64_t spin_grouped([[maybe_unused]] std::int64_t iterations) {
+#if defined(SWIN_GROUPED)
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i acc[kGroupRows] = {}, a = ones, w = ones;
+  for (std::int64_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kGroupRows; ++r) {
+      __m256i t = _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (int word = 0; word < kMaxGroup; ++word) {
+        asm volatile("" : "+x"(a));  // as in spin_dot
+        const __m256i product = _mm256_maddubs_epi16(a, w);
+        t = word == 0 ? product : _mm256_add_epi16(t, product);
+      }
+      acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(t, ones));
+      asm volatile("" : "+x"(acc[r]));
+    }
+  }
+  return iterations * kGroupRows * kMaxGroup * kItemBytes * 2;
+#else
+  return 0;
 #endif
 }
 

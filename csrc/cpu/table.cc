@@ -13,6 +13,7 @@ const Kernels& kernels() {
     k.pack_weight = pack_weight;
     k.spin_s8 = spin_s8;
     k.spin_u8 = spin_u8;
+    k.spin_grouped = spin_grouped;
     k.spin_f32 = spin_f32;
     return k;
   }();

@@ -210,7 +210,7 @@ std::string select_variant(const std::string& name) {
 std::vector<double> ceilings(std::int64_t threads) {
   return translate([&] {
     const Ceilings c = measure_cpu_ceilings(variant(), static_cast<int>(threads));
-    return std::vector<double>{c.copy_gb_s, c.s8_gop_s, c.u8_gop_s, c.f32_gflop_s};
+    return std::vector<double>{c.copy_gb_s, c.s8_gop_s, c.u8_gop_s, c.grouped_gop_s, c.f32_gflop_s};
   });
 }
 

@@ -50,7 +50,8 @@ class Random {
   std::uint64_t state_;
 };
 
-enum class Values { kAny, kNonNegative, kExtreme };  // -128..127; 0..127; only -128, -127 and 127
+// -128..127; 0..127; only -128, -127 and 127; as trained weights are, mostly small and a few as large as can be.
+enum class Values { kAny, kNonNegative, kExtreme, kWeights };
 
 // What an operation reads. Owns its memory, not a byte more.
 class Tensor {
@@ -58,9 +59,16 @@ class Tensor {
   Tensor(Random& random, std::initializer_list<std::int64_t> dims, Values values) : Tensor(DType::kS8, dims) {
     for (std::int64_t i = 0; i < view_.numel(); ++i) {
       static constexpr std::int8_t kExtremes[] = {-128, -127, 127};
-      view_.as<std::int8_t>()[i] = static_cast<std::int8_t>(
-          values == Values::kExtreme ? kExtremes[random.between(0, 2)]
-                                     : random.between(values == Values::kAny ? -128 : 0, 127));
+      std::int64_t value = 0;
+      if (values == Values::kWeights) {
+        for (int part = 0; part < 4; ++part) value += random.between(-24, 24);
+      }
+      if (values == Values::kExtreme || (values == Values::kWeights && random.between(0, 63) == 0)) {
+        value = kExtremes[random.between(0, 2)];
+      } else if (values != Values::kWeights) {
+        value = random.between(values == Values::kAny ? -128 : 0, 127);
+      }
+      view_.as<std::int8_t>()[i] = static_cast<std::int8_t>(value);
     }
   }
   Tensor(Random& random, std::initializer_list<std::int64_t> dims, float low, float high) : Tensor(DType::kF32, dims) {
@@ -241,10 +249,10 @@ double requantized(std::int64_t acc, float factor, double low = -128) {
 // Takes the accumulators of a K-long sum of random int8 to about a third of int8's range, so that some saturate.
 float spread(std::int64_t k) { return 50.0f / (5500.0f * std::sqrt(static_cast<float>(k))); }
 
-void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Values values, std::uint64_t seed) {
+void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Values values, Values weights, std::uint64_t seed) {
   Random random(seed);
   const bool non_negative = values == Values::kNonNegative;
-  const Tensor x(random, {m, k}, values), w(random, {n, k}, non_negative ? Values::kAny : values);
+  const Tensor x(random, {m, k}, values), w(random, {n, k}, weights);
   const std::vector<std::int64_t> acc = naive_gemm(x, w);
   const float factor = spread(k);
   const InputRange input = non_negative ? InputRange::kNonNegative : InputRange::kSigned;
@@ -253,7 +261,8 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Values values, std::ui
     s8.push_back(requantized(a, factor));
     relu.push_back(requantized(a, factor, 0));
   }
-  const std::string name = "gemm_s8" + shape_of({m, n, k}) + " of values " + std::to_string(static_cast<int>(values));
+  const std::string name = "gemm_s8" + shape_of({m, n, k}) + " of values " + std::to_string(static_cast<int>(values)) +
+                           " and weights " + std::to_string(static_cast<int>(weights));
   check(name, {{DType::kS32, {m, n}, true, s32}}, [&](Run& run) {
     return GemmS8Args{x.view(), run.pack(w, input), run.out[0], factor, Epilogue::kNone};
   });
@@ -266,16 +275,19 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Values values, std::ui
 }
 
 void gemms() {
-  for (const Values values : {Values::kAny, Values::kNonNegative, Values::kExtreme}) {
+  using enum Values;
+  constexpr std::pair<Values, Values> kKinds[] = {
+      {kAny, kAny}, {kNonNegative, kAny}, {kExtreme, kExtreme}, {kExtreme, kWeights}, {kNonNegative, kWeights}};
+  for (const auto& [values, weights] : kKinds) {
     // Every count of rows a micro-kernel has, and columns and steps that do and do not fill vectors.
-    for (std::int64_t m = 1; m <= 17; ++m) gemm(m, 1 + m * 5 % 38, 3 + m * 7 % 41, values, m);
-    for (std::int64_t k : {1, 2, 3, 4, 5, 15, 16, 17, 31, 64, 65}) gemm(9, 33, k, values, 100 + k);
-    gemm(3, 5, 7, values, 200);
-    gemm(49, 96, 32, values, 201);
-    gemm(131, 67, 260, values, 202);
+    for (std::int64_t m = 1; m <= 17; ++m) gemm(m, 1 + m * 5 % 38, 3 + m * 7 % 41, values, weights, m);
+    for (std::int64_t k : {1, 2, 3, 4, 5, 15, 16, 17, 31, 64, 65}) gemm(9, 33, k, values, weights, 100 + k);
+    gemm(3, 5, 7, values, weights, 200);
+    gemm(49, 96, 32, values, weights, 201);
+    gemm(131, 67, 260, values, weights, 202);
   }
-  gemm(98, 300, 256, Values::kAny, 203);           // columns split, for the threads
-  gemm(130, 700, 768, Values::kNonNegative, 204);  // and for a cache
+  gemm(98, 300, 256, kAny, kWeights, 203);           // columns split, for the threads
+  gemm(130, 700, 768, kNonNegative, kWeights, 204);  // and for a cache
 }
 
 void linear(std::int64_t m, std::int64_t n, std::int64_t k, bool with_bias, std::uint64_t seed) {

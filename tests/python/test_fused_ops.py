@@ -216,6 +216,26 @@ def test_relu_range_gives_the_same_integers(variant, rng, m, n, k):
     assert torch.equal(out.check(), (x.long() @ w.long().T).int())
 
 
+def rows_that_reach_most(w: torch.Tensor, lowest: int) -> torch.Tensor:
+    """s8 [4N, K] for w s8 [N, K]: what gives each column, and each half of its pairs of k, its largest and smallest sum."""
+    highest = torch.where(w > 0, 127, lowest)
+    pairs = torch.arange(w.shape[1]) % 4 < 2
+    halves = torch.where(pairs, highest, lowest), torch.where(pairs, lowest, highest)
+    return torch.cat([highest, torch.where(w < 0, 127, lowest), *halves]).to(torch.int8)
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("spread,k", [(3, 260), (12, 384), (20, 96), (28, 389), (35, 384), (45, 768), (60, 64)])
+def test_sums_in_int16_never_overflow(variant, rng, spread, k, nonnegative):
+    """Weights from those that all fit into an int16 sum together to those that hardly do, inputs that reach its ends."""
+    w = (torch.randn(19, k, generator=rng) * spread).round().clamp(-128, 127).to(torch.int8)
+    w[3, 5:7], w[4, 8:10], w[5, 10:12] = -128, 127, torch.tensor([127, -128], dtype=torch.int8)
+    x = rows_that_reach_most(w, 0 if nonnegative else -128)
+    out = GuardedOutput((len(x), len(w)), torch.int32)
+    ops.gemm_s8(x, w, 0.0, False, out.tensor, nonnegative_x=nonnegative)
+    assert torch.equal(out.check(), (x.long() @ w.long().T).int())
+
+
 S8 = {"dtype": torch.int8}
 BAD_CALLS = {
     "scale of another width": (ValueError, r"linear_s8 .*scale is float32 \[2\]; float32 \[3\] is needed",

@@ -18,6 +18,7 @@ struct Ceilings {
   double copy_gb_s = 0;    // bytes read plus written by a large copy
   double s8_gop_s = 0;     // multiply-adds times two of the GEMM's own dot product, registers only
   double u8_gop_s = 0;     // the same of the dot product it uses where the input is known to be 0..127
+  double grouped_gop_s = 0;  // of the one whose sums stay in int16 while the weights allow it; 0 where it has none
   double f32_gflop_s = 0;  // the same of float32 fused multiply-add
 };
 // Measured now, on `threads` threads, in about half a second.

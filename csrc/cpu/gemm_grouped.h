@@ -1,0 +1,186 @@
+// The GEMM for AVX2 without VNNI whose weights prove its exactness: faster than vpmaddwd, equal to it to the bit.
+//
+// vpmaddubsw multiplies 32 pairs of u8 and s8, twice as many as vpmaddwd, but saturates to int16. Weights do not change
+// after they are loaded, so what a sum of products can reach is known then: with u in 0..top (a + 128 for signed input,
+// hence top 255; 127 behind a ReLU), sum_i u_i w_i lies in [-top * N, top * P], where P and N are the sums of the
+// positive weights and of the negative ones' amounts. As long as P and N stay within 32767 / top, neither an instruction
+// saturates nor a sum in int16 overflows, whatever the input. So for each unit of kLanes columns, the words of 4 k are put
+// into groups of up to four that keep this bound in every lane, as the order of an integer sum is free:
+//
+//   t = vpmaddubsw(word 0) + ... + vpmaddubsw(word 3) in int16; acc += vpmaddwd(t, 1) in int32
+//
+// which is 9 instructions for 4 words where vpmaddwd needs 16. A lane whose own two weights are beyond the bound leaves
+// the larger one to a second item of the same word. How full groups get depends on the weights (docs/epilogues.md); where
+// they would not gain, pack_weight takes the form of gemm_core.h.
+//
+// Items of a unit: the groups of four, then of three, two and one; for each item a word (as 4 * its number) and
+// kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, so that an item needs one address.
+#pragma once
+
+#include "gemm_core.h"
+
+#if defined(__AVX2__) && !defined(SWIN_VNNI)
+#define SWIN_GROUPED
+
+namespace swin::cpu::SWIN_ISA {
+
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr int kGroupRows = 3;  // as kMaxRows
+#else
+inline constexpr int kGroupRows = 8;  // accumulators; beside them 4 vectors of weights, and what a step needs
+#endif
+inline constexpr std::int64_t kPanelWordBytes = 4 * 8;  // a word of each row of a panel, at most 8
+inline constexpr int kMaxGroup = 4;
+inline constexpr std::int64_t kItemBytes = kLanes * 4;
+inline constexpr std::int64_t kMostGroupedK = 4 * 16383;  // for words in 16 bits
+
+// A weight in groups; group_weight (pack_grouped.h) fills it.
+class GroupedWeight {
+ public:
+  struct Unit {
+    std::int64_t first_item;
+    std::int32_t groups[kMaxGroup];  // of 4, 3, 2 and 1 items
+  };
+
+  GroupedWeight(std::int64_t n_units, std::int64_t n_items)
+      : items(n_items),
+        units(static_cast<Unit*>(::operator new(n_units * sizeof(Unit)))),
+        words(static_cast<std::uint16_t*>(::operator new(n_items * sizeof(std::uint16_t)))),
+        weights(static_cast<std::int8_t*>(::operator new(n_items * kItemBytes, std::align_val_t{64}))) {}
+  GroupedWeight(const GroupedWeight&) = delete;
+  GroupedWeight& operator=(const GroupedWeight&) = delete;
+  ~GroupedWeight() {
+    ::operator delete(units);
+    ::operator delete(words);
+    ::operator delete(weights, std::align_val_t{64});
+  }
+
+  const std::int64_t items;
+  Unit* const units;
+  std::uint16_t* const words;   // of an item: 4 * its word's number
+  std::int8_t* const weights;   // of an item: kItemBytes
+};
+
+static inline std::int64_t panels_of(std::int64_t rows) { return ceil_div(rows, kGroupRows); }
+static inline std::int64_t panel_bytes(std::int64_t k) { return ceil_div(k, 4) * kPanelWordBytes; }
+
+// Eight rows of 32 bytes at rows[0..7], each byte flipped by `flip`, to eight words of each row.
+static inline void transpose_panel(const std::int8_t* const* rows, std::int64_t offset, __m256i flip, char* panel) {
+  __m256i r[8], s[8];
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[i] + offset)), flip);
+  }
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    s[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {  // words 0, 1, 2, 3 (and 4 to 7 in the upper half) of rows i to i + 3
+    r[i] = _mm256_unpacklo_epi64(s[i], s[i + 2]);
+    r[i + 1] = _mm256_unpackhi_epi64(s[i], s[i + 2]);
+    r[i + 2] = _mm256_unpacklo_epi64(s[i + 1], s[i + 3]);
+    r[i + 3] = _mm256_unpackhi_epi64(s[i + 1], s[i + 3]);
+  }
+  __m256i* target = reinterpret_cast<__m256i*>(panel);
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_si256(target + i, _mm256_permute2x128_si256(r[i], r[i + 4], 0x20));
+    _mm256_storeu_si256(target + i + 4, _mm256_permute2x128_si256(r[i], r[i + 4], 0x31));
+  }
+}
+
+// `rows` rows of k values, `stride` bytes apart, to panels; the signed ones plus 128.
+static inline void pack_panels(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
+                               InputRange input, void* scratch) {
+  const std::uint8_t flip = input == InputRange::kSigned ? 0x80 : 0;
+  const std::int64_t panels = panels_of(rows), full = k / 32 * 32;
+  for (std::int64_t p = 0; p < panels; ++p) {
+    const std::int64_t first = p * rows / panels, count = (p + 1) * rows / panels - first;
+    char* panel = static_cast<char*>(scratch) + p * panel_bytes(k);
+    const std::int8_t* row[8];
+    for (std::int64_t i = 0; i < 8; ++i) row[i] = x + (first + min_of(i, count - 1)) * stride;  // beyond `count`: unused
+    for (std::int64_t i = 0; i < full; i += 32) {
+      transpose_panel(row, i, _mm256_set1_epi8(static_cast<char>(flip)), panel + i / 4 * kPanelWordBytes);
+    }
+    for (std::int64_t i = full; i < ceil_div(k, 4) * 4; ++i) {
+      char* target = panel + i / 4 * kPanelWordBytes + i % 4;
+      for (std::int64_t r = 0; r < count; ++r) {
+        target[4 * r] = i < k ? static_cast<char>(static_cast<std::uint8_t>(row[r][i]) ^ flip) : 0;
+      }
+    }
+  }
+}
+
+// Adds `count` groups of G items to the accumulators of R rows.
+template <int R, int G>
+SWIN_INLINE static inline void add_groups(__m256i* acc, const char* panel, std::int32_t count,
+                                          const std::uint16_t*& words, const std::int8_t*& weights) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (; count > 0; --count) {
+    __m256i w[G];
+    const char* a[G];
+    for (int i = 0; i < G; ++i) {
+      w[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + i * kItemBytes));
+      a[i] = panel + words[i] * (kPanelWordBytes / 4);
+    }
+    words += G;
+    weights += G * kItemBytes;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const auto product = [&](int i) SWIN_INLINE {
+        std::int32_t word;
+        std::memcpy(&word, a[i] + 4 * r, 4);
+        return _mm256_maddubs_epi16(_mm256_set1_epi32(word), w[i]);
+      };
+      __m256i t = product(0);
+#pragma GCC unroll 4
+      for (int i = 1; i < G; ++i) t = _mm256_add_epi16(t, product(i));
+      acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(t, ones));
+    }
+  }
+}
+
+template <int R, class Emit>
+static inline void grouped_kernel(const GroupedWeight& w, const GroupedWeight::Unit& unit, const char* panel,
+                                  const std::int32_t* start, Emit&& emit) {
+  __m256i acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
+  const std::uint16_t* words = w.words + unit.first_item;
+  const std::int8_t* weights = w.weights + unit.first_item * kItemBytes;
+  add_groups<R, 4>(acc, panel, unit.groups[0], words, weights);
+  add_groups<R, 3>(acc, panel, unit.groups[1], words, weights);
+  add_groups<R, 2>(acc, panel, unit.groups[2], words, weights);
+  add_groups<R, 1>(acc, panel, unit.groups[3], words, weights);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vi result = reinterpret_cast<Vi>(acc[r]);
+    emit.template operator()<1>(r, &result);
+  }
+}
+
+template <int R, class Emit>
+static inline void dispatch_group_rows(std::int64_t rows, const GroupedWeight& w, const GroupedWeight::Unit& unit,
+                                       const char* panel, const std::int32_t* start, Emit&& emit) {
+  if (rows == R) {
+    grouped_kernel<R>(w, unit, panel, start, emit);
+  } else if constexpr (R > 1) {
+    dispatch_group_rows<R - 1>(rows, w, unit, panel, start, emit);
+  }
+}
+
+// gemm_block of gemm_core.h for `count` rows in panels.
+template <class Emit>
+static inline void grouped_block(const GroupedWeight& w, const char* panels, std::int64_t count, std::int64_t k,
+                                 const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
+                                 Emit&& emit) {
+  const std::int64_t all = panels_of(count);
+  for (std::int64_t u = first_unit; u < last_unit; ++u) {
+    for (std::int64_t p = 0; p < all; ++p) {
+      const std::int64_t first = p * count / all, last = (p + 1) * count / all;
+      dispatch_group_rows<kGroupRows>(
+          last - first, w, w.units[u], panels + p * panel_bytes(k), starts + u * kLanes,
+          [&]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
+    }
+  }
+}
+
+}  // namespace swin::cpu::SWIN_ISA
+#endif
