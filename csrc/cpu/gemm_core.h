@@ -401,9 +401,10 @@ struct RowPointers {
 
 // R rows from `data`; `units`: V adjacent units; `start`: V * kLanes numbers.
 // Gives each row to emit.operator()<V>(row, vectors of results).
+// While it works on `units` it fetches `ahead` to the second-level cache, where that is not null.
 template <class Dot, int R, int V, class Emit>
 static inline void micro_kernel(const char* data, std::int64_t stride, std::int64_t steps, const std::int8_t* units,
-                                const std::int32_t* start, Emit&& emit) {
+                                const std::int8_t* ahead, const std::int32_t* start, Emit&& emit) {
   Vi acc[R][V];
   for (int v = 0; v < V; ++v) {
     const Vi first = load_vector(start + v * kLanes);
@@ -435,6 +436,11 @@ static inline void micro_kernel(const char* data, std::int64_t stride, std::int6
 #endif
 #pragma GCC unroll 4
   for (; s < steps; ++s) {
+    if constexpr (kStepBytes<Dot> == 64) {
+      if (ahead != nullptr) {
+        for (int v = 0; v < V; ++v) __builtin_prefetch(ahead + v * unit + s * kStepBytes<Dot>, 0, 2);
+      }
+    }
     Vi w[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) w[v] = Dot::weights(units + v * unit + s * kStepBytes<Dot>);
@@ -451,15 +457,16 @@ static inline void micro_kernel(const char* data, std::int64_t stride, std::int6
 
 template <class Dot, int R, class Emit>
 static inline void dispatch_rows(int rows, int vectors, const char* data, std::int64_t stride, std::int64_t steps,
-                                 const std::int8_t* units, const std::int32_t* start, Emit&& emit) {
+                                 const std::int8_t* units, const std::int8_t* ahead, const std::int32_t* start,
+                                 Emit&& emit) {
   if (rows == R) {
     if (vectors == 2) {
-      micro_kernel<Dot, R, 2>(data, stride, steps, units, start, emit);
+      micro_kernel<Dot, R, 2>(data, stride, steps, units, ahead, start, emit);
     } else {
-      micro_kernel<Dot, R, 1>(data, stride, steps, units, start, emit);
+      micro_kernel<Dot, R, 1>(data, stride, steps, units, ahead, start, emit);
     }
   } else if constexpr (R > 1) {
-    dispatch_rows<Dot, R - 1>(rows, vectors, data, stride, steps, units, start, emit);
+    dispatch_rows<Dot, R - 1>(rows, vectors, data, stride, steps, units, ahead, start, emit);
   }
 }
 
@@ -474,9 +481,11 @@ static inline void gemm_block(Rows rows, std::int64_t count, std::int64_t steps,
     const int vectors = static_cast<int>(min_of(2, last_unit - u));
     for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t first = g * count / groups, last = (g + 1) * count / groups;
+      const std::int8_t* own = units + u * steps * kStepBytes<Dot>;
+      const std::int8_t* ahead = g == 0 && u + 4 <= last_unit ? own + 2 * steps * kStepBytes<Dot> : nullptr;
       dispatch_rows<Dot, kMaxRows>(
-          static_cast<int>(last - first), vectors, rows.data + first * rows.stride, rows.stride, steps,
-          units + u * steps * kStepBytes<Dot>, starts + u * kLanes,
+          static_cast<int>(last - first), vectors, rows.data + first * rows.stride, rows.stride, steps, own, ahead,
+          starts + u * kLanes,
           [&]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
     }
   }

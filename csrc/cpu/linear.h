@@ -73,8 +73,8 @@ struct ResidualAdd {
 // Counts the tasks of each block of rows that are done; the last of a block may go on with its whole rows.
 class BlockCounts {
  public:
-  explicit BlockCounts(std::int64_t m) {
-    const std::int64_t blocks = ceil_div(m, kBlockRows);
+  BlockCounts(const CpuPackedWeight& w, std::int64_t m) {
+    const std::int64_t blocks = row_blocks_of(w, m);
     for (std::int64_t i = 0; i < min_of(blocks, kMaxSplitBlocks); ++i) done_[i] = 0;
   }
   bool completes(const BlockTask& task) {

@@ -12,7 +12,7 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
   float* residual = args.residual.as<float>();
   const Channels channels(args.scale, args.bias, c);
   const NormQuantize norm{args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant};
-  BlockCounts counts(m);
+  BlockCounts counts(w, m);
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     std::int64_t target[kBlockRows];
     ImageRows rows(args.geometry, task.first);

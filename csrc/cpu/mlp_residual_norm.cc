@@ -74,7 +74,7 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
     parallel_blocks(context, mlp.m, mlp.w1, scratch1, [&](const BlockTask& task, void* scratch) {
       mlp.first(task, hidden + task.first * mlp.f, scratch);
     });
-    BlockCounts counts(mlp.m);
+    BlockCounts counts(mlp.w2, mlp.m);
     parallel_blocks(context, mlp.m, mlp.w2, scratch2, [&](const BlockTask& task, void* scratch) {
       mlp.second(task, hidden + task.first * mlp.f, scratch);
       if (counts.completes(task)) mlp.finish(task);
@@ -82,7 +82,7 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
     return;
   }
   const std::int64_t scratch_bytes = scratch1 > scratch2 ? scratch1 : scratch2;
-  parallel_row_blocks(context, mlp.m, scratch_bytes + kBlockRows * mlp.f, [&](BlockTask task, void* scratch) {
+  parallel_row_blocks(context, mlp.m, mlp.w1, scratch_bytes + kBlockRows * mlp.f, [&](BlockTask task, void* scratch) {
     std::int8_t* hidden = static_cast<std::int8_t*>(scratch) + scratch_bytes;
     task.last_unit = units_of(mlp.f);
     mlp.first(task, hidden, scratch);

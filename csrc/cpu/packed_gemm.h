@@ -92,16 +92,34 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 #endif
 }
 
-// Rows of a task. x K of packed rows: 288 KiB at most for Swin-L's K = 6144 and VNNI. Tiles read rows where they lie, and
-// a larger block reads the weights less often.
+// Rows of a task, at most. x K of packed rows: 336 KiB for Swin-L's K = 6144 and VNNI. Tiles read rows where they lie, and a
+// larger block reads the weights less often.
 #if defined(__AMX_INT8__)
 inline constexpr std::int64_t kBlockRows = 128, kRowAlign = 2 * kTile;
 #else
-inline constexpr std::int64_t kBlockRows = 48, kRowAlign = 1;
+inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 1;
 #endif
 inline constexpr std::int64_t kMinUnits = 8;  // fewer columns a task would prepare rows for too little work
 inline constexpr std::int64_t kMaxSplitBlocks = 1024;   // blocks of rows that are still split by columns
 inline constexpr std::int64_t kWeightsInCache = 1 << 19;  // bytes of weights that stay in a core's cache while rows pass
+
+// Blocks of m rows: as few as can be, or one more where the micro-kernels then have fewer groups of rows to go through.
+static inline std::int64_t row_blocks_of(const CpuPackedWeight& w, std::int64_t m) {
+  const std::int64_t least = ceil_div(m, kBlockRows);
+#if defined(__AMX_INT8__)
+  static_cast<void>(w);
+  return least;
+#else
+#if defined(SWIN_GROUPED)
+  const std::int64_t at_once = w.grouped != nullptr ? kGroupRows : kMaxRows;
+#else
+  static_cast<void>(w);
+  const std::int64_t at_once = kMaxRows;
+#endif
+  const auto groups = [&](std::int64_t blocks) { return blocks * ceil_div(ceil_div(m, blocks), at_once); };
+  return groups(least + 1) < groups(least) ? least + 1 : least;
+#endif
+}
 
 struct BlockTask {
   std::int64_t first, rows;            // of x
@@ -116,7 +134,7 @@ struct BlockTask {
 template <class Body>
 static inline void parallel_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
                                    std::int64_t scratch_bytes, Body&& body) {
-  const std::int64_t units = units_of(w.n), row_blocks = ceil_div(m, kBlockRows), groups = ceil_div(m, kRowAlign);
+  const std::int64_t units = units_of(w.n), row_blocks = row_blocks_of(w, m), groups = ceil_div(m, kRowAlign);
   const std::int64_t for_threads = context.threads > 1 ? ceil_div(4 * context.threads, row_blocks) : 1;
   const std::int64_t for_cache = row_blocks > 1 ? ceil_div(w.n * w.k, kWeightsInCache) : 1;
   const std::int64_t wanted = for_threads > for_cache ? for_threads : for_cache;
@@ -139,9 +157,9 @@ static inline void parallel_blocks(const ExecContext& context, std::int64_t m, c
 
 // The same by rows alone: body(task, scratch), a task without columns.
 template <class Body>
-static inline void parallel_row_blocks(const ExecContext& context, std::int64_t m, std::int64_t scratch_bytes,
-                                       Body&& body) {
-  const std::int64_t row_blocks = ceil_div(m, kBlockRows), groups = ceil_div(m, kRowAlign);
+static inline void parallel_row_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
+                                       std::int64_t scratch_bytes, Body&& body) {
+  const std::int64_t row_blocks = row_blocks_of(w, m), groups = ceil_div(m, kRowAlign);
   parallel_rows(context, row_blocks, 1, [&](std::int64_t first_block, std::int64_t last_block) {
     void* scratch = thread_scratch(scratch_bytes);
     for (std::int64_t block = first_block; block < last_block; ++block) {
