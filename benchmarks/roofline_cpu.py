@@ -156,10 +156,11 @@ def markdown(document: Mapping[str, Any]) -> str:
     )  # fmt: skip
     text = results.markdown_table(header, lines, right=range(2, len(header)))
     text += (
-        "\nGEMMs: all of a forward pass together, each timed by itself. Ceilings: the engine's own integer dot products in "
-        "registers only, measured in the same run: s8, of any input; u8, of inputs within 0..127; grouped, AVX2's for "
-        "weights that allow full groups (docs/epilogues.md), which is how a GEMM can pass the s8 ceiling there. Of the "
-        "roofline: the least time that the highest of them and the copy bandwidth allow, over the time taken.\n"
+        "\nGEMMs: all of a forward pass together, each timed by itself. Ceilings: the engine's own integer dot "
+        "products in registers only, measured in the same run: s8, of any input; u8, of inputs within 0..127; "
+        "grouped, AVX2's for weights that allow full groups (docs/epilogues.md), which is how a GEMM can pass the s8 "
+        "ceiling there. Of the roofline: the least time that the highest of them and the copy bandwidth allow, over "
+        "the time taken.\n"
         f"\nMeasured: {meta['model']}; {results.conditions(meta)}.\n"
     )
     text += f"{results.REST_OF_FILE}operations\n"

@@ -33,10 +33,11 @@ class PeerRow(Table2Row):
     `side`: "ours" or "peer"; `precision`: "fp32", "bf16" or "int8". `isa_forced`: whether the forced instruction set
     holds: "yes", "no", "partly" (in GEMMs, not elsewhere) or "unknown"; null where none is forced.
     `ratio_to_best_peer`: median over rounds of this latency over that of the group's fastest peer (below 1 is faster);
-    `ratio_to_fused` likewise over fused_int8. `check`: `sqnr_db` and `max_abs` of the logits against timm's fp32 ones
-    on the same weights and images, and what else the method says of itself; null for this engine, whose weights here
-    are random int8. `peak_memory_mb`: 10^6 bytes, see peers.memory; `model_mb`: of the file, or of the parameters in
-    memory. `reason`: why there is no latency.
+    `ratio_to_best_forced_peer` over that of the fastest one which keeps to the forced instruction set, at least in its
+    GEMMs, null where none is forced; `ratio_to_fused` over fused_int8. `check`: `sqnr_db` and `max_abs` of the logits
+    against timm's fp32 ones on the same weights and images, and what else the method says of itself; null for this
+    engine, whose weights here are random int8. `peak_memory_mb`: 10^6 bytes, see peers.memory; `model_mb`: of the file,
+    or of the parameters in memory. `reason`: why there is no latency.
     """
 
     threads: int = 0
@@ -46,6 +47,7 @@ class PeerRow(Table2Row):
     isa_forced: str | None = None
     ratio_to_best_peer: float | None = None
     ratio_to_best_peer_quartiles: tuple[float, float] | None = None
+    ratio_to_best_forced_peer: float | None = None
     ratio_to_fused: float | None = None
     version: str | None = None
     model_mb: float | None = None
@@ -66,7 +68,9 @@ def best_peer(samples: measure.Samples, peers: Iterable[str]) -> str | None:
 
 def timed_rows(untimed: Sequence[PeerRow], samples: measure.Samples) -> list[PeerRow]:
     """`untimed` with latencies and ratios from `samples`; those of whom there are none stay as they are."""
-    best = best_peer(samples, [row.method for row in untimed if row.side == PEER])
+    peers = [row for row in untimed if row.side == PEER]
+    best = best_peer(samples, [row.method for row in peers])
+    forced = best_peer(samples, [row.method for row in peers if row.isa_forced in ("yes", "partly")])
 
     def ratio(name: str, over: str | None) -> measure.Spread | None:
         return measure.paired_ratio(samples, name, over) if over is not None and samples.get(over) else None
@@ -77,7 +81,7 @@ def timed_rows(untimed: Sequence[PeerRow], samples: measure.Samples) -> list[Pee
             rows.append(row)
             continue
         stats = measure.summarize(samples[row.method])
-        to_ft, to_best, to_fused = (ratio(row.method, over) for over in (BASELINE, best, FUSED))
+        to_ft, to_best, to_forced, to_fused = (ratio(row.method, over) for over in (BASELINE, best, forced, FUSED))
         rows.append(
             dataclasses.replace(
                 row,
@@ -87,6 +91,7 @@ def timed_rows(untimed: Sequence[PeerRow], samples: measure.Samples) -> list[Pee
                 vs_ft_int8_quartiles=to_ft and (to_ft.q25, to_ft.q75),
                 ratio_to_best_peer=to_best and to_best.median,
                 ratio_to_best_peer_quartiles=to_best and (to_best.q25, to_best.q75),
+                ratio_to_best_forced_peer=to_forced and to_forced.median,
                 ratio_to_fused=to_fused and to_fused.median,
             )
         )
@@ -181,12 +186,17 @@ def _matrix(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = [next((r for r in by_group[group] if r["method"] == method), None) for group in groups]
-        lines.append((method, *(_cell(row, best[group]) for row, group in zip(cells, groups))))
-    for method in dict.fromkeys(row["method"] for row in rows if row["side"] == OURS):
-        cells = [next((r for r in by_group[group] if r["method"] == method), None) for group in groups]
-        ratios = [row and row["ratio_to_best_peer"] for row in cells]
-        changes = ["-" if ratio is None else results.percent_change(ratio) for ratio in ratios]
-        lines.append((f"{method} vs best peer", *changes))
+        free = any(row is not None and row["isa_forced"] == "no" for row in cells)
+        name = f"{method} (not forced)" if free else method
+        lines.append((name, *(_cell(row, best[group]) for row, group in zip(cells, groups))))
+    against = {"ratio_to_best_peer": "vs best peer"}
+    if any(row["ratio_to_best_forced_peer"] is not None for row in rows):
+        against["ratio_to_best_forced_peer"] = f"vs best peer that keeps to {rows[0]['isa']}"
+    for ratio, words in against.items():
+        for method in dict.fromkeys(row["method"] for row in rows if row["side"] == OURS):
+            cells = [next((r for r in by_group[group] if r["method"] == method), None) for group in groups]
+            changes = ["-" if not row or row[ratio] is None else results.percent_change(row[ratio]) for row in cells]
+            lines.append((f"{method} {words}", *changes))
     header = [
         f"{short_model(model)}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
         for model, batch, threads, _ in groups
@@ -247,7 +257,7 @@ images, so that their SQNR only shows that they compute the model. This engine's
 own; its numerics are proven by its tests. Peak MB: highest resident size of a process of its own that loads the method
 and runs it three times, with Python and its libraries; what PyTorch compiles or quantizes while loading is in it.
 Forced: whether the instruction set named holds in the method ("partly": in its GEMMs, not in other kernels; "no": GEMMs
-ran with all that the processor has).
+ran with all that the processor has, "not forced" in the table of medians).
 """
 
 

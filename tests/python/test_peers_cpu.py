@@ -69,6 +69,22 @@ def test_ratios_are_to_the_fastest_peer_and_to_the_fused_graph() -> None:
     assert (gone.latency_ms, gone.ratio_to_best_peer, gone.reason) == (None, None, "not installed: gone")
 
 
+def test_peers_that_leave_the_forced_instruction_set_are_no_measure_of_it() -> None:
+    samples = {"fused_int8": [2.0, 4.0], "free": [3.0, 6.0], "partly": [4.0, 8.0], "kept": [5.0, 10.0]}
+    forced = {"fused_int8": "yes", "free": "no", "partly": "partly", "kept": "yes"}
+    untimed = [
+        row(name, rows.OURS if name == "fused_int8" else rows.PEER, isa="avx2", isa_forced=how)
+        for name, how in forced.items()
+    ]
+    found = {r.method: r for r in rows.timed_rows(untimed, samples)}
+    assert found["fused_int8"].ratio_to_best_peer == pytest.approx(2 / 3)
+    assert found["fused_int8"].ratio_to_best_forced_peer == pytest.approx(1 / 2)
+    assert found["free"].ratio_to_best_forced_peer == pytest.approx(3 / 4)
+    text = rows.markdown(results.document_of(META, list(found.values())))
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "-50.0 %" in lines["fused_int8 vs best peer that keeps to avx2"] and "free (not forced)" in lines
+
+
 def test_our_own_methods_are_never_the_best_peer() -> None:
     samples = {"ft_int8": [1.0], "peer": [2.0], "other": [3.0]}
     assert rows.best_peer(samples, ["peer", "other", "never timed"]) == "peer"
