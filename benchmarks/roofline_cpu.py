@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyharness import measure, results
-from pyharness.config import ENGINE_GRAPHS
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
 from pyharness.errors import EngineError, run_cli
 from pyharness.latency_breakdown import DEFAULT_MODEL, Ceilings
 from pyharness.training import report
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 KIND = "roofline_cpu"
 DEFAULT_RUNS = 20
 GEMM_KIND = "gemm"
+TENSOR_SCALES = f"{FUSED_GRAPH}_tensor"
+"""The fused graph with one scale per weight tensor, which AVX2's GEMM multiplies faster (docs/epilogues.md)."""
 
 
 def is_gemm(kind: str, op: str) -> bool:
@@ -234,6 +236,7 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
         for (i, graph), (j, isa) in ((g, v) for g in enumerate(graphs) for v in enumerate(variants)):
             axis, ceilings = axes[i][j], meta["ceilings"][isa]
             mine = [row for row in of_batch if (row["graph"], row["isa"]) == (graph, isa)]
+            axis.set_visible(bool(mine))
             whole = sum(row["direct_ms"] for row in mine)
             x = np.logspace(-1, 4.3, 200)
             for name, value in ceilings.items():
@@ -331,7 +334,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     variants, threads = chosen_variants(args.isa), measure.set_threads(args.threads)
     meta = {**measure.environment(engine.engine_info(), threads), "model": args.model, "ceilings": {}, "summary": []}
     config = config_of(create_model(args.model), args.model)
-    engines = {g: engine.SwinInt8.from_engine_file(random_engine_file(config, g)) for g in args.graphs}
+    files = {graph: random_engine_file(config, graph) for graph in args.graphs}
+    if FUSED_GRAPH in files:
+        files[TENSOR_SCALES] = random_engine_file(config, FUSED_GRAPH, weight_scales="tensor")
+    engines = {name: engine.SwinInt8.from_engine_file(file) for name, file in files.items()}
     rows: list[RooflineRow] = []
     for isa in variants:
         before = engine.select_cpu_variant(isa)
@@ -340,6 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ceilings = dict(engine.measure_ceilings(threads))
             timed = []
             for (graph, model), batch in ((item, batch) for item in engines.items() for batch in args.batch):
+                if graph == TENSOR_SCALES and "grouped_gop_s" not in ceilings:
+                    continue  # the same integers in the same time
                 report(f"{isa}: {graph}, batch {batch}: each operation by itself, {args.runs} runs")
                 images = measure.random_images(config, batch)
                 with torch.inference_mode():

@@ -24,6 +24,7 @@
 
 namespace swin::cpu::SWIN_ISA {
 
+static_assert(kLanes == 8);
 #if defined(__SANITIZE_ADDRESS__)
 inline constexpr int kGroupRows = 3;  // as kMaxRows
 #else

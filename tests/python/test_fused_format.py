@@ -364,11 +364,47 @@ def test_the_program_makes_random_files(tmp_path):
     [
         (["--graph", "fused_int8", "--int8-mode", "2"], "fused_int8 has no int8_mode 2"),
         (["--graph", "ft_int8", "--activation", "relu"], "--activation is for fused_int8; ft_int8 says itself"),
+        (["--graph", "ft_int8", "--weight-scales", "tensor"], "--weight-scales is for fused_int8"),
     ],
 )
 def test_options_that_a_graph_would_ignore_are_refused(options, message, tmp_path):
     with pytest.raises(HarnessError, match=message):
         main(["random", *options, str(tmp_path / "random.safetensors")])
+
+
+def test_scales_may_be_one_per_tensor(tmp_path):
+    """Every channel has the step of the weight's largest value; the rest of the file is the same."""
+    _, checkpoint = calibrated(MICRO_DIGITS, True, 1)
+    save_calibrated(tmp_path / "c.safetensors", checkpoint)
+    files = {}
+    for scales in ("channel", "tensor"):
+        out = tmp_path / f"{scales}.safetensors"
+        words = ["to-engine", str(tmp_path / "c.safetensors"), str(out), "--graph", "fused_int8"]
+        assert main([*words, "--weight-scales", scales]) == 0
+        files[scales] = load_engine_file(out)
+        assert files[scales].meta["weight_scales"] == scales
+    channel, tensor = (file.by_name() for file in files.values())
+    for name, values in tensor.items():
+        if name.endswith(".weight_scale") and values.numel():
+            weight, steps = checkpoint.state[name.removesuffix("_scale")], values.unique()
+            assert len(steps) == 1 and len(channel[name].unique()) > 1
+            torch.testing.assert_close(steps[0], weight.abs().max().float() / 127, rtol=1e-6, atol=0)
+            q = tensor[name.removesuffix("_scale")]
+            assert ((q * steps - weight).abs() < 0.501 * steps).all() and q.abs().max() == 127
+        elif values.dtype != torch.int8:
+            assert torch.equal(values, channel[name]), name
+    with pytest.raises(HarnessError, match="--weight-scales is for --graph fused_int8"):
+        main(["to-engine", str(tmp_path / "c.safetensors"), str(tmp_path / "x.safetensors"), "--weight-scales", "tensor"])
+    with pytest.raises(HarnessError, match="weight scales 'row' are unknown"):
+        to_engine_file(checkpoint, "fused_int8", "row")
+
+
+def test_random_files_may_have_scales_per_tensor(tmp_path):
+    out = tmp_path / "random.safetensors"
+    assert main(["random", "--graph", "fused_int8", "--weight-scales", "tensor", str(out)]) == 0
+    found = load_engine_file(out).by_name()
+    weight = found["layers.0.blocks.0.mlp.fc1.weight"]
+    assert weight.abs().max() == 127 and (weight.abs().amax(1) < 127).any()
 
 
 def test_a_checkpoint_cannot_be_of_the_fused_graph():

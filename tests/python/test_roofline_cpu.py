@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import roofline_cpu
 from benchmarks.roofline_cpu import Conditions
+from pyharness import engine
 from pyharness.config import MICRO_DIGITS
 from pyharness.engine import OpInfo
 from pyharness.errors import EngineError
@@ -61,6 +62,15 @@ def test_an_unknown_instruction_set() -> None:
     with pytest.raises(EngineError, match="--isa: mmx not on this machine; the engine has .*portable"):
         roofline_cpu.chosen_variants(["mmx"])
     assert roofline_cpu.chosen_variants(["portable"]) == ["portable"]
+
+
+def test_scales_per_tensor_are_shown_where_they_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", MICRO_DIGITS.name, "--runs", "2", "--batch", "1", "--graphs", "fused_int8", "--out", str(tmp_path)]
+    variants = [name for name in ("avx2", "portable") if name in engine.cpu_variants()]
+    assert roofline_cpu.main([*words, "--isa", *variants]) == 0
+    said = capsys.readouterr().out
+    assert ("| avx2     | fused_int8_tensor |" in said) == ("avx2" in variants)
+    assert "| portable | fused_int8 " in said and "| portable | fused_int8_tensor" not in said
 
 
 def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
