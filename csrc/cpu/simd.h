@@ -350,22 +350,22 @@ static inline void for_lanes(std::int64_t count, Body&& body) {
   if (i < count) body(i, count - i);
 }
 
-// Splits `rows` into chunks of about `grain` and calls body(first, last) on the pool's threads.
+// Splits `rows` into chunks of at least about `grain` and calls body(first, last) on the pool's threads.
 template <class Body>
 static inline void parallel_rows(const ExecContext& context, std::int64_t rows, std::int64_t grain, Body&& body) {
   struct Closure {
     Body* body;
-    std::int64_t rows, chunk;
+    std::int64_t rows, chunks;
   };
-  // At least four chunks a thread where there is enough work, so that an unlucky thread holds up nobody for long.
-  const std::int64_t wanted = ceil_div(rows, 4 * (context.threads > 0 ? context.threads : 1));
-  Closure closure{&body, rows, wanted > grain ? wanted : grain};
+  // Four chunks a thread, so that an unlucky one holds up nobody for long. But of few blocks each is a chunk: the last is
+  // what one thread works on while the others wait.
+  const std::int64_t most = ceil_div(rows, grain), threads = context.threads > 0 ? context.threads : 1;
+  Closure closure{&body, rows, most <= 8 * threads ? most : 4 * threads};
   run_tasks(
-      context.threads, ceil_div(rows, closure.chunk),
+      context.threads, closure.chunks,
       [](void* opaque, std::int64_t task) {
         const Closure& c = *static_cast<Closure*>(opaque);
-        const std::int64_t first = task * c.chunk;
-        (*c.body)(first, min_of(first + c.chunk, c.rows));
+        (*c.body)(task * c.rows / c.chunks, (task + 1) * c.rows / c.chunks);
       },
       &closure);
 }
