@@ -264,10 +264,12 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
             axis.set_yscale("log")
             axis.grid(alpha=0.25, which="major")
             axis.set_title(f"{graph}, {isa}", fontsize=11)
-            if i == len(graphs) - 1:
-                axis.set_xlabel("operations per byte read or written")
             if j == 0:
                 axis.set_ylabel("GOP/s attained")
+        for j in range(len(variants)):
+            lowest = [axes[i][j] for i in range(len(graphs)) if axes[i][j].get_visible()][-1]
+            lowest.set_xlabel("operations per byte read or written")
+            lowest.tick_params(labelbottom=True)
         axes[0][0].legend(loc="lower right", fontsize=8, frameon=True)
         threads = meta["threads"]
         figure.suptitle(

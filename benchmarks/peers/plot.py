@@ -30,7 +30,8 @@ def _panel(axis: Any, rows: list[Mapping[str, Any]], title: str) -> None:
             textcoords="offset points", va="center", fontsize=8.5, zorder=4,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
-    axis.set_yticks(range(len(ordered)), [row["method"] for row in ordered], fontsize=9)
+    names = [row["method"] + (" (not forced)" if row["isa_forced"] == "no" else "") for row in ordered]
+    axis.set_yticks(range(len(ordered)), names, fontsize=9)
     for label, row in zip(axis.get_yticklabels(), ordered):
         if row["side"] == OURS:
             label.set_fontweight("bold")
