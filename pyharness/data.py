@@ -8,7 +8,6 @@ can, evaluation leaves it out, both say which it was.
 from __future__ import annotations
 
 import functools
-import random
 import struct
 import zlib
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyharness import distributed
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import DataError
@@ -72,15 +70,15 @@ def digits_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _stratified_split(labels: np.ndarray, n_train: int) -> tuple[Tensor, Tensor]:
     """Indices of `n_train` and of the other samples; each class is split in the same proportion, rounded down, and the
     classes with the largest remainders give one more."""
-    fixed = np.random.RandomState(0)  # the legacy generator: its stream is frozen across versions of NumPy
-    classes = [fixed.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    random = np.random.RandomState(0)  # the legacy generator: its stream is frozen across versions of NumPy
+    classes = [random.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     shares = np.array([len(members) * n_train / len(labels) for members in classes])
     counts = shares.astype(int)
     for c in np.argsort(counts - shares, kind="stable")[: n_train - counts.sum()]:
         counts[c] += 1
     train = np.concatenate([members[:count] for members, count in zip(classes, counts)])
     test = np.concatenate([members[count:] for members, count in zip(classes, counts)])
-    return torch.from_numpy(fixed.permutation(train)), torch.from_numpy(fixed.permutation(test))
+    return torch.from_numpy(random.permutation(train)), torch.from_numpy(random.permutation(test))
 
 
 class DigitsDataset(Dataset):
@@ -183,24 +181,6 @@ def name_of(dataset: Dataset, index: int) -> str:
     return dataset.filename(index) if isinstance(dataset, ImageSet) else f"image {index}"
 
 
-class SeededImages(Dataset):
-    """A data set asked by (index, seed): an image's random crop depends on its seed alone, not on what came before."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = item
-        state = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            torch.manual_seed(seed)
-            try:
-                return self.dataset[index]
-            finally:
-                random.setstate(state)
-
-
 def check_corrupt(names: list[str], asked: int, list_path: Path | None, max_share: float = MAX_CORRUPT_SHARE) -> None:
     """Write the `names` of unreadable images to `list_path` (nothing where there are none), and DataError where they
     are more than `max_share` of the `asked` ones."""
@@ -216,17 +196,6 @@ def check_corrupt(names: list[str], asked: int, list_path: Path | None, max_shar
             f"{len(names)} of {asked} images cannot be read, more than {100 * max_share:g} %: "
             f"{', '.join(names[:_NAMED_AT_MOST])}{more}. Mend the data set, or allow a larger share"
         )
-
-
-def check_training_images(dataset: Dataset, out_dir: Path) -> None:
-    """What a training program ends with, on every process: the images that could not be read go to corrupt.txt in
-    `out_dir`. DataError where they are more than 1 % of those asked for; the others are another one's substitutes."""
-    if not isinstance(dataset, ImageSet):
-        return
-    found = distributed.gather_objects(([dataset.filename(i) for i in dataset.corrupt()], dataset.asked()))
-    names = sorted({name for names, _ in found for name in names})
-    asked = sum(count for _, count in found)  # processes ask for different images
-    check_corrupt(names, asked, out_dir / "corrupt.txt" if distributed.is_main() else None)
 
 
 def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_training: bool = False) -> ImageSet:

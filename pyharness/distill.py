@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, check_training_images, get_dataset
+from pyharness.data import get_dataset
 from pyharness.errors import HarnessError, run_cli
 from pyharness.model_card import write_card
 from pyharness.models import (
@@ -260,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="teacher's checkpoint; default: timm's hub, for the micro model the teacher in the package",
     )
-    where.add_argument("--data", metavar="DIR", help=f"{DATA_HELP} (default: the digits)")
+    where.add_argument("--data", metavar="DIR", help="ImageNet-style folder with train/ and val/ (default: the digits)")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="student, log and state go here")
     how = parser.add_argument_group("distillation")
     add_option_arguments(how, default)
@@ -314,11 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             teacher = create_model(args.model, weights="pretrained")
         else:
             teacher, _ = load_model(args.weights, args.model)
-        dataset = get_dataset(args.data, args.model, train=True, model=teacher, augment=True)
         summary = distill(
             teacher,
             args.model,
-            dataset,
+            get_dataset(args.data, args.model, train=True, model=teacher, augment=True),
             options,
             args.out,
             eval_dataset=get_dataset(args.data, args.model, train=False, model=teacher),
@@ -338,7 +337,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{summary.student_path}: {kind}, held-out accuracy {summary.rows[-1]['eval_accuracy']:.2f} %, "
                 f"{summary.images} images, {summary.steps_per_block} steps per block, {summary.seconds:.0f} s"
             )
-        check_training_images(dataset, args.out)
     return 0
 
 

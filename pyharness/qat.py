@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, load_calibrated, save_calibrated
-from pyharness.data import DATA_HELP, check_training_images, get_dataset
+from pyharness.data import get_dataset
 from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin
 from pyharness.models import config_of, create_model, load_model
@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="fp32 checkpoint; default: timm's hub, for the micro model the teacher in the package",
     )
-    where.add_argument("--data", metavar="DIR", help=f"{DATA_HELP} (default: the digits)")
+    where.add_argument("--data", metavar="DIR", help="ImageNet-style folder with train/ and val/ (default: the digits)")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint, log and state go here")
     how = parser.add_argument_group("training")
     add_option_arguments(how, default)
@@ -259,11 +259,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             teacher = create_model(name, weights="pretrained")
         else:
             teacher, _ = load_model(args.teacher, name)
-        dataset = get_dataset(args.data, name, train=True, model=teacher, augment=True)
         summary = train_quantized(
             checkpoint,
             teacher,
-            dataset,
+            get_dataset(args.data, name, train=True, model=teacher, augment=True),
             options,
             args.out,
             eval_dataset=get_dataset(args.data, name, train=False, model=teacher),
@@ -274,7 +273,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{summary.path}: {checkpoint.graph}, int8_mode {checkpoint.int8_mode}, held-out accuracy "
                 f"{summary.rows[-1]['eval_accuracy']:.2f} %, {summary.images} images per epoch, {summary.seconds:.0f} s"
             )
-        check_training_images(dataset, args.out)
     return 0
 
 

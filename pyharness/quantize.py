@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out.suffix not in (".safetensors", ".pth", ".pt"):
         raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")
     model, config, meta = _load_model(args)
-    from pyharness.data import check_training_images, get_dataset, make_loader
+    from pyharness.data import get_dataset, make_loader
     from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model)
@@ -239,7 +239,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(list(checkpoint.required()))} quantizers from {checkpoint.meta['calibration']['images']} images "
         f"in {time.perf_counter() - started:.1f} s"
     )
-    check_training_images(dataset, args.out.parent)
     return 0
 
 

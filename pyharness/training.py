@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,11 +14,6 @@ import torch
 
 from pyharness import distributed
 from pyharness.atomic import atomic_path
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A seed for one purpose; neighbouring numbers give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
 
 
 @contextmanager
