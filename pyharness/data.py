@@ -8,6 +8,7 @@ can, evaluation leaves it out, both say which it was.
 from __future__ import annotations
 
 import functools
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -70,15 +71,15 @@ def digits_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _stratified_split(labels: np.ndarray, n_train: int) -> tuple[Tensor, Tensor]:
     """Indices of `n_train` and of the other samples; each class is split in the same proportion, rounded down, and the
     classes with the largest remainders give one more."""
-    random = np.random.RandomState(0)  # the legacy generator: its stream is frozen across versions of NumPy
-    classes = [random.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    shuffle = np.random.RandomState(0)  # the legacy generator: its stream is frozen across versions of NumPy
+    classes = [shuffle.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     shares = np.array([len(members) * n_train / len(labels) for members in classes])
     counts = shares.astype(int)
     for c in np.argsort(counts - shares, kind="stable")[: n_train - counts.sum()]:
         counts[c] += 1
     train = np.concatenate([members[:count] for members, count in zip(classes, counts)])
     test = np.concatenate([members[count:] for members, count in zip(classes, counts)])
-    return torch.from_numpy(random.permutation(train)), torch.from_numpy(random.permutation(test))
+    return torch.from_numpy(shuffle.permutation(train)), torch.from_numpy(shuffle.permutation(test))
 
 
 class DigitsDataset(Dataset):
@@ -174,6 +175,24 @@ class ImageSet(Dataset):
     def asked(self) -> int:
         """How many different images were asked for so far."""
         return int((self._met != 0).sum())
+
+
+class SeededImages(Dataset):
+    """A data set asked by (index, seed): an image's random crop depends on its seed alone, not on what came before."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = item
+        state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            torch.manual_seed(seed)
+            try:
+                return self.dataset[index]
+            finally:
+                random.setstate(state)
 
 
 def name_of(dataset: Dataset, index: int) -> str:

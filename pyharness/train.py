@@ -16,9 +16,7 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
-import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from pyharness.atomic import atomic_path
 from pyharness.checkpoint import load_pickle
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, ImageSet, check_corrupt, get_dataset, make_loader
+from pyharness.data import DATA_HELP, ImageSet, SeededImages, check_corrupt, get_dataset, make_loader
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.evaluate import EvalResult, accuracy
 from pyharness.models import (
@@ -46,7 +44,7 @@ from pyharness.models import (
 )
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
-from pyharness.training import Stopwatch, progress, repeatable, report, write_csv
+from pyharness.training import Stopwatch, derived_seed, progress, repeatable, report, write_csv
 
 LOG_FIELDS = (
     "step", "epoch", "lr", "loss", "train_accuracy", "eval_accuracy", "eval_images", "images_per_s", "seconds",
@@ -92,32 +90,9 @@ class TrainingOptions:
 # --- The images -------------------------------------------------------------------------------------------------------
 
 
-def _derived_seed(*parts: int | str) -> int:
-    """A seed for one purpose; neighbouring numbers give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
-
-
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in an epoch, i64 [size]: a function of its arguments alone."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(_derived_seed(seed, "order", epoch)))
-
-
-class _SeededImages(Dataset):
-    """A data set asked by (index, seed): a random crop depends on its seed alone, not on what came before."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = item
-        state = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            torch.manual_seed(seed)
-            try:
-                return self.dataset[index]
-            finally:
-                random.setstate(state)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))
 
 
 def training_batches(
@@ -130,9 +105,9 @@ def training_batches(
         for batch in batches:
             yield dataset.batch(batch, device)
         return
-    items = [[(i, _derived_seed(options.seed, "image", epoch, i)) for i in batch.tolist()] for batch in batches]
+    items = [[(i, derived_seed(options.seed, "image", epoch, i)) for i in batch.tolist()] for batch in batches]
     loader = DataLoader(
-        _SeededImages(dataset), batch_sampler=items, num_workers=workers, generator=torch.Generator(),
+        SeededImages(dataset), batch_sampler=items, num_workers=workers, generator=torch.Generator(),
         pin_memory=device.type == "cuda",
     )  # fmt: skip
     for images, labels in loader:

@@ -19,7 +19,6 @@ import copy
 import hashlib
 import inspect
 import math
-import random
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,11 +35,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from pyharness import distributed
 from pyharness.atomic import atomic_path
 from pyharness.checkpoint import load_pickle
-from pyharness.data import make_loader
+from pyharness.data import SeededImages, make_loader
 from pyharness.errors import CheckpointError, HarnessError
 from pyharness.evaluate import accuracy
 from pyharness.train_options import Machine, TrainOptions
-from pyharness.training import Stopwatch, progress, report, write_csv
+from pyharness.training import Stopwatch, derived_seed, progress, report, write_csv
 
 STATE_VERSION = 2
 CURVE_FIELDS = ("step", "phase", "loss", "train_accuracy")
@@ -131,29 +130,6 @@ def share_of(batch: Sequence[Any], rank: int, processes: int) -> tuple[list[Any]
     """The items of a batch that process `rank` computes, and how many of them count: 0 for a stand-in."""
     mine = list(batch[rank::processes])
     return (mine, len(mine)) if mine else ([batch[0]], 0)
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A seed for one purpose; neighbouring numbers give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
-
-
-class SeededImages(Dataset):
-    """A data set asked by (index, seed): an image's random crop depends on its seed alone, not on what came before."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = item
-        state = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            torch.manual_seed(seed)
-            try:
-                return self.dataset[index]
-            finally:
-                random.setstate(state)
 
 
 def _reader_process(worker: int) -> None:
