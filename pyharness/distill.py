@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import get_dataset
+from pyharness.data import DATA_HELP, get_dataset
 from pyharness.errors import HarnessError, run_cli
 from pyharness.model_card import write_card
 from pyharness.models import (
@@ -260,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="teacher's checkpoint; default: timm's hub, for the micro model the teacher in the package",
     )
-    where.add_argument("--data", metavar="DIR", help="ImageNet-style folder with train/ and val/ (default: the digits)")
+    where.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="student, log and state go here")
     how = parser.add_argument_group("distillation")
     add_option_arguments(how, default)

@@ -342,7 +342,7 @@ def build_parser() -> argparse.ArgumentParser:
         "weights", nargs="+", metavar="FILE", help="one or more files, each evaluated on the same images"
     )
     parser.add_argument("--model", help="timm name, for published checkpoints, which do not hold it")
-    parser.add_argument("--data", metavar="DIR", help=f"{DATA_HELP} (default: the held-out digits)")
+    parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the held-out digits)")
     parser.add_argument("--batch", type=int, default=64, help="images per call (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
     parser.add_argument(

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, load_calibrated, save_calibrated
-from pyharness.data import get_dataset
+from pyharness.data import DATA_HELP, get_dataset
 from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin
 from pyharness.models import config_of, create_model, load_model
@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="fp32 checkpoint; default: timm's hub, for the micro model the teacher in the package",
     )
-    where.add_argument("--data", metavar="DIR", help="ImageNet-style folder with train/ and val/ (default: the digits)")
+    where.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint, log and state go here")
     how = parser.add_argument_group("training")
     add_option_arguments(how, default)

@@ -189,9 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own (all FC1 biases zero)"
     )
     parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
-    parser.add_argument(
-        "--data", type=Path, help=f"{DATA_HELP}; the micro model's default: digits"
-    )
+    parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
     parser.add_argument("--method", choices=METHODS, default="percentile", help="for activations (default: percentile)")
     parser.add_argument("--percentile", type=float, default=PERCENTILE, help=f"default: {PERCENTILE}")
     parser.add_argument("--int8-mode", type=int, choices=(1, 2), default=1, help="2: FC2 and reduction in s32 (Swin-L)")
@@ -214,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = get_dataset(args.data, config.name, train=True, model=model)
     loader = make_loader(dataset, args.batch_size, shuffle=True, seed=args.seed)
     batches = _with_progress((images for images, _ in islice(loader, args.batches)), args.batches)
-    data = str(args.data or "scikit-learn's digits, training images")
+    data = args.data or "scikit-learn's digits, training images"
     started = time.perf_counter()
     checkpoint = quantize(
         model,
