@@ -136,7 +136,8 @@ def distill(
     `trainer.Machine`.
 
     CheckpointError where state.pt belongs to other options, another teacher or another data set. HarnessError where
-    the teacher is not a GELU model, the data set is empty, or the loss is no longer finite.
+    the teacher is not a GELU model, the data set is empty, or the loss is no longer finite. DataError, and no student,
+    where more images than `max_corrupt` says could not be read.
     """
     run = _Run(teacher, name, dataset, options, Path(out_dir), eval_dataset, Machine(**machine))
     with repeatable(options.seed):
@@ -216,7 +217,8 @@ class _Run(Trainer):
             (make_geluless_block if self.options.drop_bias == "fc1" else make_relu_block)(block)
 
     def finish(self) -> DistillSummary:
-        """Write the student, and sum up."""
+        """Write the student, and sum up. DataError where too many images could not be read."""
+        self.check_images()
         models = self.finished_models()
         assert self.options.drop_bias == "none" or all(is_geluless(model) for model in models)
         origin = {"teacher_sha256": self.identity["teacher"], **asdict(self.options)}

@@ -97,7 +97,8 @@ def train_quantized(
 
     CalibrationError where the checkpoint is not calibrated, or training drove an amax to a value of no use.
     HarnessError where teacher and checkpoint do not take the same images or give the same classes, the data set is
-    empty, or the loss is no longer finite. CheckpointError where state.pt belongs to another run.
+    empty, or the loss is no longer finite. CheckpointError where state.pt belongs to another run. DataError, and no
+    checkpoint, where more images than `max_corrupt` says could not be read.
     """
     run = _Run(checkpoint, teacher, dataset, options, Path(out_dir), eval_dataset, Machine(**machine))
     with repeatable(options.seed):
@@ -149,7 +150,8 @@ class _Run(Trainer):
                 module._amax.copy_(torch.maximum(module._amax, module.floor))
 
     def finish(self) -> QatSummary:
-        """Write the calibrated checkpoint, and sum up."""
+        """Write the calibrated checkpoint, and sum up. DataError where too many images could not be read."""
+        self.check_images()
         origin = {
             "teacher_sha256": self.identity["teacher"],
             "calibrated_sha256": self.identity["calibrated"],
