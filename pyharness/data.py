@@ -2,11 +2,12 @@
 
 The digits are 1797 real 8x8 grey-scale images of hand-written digits, scaled here to 28x28 for the micro Swin. What
 `--data` may name is told by `DATA_HELP`. An image that cannot be read ends no run: training takes the next one that
-can, evaluation leaves it out, both say which it was.
+can, evaluation leaves it out, both say which it was, and where there are too many, the result is refused.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import random
 import struct
@@ -19,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyharness import distributed
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
-from pyharness.errors import DataError
+from pyharness.errors import DataError, HarnessError
 from pyharness.models import create_model
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.training import report
@@ -41,6 +41,7 @@ CORRUPT = -1
 MAX_CORRUPT_SHARE = 0.01
 """The share of unreadable images beyond which a result is refused."""
 _NAMED_AT_MOST = 5
+_READ, _UNREADABLE = 1, 2
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError)
 """What Pillow raises for damaged files; an unknown kind of file is an OSError."""
 
@@ -72,15 +73,15 @@ def digits_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _stratified_split(labels: np.ndarray, n_train: int) -> tuple[Tensor, Tensor]:
     """Indices of `n_train` and of the other samples; each class is split in the same proportion, rounded down, and the
     classes with the largest remainders give one more."""
-    fixed = np.random.RandomState(0)  # the legacy generator: its stream is frozen across versions of NumPy
-    classes = [fixed.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    shuffle = np.random.RandomState(0)  # the legacy generator: its stream is frozen across versions of NumPy
+    classes = [shuffle.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     shares = np.array([len(members) * n_train / len(labels) for members in classes])
     counts = shares.astype(int)
     for c in np.argsort(counts - shares, kind="stable")[: n_train - counts.sum()]:
         counts[c] += 1
     train = np.concatenate([members[:count] for members, count in zip(classes, counts)])
     test = np.concatenate([members[count:] for members, count in zip(classes, counts)])
-    return torch.from_numpy(fixed.permutation(train)), torch.from_numpy(fixed.permutation(test))
+    return torch.from_numpy(shuffle.permutation(train)), torch.from_numpy(shuffle.permutation(test))
 
 
 class DigitsDataset(Dataset):
@@ -133,7 +134,8 @@ class ImageSet(Dataset):
         self.mode = "L" if self.input_size[0] == 1 else "RGB"
         options = {"is_training": True, "color_jitter": 0.0} if is_training else {}
         self.transform = create_transform(**cfg, **options)
-        self._met = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
+        self.met = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
+        """Of every image: 0 where it was not asked for, 1 where it was read, 2 where it could not be."""
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -158,11 +160,12 @@ class ImageSet(Dataset):
             with file:
                 image = Image.open(file).convert(self.mode)
         except (*_DAMAGE, Image.DecompressionBombError) as error:
-            if self._met[number] != 2:
-                self._met[number] = 2
+            if self.met[number] != _UNREADABLE:
+                self.met[number] = _UNREADABLE
                 report(f"warning: {self.filename(number)} cannot be read ({(str(error).splitlines() or [''])[0]})")
             return None
-        self._met[number] = 1
+        if self.met[number] == 0:  # once unreadable it stays so, though the file was mended since
+            self.met[number] = _READ
         return self.transform(image), int(label)
 
     def filename(self, index: int) -> str:
@@ -171,16 +174,16 @@ class ImageSet(Dataset):
 
     def corrupt(self) -> list[int]:
         """The numbers of the images that could not be read so far."""
-        return (self._met == 2).nonzero().flatten().tolist()
+        return (self.met == _UNREADABLE).nonzero().flatten().tolist()
 
     def asked(self) -> int:
         """How many different images were asked for so far."""
-        return int((self._met != 0).sum())
+        return int((self.met != 0).sum())
 
-
-def name_of(dataset: Dataset, index: int) -> str:
-    """What to call an image in a message: its file name, else its number."""
-    return dataset.filename(index) if isinstance(dataset, ImageSet) else f"image {index}"
+    def remember(self, met: Tensor | None) -> None:
+        """Take over what another process or an earlier run met, `met` of the same images; None: nothing."""
+        if met is not None:
+            self.met.copy_(torch.maximum(self.met, met))
 
 
 class SeededImages(Dataset):
@@ -201,6 +204,11 @@ class SeededImages(Dataset):
                 random.setstate(state)
 
 
+def name_of(dataset: Dataset, index: int) -> str:
+    """What to call an image in a message: its file name, else its number."""
+    return dataset.filename(index) if isinstance(dataset, ImageSet) else f"image {index}"
+
+
 def check_corrupt(names: list[str], asked: int, list_path: Path | None, max_share: float = MAX_CORRUPT_SHARE) -> None:
     """Write the `names` of unreadable images to `list_path` (nothing where there are none), and DataError where they
     are more than `max_share` of the `asked` ones."""
@@ -214,19 +222,29 @@ def check_corrupt(names: list[str], asked: int, list_path: Path | None, max_shar
         more = "" if len(names) <= _NAMED_AT_MOST else ", ..."
         raise DataError(
             f"{len(names)} of {asked} images cannot be read, more than {100 * max_share:g} %: "
-            f"{', '.join(names[:_NAMED_AT_MOST])}{more}. Mend the data set, or allow a larger share"
+            f"{', '.join(names[:_NAMED_AT_MOST])}{more}. Mend the data set, or allow a larger share (--max-corrupt)"
         )
 
 
-def check_training_images(dataset: Dataset, out_dir: Path) -> None:
-    """What a training program ends with, on every process: the images that could not be read go to corrupt.txt in
-    `out_dir`. DataError where they are more than 1 % of those asked for; the others are another one's substitutes."""
-    if not isinstance(dataset, ImageSet):
-        return
-    found = distributed.gather_objects(([dataset.filename(i) for i in dataset.corrupt()], dataset.asked()))
-    names = sorted({name for names, _ in found for name in names})
-    asked = sum(count for _, count in found)  # processes ask for different images
-    check_corrupt(names, asked, out_dir / "corrupt.txt" if distributed.is_main() else None)
+def check_images(dataset: Dataset, list_path: Path | None, max_share: float = MAX_CORRUPT_SHARE) -> None:
+    """`check_corrupt` of all images that `dataset` was asked for; of sets without files, nothing."""
+    if isinstance(dataset, ImageSet):
+        names = [dataset.filename(number) for number in dataset.corrupt()]
+        check_corrupt(names, dataset.asked(), list_path, max_share)
+
+
+def add_max_corrupt(parser: argparse._ActionsContainer) -> None:
+    """The argument --max-corrupt; what it holds is for `need_share`."""
+    parser.add_argument(
+        "--max-corrupt", type=float, default=MAX_CORRUPT_SHARE, metavar="SHARE",
+        help="share of unreadable images that is put up with (default: %(default)s)",
+    )  # fmt: skip
+
+
+def need_share(max_corrupt: float) -> None:
+    """HarnessError where --max-corrupt is no share."""
+    if not 0 <= max_corrupt <= 1:
+        raise HarnessError(f"--max-corrupt must be a share from 0 to 1, found {max_corrupt}")
 
 
 def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_training: bool = False) -> ImageSet:

@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, check_training_images, get_dataset
+from pyharness.data import DATA_HELP, get_dataset
 from pyharness.errors import HarnessError, run_cli
 from pyharness.model_card import write_card
 from pyharness.models import (
@@ -136,7 +136,8 @@ def distill(
     `trainer.Machine`.
 
     CheckpointError where state.pt belongs to other options, another teacher or another data set. HarnessError where
-    the teacher is not a GELU model, the data set is empty, or the loss is no longer finite.
+    the teacher is not a GELU model, the data set is empty, or the loss is no longer finite. DataError, and no student,
+    where more images than `max_corrupt` says could not be read.
     """
     run = _Run(teacher, name, dataset, options, Path(out_dir), eval_dataset, Machine(**machine))
     with repeatable(options.seed):
@@ -216,7 +217,8 @@ class _Run(Trainer):
             (make_geluless_block if self.options.drop_bias == "fc1" else make_relu_block)(block)
 
     def finish(self) -> DistillSummary:
-        """Write the student, and sum up."""
+        """Write the student, and sum up. DataError where too many images could not be read."""
+        self.check_images()
         models = self.finished_models()
         assert self.options.drop_bias == "none" or all(is_geluless(model) for model in models)
         origin = {"teacher_sha256": self.identity["teacher"], **asdict(self.options)}
@@ -260,7 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="teacher's checkpoint; default: timm's hub, for the micro model the teacher in the package",
     )
-    where.add_argument("--data", metavar="DIR", help=f"{DATA_HELP} (default: the digits)")
+    where.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="student, log and state go here")
     how = parser.add_argument_group("distillation")
     add_option_arguments(how, default)
@@ -314,11 +316,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             teacher = create_model(args.model, weights="pretrained")
         else:
             teacher, _ = load_model(args.weights, args.model)
-        dataset = get_dataset(args.data, args.model, train=True, model=teacher, augment=True)
         summary = distill(
             teacher,
             args.model,
-            dataset,
+            get_dataset(args.data, args.model, train=True, model=teacher, augment=True),
             options,
             args.out,
             eval_dataset=get_dataset(args.data, args.model, train=False, model=teacher),
@@ -338,7 +339,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{summary.student_path}: {kind}, held-out accuracy {summary.rows[-1]['eval_accuracy']:.2f} %, "
                 f"{summary.images} images, {summary.steps_per_block} steps per block, {summary.seconds:.0f} s"
             )
-        check_training_images(dataset, args.out)
     return 0
 
 

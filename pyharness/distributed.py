@@ -73,6 +73,13 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """`all_reduce_sum` with the greatest of each element."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
 def gather_objects(obj: Any) -> list[Any]:
     """Every process's `obj` (picklable), in the order of the processes, on every process."""
     gathered = [obj]

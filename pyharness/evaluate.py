@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyharness import distributed
 from pyharness.atomic import atomic_path
-from pyharness.data import CORRUPT, DATA_HELP, MAX_CORRUPT_SHARE, check_corrupt, get_dataset, name_of
+from pyharness.data import CORRUPT, DATA_HELP, add_max_corrupt, check_corrupt, get_dataset, name_of, need_share
 from pyharness.errors import CheckpointError, DataError, HarnessError, run_cli
 from pyharness.training import progress, report
 
@@ -342,7 +342,7 @@ def build_parser() -> argparse.ArgumentParser:
         "weights", nargs="+", metavar="FILE", help="one or more files, each evaluated on the same images"
     )
     parser.add_argument("--model", help="timm name, for published checkpoints, which do not hold it")
-    parser.add_argument("--data", metavar="DIR", help=f"{DATA_HELP} (default: the held-out digits)")
+    parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the held-out digits)")
     parser.add_argument("--batch", type=int, default=64, help="images per call (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
     parser.add_argument(
@@ -353,10 +353,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR",
         help="folder for evaluate.json and evaluate.md; a killed run that is started again goes on from there",
     )  # fmt: skip
-    parser.add_argument(
-        "--max-corrupt", type=float, default=MAX_CORRUPT_SHARE, metavar="SHARE",
-        help="share of unreadable images that is put up with (default: %(default)s)",
-    )  # fmt: skip
+    add_max_corrupt(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
@@ -368,8 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for flag, value in (("--batch", args.batch), ("--limit", args.limit), ("--threads", args.threads)):
         if value is not None and value < 1:
             raise HarnessError(f"{flag} must be at least 1, found {value}")
-    if not 0 <= args.max_corrupt <= 1:
-        raise HarnessError(f"--max-corrupt must be a share from 0 to 1, found {args.max_corrupt}")
+    need_share(args.max_corrupt)
     if args.threads:
         torch.set_num_threads(args.threads)
     with distributed.session():

@@ -70,7 +70,7 @@ class Inputs:
     model: str
     weights: Path | None = None
     student: Path | None = None
-    data: Path | None = None
+    data: str | Path | None = None
     int8_mode: int = 1
 
     @property

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, load_calibrated, save_calibrated
-from pyharness.data import DATA_HELP, check_training_images, get_dataset
+from pyharness.data import DATA_HELP, get_dataset
 from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin
 from pyharness.models import config_of, create_model, load_model
@@ -97,7 +97,8 @@ def train_quantized(
 
     CalibrationError where the checkpoint is not calibrated, or training drove an amax to a value of no use.
     HarnessError where teacher and checkpoint do not take the same images or give the same classes, the data set is
-    empty, or the loss is no longer finite. CheckpointError where state.pt belongs to another run.
+    empty, or the loss is no longer finite. CheckpointError where state.pt belongs to another run. DataError, and no
+    checkpoint, where more images than `max_corrupt` says could not be read.
     """
     run = _Run(checkpoint, teacher, dataset, options, Path(out_dir), eval_dataset, Machine(**machine))
     with repeatable(options.seed):
@@ -149,7 +150,8 @@ class _Run(Trainer):
                 module._amax.copy_(torch.maximum(module._amax, module.floor))
 
     def finish(self) -> QatSummary:
-        """Write the calibrated checkpoint, and sum up."""
+        """Write the calibrated checkpoint, and sum up. DataError where too many images could not be read."""
+        self.check_images()
         origin = {
             "teacher_sha256": self.identity["teacher"],
             "calibrated_sha256": self.identity["calibrated"],
@@ -236,7 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="fp32 checkpoint; default: timm's hub, for the micro model the teacher in the package",
     )
-    where.add_argument("--data", metavar="DIR", help=f"{DATA_HELP} (default: the digits)")
+    where.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint, log and state go here")
     how = parser.add_argument_group("training")
     add_option_arguments(how, default)
@@ -259,11 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             teacher = create_model(name, weights="pretrained")
         else:
             teacher, _ = load_model(args.teacher, name)
-        dataset = get_dataset(args.data, name, train=True, model=teacher, augment=True)
         summary = train_quantized(
             checkpoint,
             teacher,
-            dataset,
+            get_dataset(args.data, name, train=True, model=teacher, augment=True),
             options,
             args.out,
             eval_dataset=get_dataset(args.data, name, train=False, model=teacher),
@@ -274,7 +275,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{summary.path}: {checkpoint.graph}, int8_mode {checkpoint.int8_mode}, held-out accuracy "
                 f"{summary.rows[-1]['eval_accuracy']:.2f} %, {summary.images} images per epoch, {summary.seconds:.0f} s"
             )
-        check_training_images(dataset, args.out)
     return 0
 
 

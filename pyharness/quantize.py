@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
-from pyharness.data import DATA_HELP
+from pyharness.data import DATA_HELP, add_max_corrupt, need_share
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
 from pyharness.model_card import sha256, write_card
@@ -189,14 +189,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own (all FC1 biases zero)"
     )
     parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
-    parser.add_argument(
-        "--data", type=Path, help=f"{DATA_HELP}; the micro model's default: digits"
-    )
+    parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
     parser.add_argument("--method", choices=METHODS, default="percentile", help="for activations (default: percentile)")
     parser.add_argument("--percentile", type=float, default=PERCENTILE, help=f"default: {PERCENTILE}")
     parser.add_argument("--int8-mode", type=int, choices=(1, 2), default=1, help="2: FC2 and reduction in s32 (Swin-L)")
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"default: {BATCHES}")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
+    add_max_corrupt(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images, and of random weights")
     return parser
 
@@ -207,14 +206,15 @@ def main(argv: list[str] | None = None) -> int:
         raise HarnessError("--batches and --batch-size must be at least 1")
     if args.out.suffix not in (".safetensors", ".pth", ".pt"):
         raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")
+    need_share(args.max_corrupt)
     model, config, meta = _load_model(args)
-    from pyharness.data import check_training_images, get_dataset, make_loader
+    from pyharness.data import check_images, get_dataset, make_loader
     from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model)
     loader = make_loader(dataset, args.batch_size, shuffle=True, seed=args.seed)
     batches = _with_progress((images for images, _ in islice(loader, args.batches)), args.batches)
-    data = str(args.data or "scikit-learn's digits, training images")
+    data = args.data or "scikit-learn's digits, training images"
     started = time.perf_counter()
     checkpoint = quantize(
         model,
@@ -226,6 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         meta={**meta, "seed": args.seed},
         data=data,
     )
+    check_images(dataset, None, args.max_corrupt)  # each is named already, and there is no folder for a list
     save_calibrated(args.out, checkpoint)
     write_card(
         args.out,
@@ -239,7 +240,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(list(checkpoint.required()))} quantizers from {checkpoint.meta['calibration']['images']} images "
         f"in {time.perf_counter() - started:.1f} s"
     )
-    check_training_images(dataset, args.out.parent)
     return 0
 
 

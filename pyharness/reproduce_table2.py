@@ -267,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="GELU-less checkpoints of distill.py; without one the student is distilled live",
     )  # fmt: skip
     what.add_argument(
-        "--data", type=Path, metavar="DIR",
+        "--data", metavar="DATA",
         help=f"for the models with --weights: {DATA_HELP}",
     )  # fmt: skip
     what.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")

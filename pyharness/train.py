@@ -32,7 +32,17 @@ from torch.utils.data import DataLoader, Dataset
 from pyharness.atomic import atomic_path
 from pyharness.checkpoint import load_pickle
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, SeededImages, check_training_images, get_dataset, make_loader
+from pyharness.data import (
+    DATA_HELP,
+    MAX_CORRUPT_SHARE,
+    ImageSet,
+    SeededImages,
+    add_max_corrupt,
+    check_images,
+    get_dataset,
+    make_loader,
+    need_share,
+)
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.evaluate import EvalResult, accuracy
 from pyharness.models import (
@@ -147,10 +157,12 @@ class Training:
         eval_every: int = 500,
         eval_images: int = 2000,
         state_seconds: float = 120.0,
+        max_corrupt: float = MAX_CORRUPT_SHARE,
     ) -> None:
         self.name, self.options, self.out_dir, self.device = name, options, Path(out_dir), torch.device(device)
         self.train, self.heldout, self.workers = train, heldout, workers
         self.eval_every, self.eval_images, self.state_seconds = eval_every, eval_images, state_seconds
+        self.max_corrupt = max_corrupt
         self.steps_per_epoch = len(train) // options.batch_size
         if self.steps_per_epoch == 0:
             raise HarnessError(
@@ -286,6 +298,7 @@ class Training:
             "sums": self.sums.cpu(),
             "summed": self.summed,
             "seconds": self.watch.seconds(),
+            "met": self.train.met.clone() if isinstance(self.train, ImageSet) else None,
         }
         with atomic_path(self.state_path) as temporary:
             torch.save(content, temporary)
@@ -311,11 +324,15 @@ class Training:
         self._reset_sums()
         self.sums += content["sums"].to(self.device)
         self.summed = content["summed"]
+        if isinstance(self.train, ImageSet):
+            self.train.remember(content.get("met"))
         report(f"resuming {self.state_path} at step {self.step}/{self.total}")
 
     def finish(self) -> tuple[Path, dict[str, Any]]:
         """Write the trained model, and a record beside it; the accuracy is that of the last row: of all held-out
-        images, in the precision of the training. DataError where too many training images could not be read."""
+        images, in the precision of the training. DataError, and no model, where too many training images could not be
+        read."""
+        check_images(self.train, self.out_dir / "corrupt.txt", self.max_corrupt)
         path = self.out_dir / "model.safetensors"
         last = self.rows[-1]
         result = {"heldout_accuracy": last["eval_accuracy"], "heldout_images": last["eval_images"]}
@@ -325,7 +342,6 @@ class Training:
         record |= {"seconds": last["seconds"], "device": self.device.type, "torch": torch.__version__}
         with atomic_path(self.out_dir / "train.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        check_training_images(self.train, self.out_dir)
         return path, result
 
 
@@ -432,6 +448,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     machine.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    add_max_corrupt(machine)
     return parser
 
 
@@ -443,6 +460,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         if value is not None and value < 1:
             raise HarnessError(f"{flag} must be at least 1, found {value}")
+    need_share(args.max_corrupt)
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise HarnessError(f"--max-minutes must be greater than 0, found {args.max_minutes:g}")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -471,6 +489,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=args.workers,
         eval_every=args.eval_every,
         eval_images=args.eval_images,
+        max_corrupt=args.max_corrupt,
     )
     left = None if args.max_minutes is None else 60 * args.max_minutes - (time.monotonic() - started)
     if not training.run(left):

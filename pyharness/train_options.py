@@ -17,6 +17,7 @@ import torch
 
 from pyharness import distributed
 from pyharness.atomic import atomic_path
+from pyharness.data import MAX_CORRUPT_SHARE, add_max_corrupt, need_share
 from pyharness.errors import HarnessError
 
 LOSSES = ("kl", "soft_ce")
@@ -85,6 +86,7 @@ class Machine:
 
     `state_every`, `log_every`: steps between two writings of the state, two points of the curve. `accumulate`: pieces
     that a process computes its share of a batch in. `workers`: processes that read images, for each process.
+    `max_corrupt`: the share of unreadable training images beyond which there is no result.
     """
 
     device: str = "cpu"
@@ -94,11 +96,13 @@ class Machine:
     accumulate: int = 1
     channels_last: bool = False
     tensorboard: bool = False
+    max_corrupt: float = MAX_CORRUPT_SHARE
 
     def __post_init__(self) -> None:
         for name in ("state_every", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise HarnessError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        need_share(self.max_corrupt)
 
 
 # --- Command lines ----------------------------------------------------------------------------------------------------
@@ -152,6 +156,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--channels-last", action="store_true", help="memory layout of images and convolution")
     group.add_argument("--no-tensorboard", action="store_true", help="write CSV files alone")
+    add_max_corrupt(group)
 
 
 def machine_from(args: argparse.Namespace) -> Machine:
@@ -168,6 +173,7 @@ def machine_from(args: argparse.Namespace) -> Machine:
         accumulate=args.accumulate,
         channels_last=args.channels_last,
         tensorboard=not args.no_tensorboard,
+        max_corrupt=args.max_corrupt,
     )
 
 

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from pyharness import distributed
 from pyharness.atomic import atomic_path
 from pyharness.checkpoint import load_pickle
-from pyharness.data import SeededImages, make_loader
+from pyharness.data import ImageSet, SeededImages, check_images, make_loader
 from pyharness.errors import CheckpointError, HarnessError
 from pyharness.evaluate import accuracy
 from pyharness.train_options import Machine, TrainOptions
@@ -255,6 +255,16 @@ class Trainer:
     def finished_models(self) -> list[nn.Module]:
         """`models()`, on the CPU, in eval mode and in the ordinary memory layout."""
         return [model.cpu().to(memory_format=torch.contiguous_format).eval() for model in self.models()]
+
+    def check_images(self) -> None:
+        """DataError, in every process, where too many of the images could not be read; corrupt.txt lists them.
+
+        Before a result is written: the state keeps what was trained, for a run that allows a larger share.
+        """
+        if isinstance(self.dataset, ImageSet):
+            self.dataset.remember(self._images_met())
+            path = self.out_dir / "corrupt.txt" if distributed.is_main() else None
+            check_images(self.dataset, path, self.machine.max_corrupt)
 
     def log_row(self, number: int, loss: float | None, train_accuracy: float | None) -> None:
         """Evaluate, and add a row to the log."""
@@ -497,8 +507,9 @@ class Trainer:
     # State
 
     def save_state(self) -> None:
-        """Write state.pt, atomically: all that `resume` needs. The first process writes, for all."""
+        """Write state.pt, atomically: all that `resume` needs. All processes call it together, the first one writes."""
         self.state.seconds = self.watch.seconds()
+        met = self._images_met()
         if not distributed.is_main():
             return
         content = {
@@ -511,11 +522,16 @@ class Trainer:
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
+            "met": met,
         }
         with atomic_path(self.state_path) as temporary:
             torch.save(content, temporary)
         if self.state.curve:
             write_csv(self.out_dir / "curve.csv", CURVE_FIELDS, self.state.curve)
+
+    def _images_met(self) -> Tensor | None:
+        """`ImageSet.met` over all processes, which call this together; None where the images are no files."""
+        return distributed.all_reduce_max(self.dataset.met.clone()) if isinstance(self.dataset, ImageSet) else None
 
     def resume(self) -> None:
         """Take over state.pt where there is one.
@@ -545,6 +561,8 @@ class Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         torch.set_rng_state(content["random"])
+        if isinstance(self.dataset, ImageSet):
+            self.dataset.remember(content.get("met"))
         if self.state.phase < self.phases:
             where = f"{self.UNIT} {self.phase_number(self.state.phase)}/{self.phases}, step {self.state.step}"
             report(f"resuming {self.state_path} at {where}")

@@ -1,4 +1,4 @@
-"""What the training programs share: repeatable arithmetic, progress on stderr, logs."""
+"""What the training programs share: repeatable arithmetic, seeds, progress on stderr, logs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ import torch
 
 from pyharness import distributed
 from pyharness.atomic import atomic_path
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A seed for one purpose; neighbouring numbers give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
 
 
 @contextmanager
@@ -40,6 +35,11 @@ def repeatable(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed for one purpose; neighbouring numbers give unrelated seeds."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
 
 
 def progress(batches: Iterable, *, total: int, initial: int, label: str) -> Iterable:

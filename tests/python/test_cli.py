@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyharness.data import DATA_HELP
 from pyharness.errors import HarnessError, run_cli
 
 PROGRAMS = (
@@ -73,6 +74,17 @@ def test_help_of_the_file(repository: Path, program: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {program}.py")
     assert "%(" not in done.stdout
+
+
+def test_every_program_that_takes_images_tells_the_same_words() -> None:
+    told = {}
+    for program in PROGRAMS:
+        parser = importlib.import_module(f"pyharness.{program}").build_parser()
+        for action in parser._actions:
+            if "--data" in action.option_strings:
+                told[program] = action.help
+    assert sorted(told) == ["distill", "evaluate", "qat", "quantize", "reproduce_table2", "train"]
+    assert all(DATA_HELP in text for text in told.values())
 
 
 def test_as_a_module_and_from_another_folder(repository: Path, tmp_path: Path) -> None:

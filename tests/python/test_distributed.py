@@ -18,6 +18,7 @@ def test_alone_is_a_world_of_one():
         distributed.barrier()
         tensor = torch.tensor([1.0, 2.0])
         assert distributed.all_reduce_sum(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
+        assert distributed.all_reduce_max(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
         assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
         assert distributed.device_for("cpu") == torch.device("cpu")
 
@@ -33,6 +34,8 @@ with d.session():
     assert d.all_reduce_sum(x) is x and x.tolist() == [3.0, 30.0], x
     count = d.all_reduce_sum(torch.tensor(2**40 + d.rank()))
     assert int(count) == 2**41 + 1, count
+    y = torch.tensor([2, 1 - d.rank(), d.rank()], dtype=torch.uint8)
+    assert d.all_reduce_max(y) is y and y.tolist() == [2, 1, 1], y
     assert d.gather_objects("r%d" % d.rank()) == ["r0", "r1"]
     assert d.device_for("cpu").type == "cpu"
 print("done", flush=True)

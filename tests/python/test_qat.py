@@ -116,8 +116,24 @@ def test_it_resumes_bit_for_bit_and_says_what_it_did(teacher, images, calibrated
     assert to_engine_file(load_calibrated(whole.path)).graph == "geluless_int8"
     with pytest.raises(CheckpointError, match="learn amax was True, now False"):
         qat.train_quantized(before, teacher, images, OPTIONS, tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="teacher was"):
+        other = models.create_model(MICRO, seed=1)
+        qat.train_quantized(before, other, images, options, tmp_path / "whole")
     with pytest.raises(CheckpointError, match="int8 mode was 1, now 2|calibrated was"):
         qat.train_quantized(calibrated("geluless_int8", 2), teacher, images, options, tmp_path / "whole")
+
+
+def test_the_average_is_a_checkpoint_of_its_own(teacher, images, calibrated, tmp_path):
+    """With a decay that leaves next to nothing of the training, the average is what was calibrated; the result is not."""
+    before, options = calibrated("geluless_int8", 1), qat.QatOptions(**{**vars(OPTIONS), "ema_decay": 0.999, "epochs": 1})
+    summary = qat.train_quantized(before, teacher, images, options, tmp_path)
+    average = load_calibrated(tmp_path / "calibrated_ema.safetensors")
+    assert average.meta["qat"]["ema_decay"] == 0.999 and amax_of(average) == amax_of(before)
+
+    def distance(checkpoint):
+        return max(float((checkpoint.state[name] - tensor).abs().max()) for name, tensor in before.state.items())
+
+    assert 0 < distance(average) < 0.01 * distance(summary.checkpoint)
 
 
 def test_a_learned_quantizer_is_modelopts_with_lsqs_gradient(seed):

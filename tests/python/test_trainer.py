@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import csv
+import importlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from train_worker import MICRO, SHORT, UNEVEN
 
 from pyharness import distill as d
 from pyharness import models, trainer
+from pyharness.calibrated import save_calibrated
 from pyharness.data import DigitsDataset
 from pyharness.errors import CheckpointError, HarnessError
 from pyharness.quantize import quantize
@@ -286,6 +288,36 @@ def test_fp16_skips_a_step_that_overflows(teacher, images, tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(run.student).items())
 
 
+def test_modes_of_student_average_and_teacher(teacher, images, tmp_path, monkeypatch):
+    """The student trains in training mode; teacher and average never leave theirs, and every evaluation is in it."""
+    run = d._Run(teacher, MICRO, images, replace(SHORT, ema_decay=0.5), tmp_path, images, Machine())
+    seen = []
+    for name in ("student", "average", "teacher"):
+        getattr(run, name).register_forward_pre_hook(lambda m, _, n=name: seen.append((n, m.training)))
+    assert run.train(None)
+    block = [("teacher", False), ("student", True)] * 3 + [("student", False), ("average", False)]
+    assert seen == block * 4
+
+
+def test_every_process_and_step_drops_out_by_its_own_random_numbers(teacher, images, tmp_path):
+    """As process 0 and 1 of two: what `_train_step` draws in its first two steps."""
+    teacher = copy.deepcopy(teacher)
+    teacher.head.drop.p = 0.5
+    x, y = next(iter(torch.utils.data.DataLoader(images, 4)))
+    masks = []
+    for rank in (0, 1):
+        run = d._Run(teacher, MICRO, images, SHORT, tmp_path, None, Machine())
+        run._begin()
+        run._wrap()
+        run.processes, run.rank = 2, rank
+        run.student.train()
+        run.student.head.drop.register_forward_hook(lambda m, i, out: masks.append((out == 0).flatten().tolist()))
+        for _ in range(2):
+            torch.manual_seed(7)  # what ran before must not matter
+            run._train_step(x, y, 4, 8)
+    assert len(masks) == 4 and all(a != b for i, a in enumerate(masks) for b in masks[:i])
+
+
 # --- The average of the weights ---------------------------------------------------------------------------------------
 
 
@@ -449,6 +481,31 @@ def test_without_tensorboard_a_note_and_csv(teacher, images, tmp_path, monkeypat
     d.distill(teacher, MICRO, images, SHORT, tmp_path, tensorboard=True, log_every=1)
     assert "note: there is no tensorboard package" in capsys.readouterr().err
     assert (tmp_path / "log.csv").exists() and len((tmp_path / "curve.csv").read_text().splitlines()) == 13
+
+
+@pytest.mark.parametrize("program", ["distill", "qat", "train"])
+def test_programs_train_on_changed_training_images_and_evaluate_on_held_out_ones(program, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    asked = []
+
+    def get_dataset(data, name, *, train, model, augment=False):
+        asked.append((data, train, augment))
+        if len(asked) == 2:
+            raise Asked
+        return Subset(DigitsDataset(train=True), range(8))
+
+    module = importlib.import_module(f"pyharness.{program}")
+    monkeypatch.setattr(module, "get_dataset", get_dataset)
+    command = ["--data", "images", "--out", str(tmp_path / "out")]
+    if program == "qat":
+        model = models.create_model(MICRO, weights="pretrained")
+        save_calibrated(tmp_path / "c.pth", quantize(model, models.config_of(model, MICRO), [DigitsDataset(True).images[:4]]))
+        command.insert(0, str(tmp_path / "c.pth"))
+    with pytest.raises(Asked):
+        module.main(command)
+    assert asked == [("images", True, True), ("images", False, False)]
 
 
 # --- Options as a file ------------------------------------------------------------------------------------------------

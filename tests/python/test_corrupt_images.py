@@ -1,0 +1,172 @@
+"""Damaged files among the images of the training programs and of the calibration: the limit, and what is listed."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+import torchrun_helper
+from PIL import Image
+from quant_helpers import one_thread
+
+from pyharness import distill as d
+from pyharness import models, qat, quantize, train, trainer
+from pyharness.calibrated import save_calibrated
+from pyharness.config import MICRO_DIGITS
+from pyharness.data import DigitsDataset, get_dataset
+from pyharness.errors import DataError, HarnessError
+from pyharness.train_options import Machine
+
+__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MICRO = MICRO_DIGITS.name
+RESULT = {"distill": "student.safetensors", "qat": "calibrated.safetensors", "train": "model.safetensors"}
+
+
+def image_folder(root, per_class: int):
+    """Ten classes of `per_class` grey images for training, and one each for evaluation; the folder."""
+    for split, count in (("train", per_class), ("val", 1)):
+        for label in range(10):
+            (root / split / f"c{label}").mkdir(parents=True)
+            for number in range(count):
+                Image.new("L", (8, 8), 20 * label + number).save(root / split / f"c{label}" / f"{number:02}.png")
+    return root
+
+
+def cut_off(root, *names):
+    for name in names:
+        path = root / "train" / name
+        path.write_bytes(path.read_bytes()[:-40])
+
+
+def mend(root, name):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 99).save(file, "png")
+    (root / "train" / name).write_bytes(file.getvalue())
+
+
+@pytest.fixture(scope="module")
+def calibrated_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calibrated") / "c.safetensors"
+    model = models.create_model(MICRO, weights="pretrained")
+    save_calibrated(path, quantize.quantize(model, MICRO_DIGITS, [DigitsDataset(train=True).images[:16]]))
+    return path
+
+
+def command_of(program, data, out, calibrated_file):
+    """Every image is asked for, once an epoch."""
+    common = ["--data", str(data), "--out", str(out)]
+    if program == "train":
+        return train.main, [*common, "--epochs", "1", "--warmup-epochs", "0", "--batch", "55", "--classes", "10"]
+    common += ["--subset", "1", "--batch", "55", "--no-tensorboard"]
+    if program == "qat":
+        return qat.main, [str(calibrated_file), *common, "--epochs", "1"]
+    return d.main, common
+
+
+@pytest.mark.parametrize("program", RESULT)
+def test_training_lists_damaged_images_and_refuses_a_result_past_one_per_cent(program, tmp_path, calibrated_file):
+    data = image_folder(tmp_path / "data", 11)
+    cut_off(data, "c3/05.png")
+    main, command = command_of(program, data, tmp_path / "one", calibrated_file)
+    assert main(command) == 0 and (tmp_path / "one" / RESULT[program]).exists()
+    assert (tmp_path / "one" / "corrupt.txt").read_text() == "c3/05.png\n"
+
+    cut_off(data, "c7/10.png")
+    main, command = command_of(program, data, tmp_path / "two", calibrated_file)
+    out = tmp_path / "two"
+    for _ in range(2):  # started again, a finished run is refused again
+        with pytest.raises(DataError, match=r"2 of 110 images cannot be read, more than 1 %: c3/05.png, c7/10.png\."):
+            main(command)
+        assert (out / "corrupt.txt").read_text() == "c3/05.png\nc7/10.png\n"
+        assert not (out / RESULT[program]).exists()
+    before = (out / "log.csv").read_text()
+    assert main([*command, "--max-corrupt", "0.02"]) == 0 and (out / RESULT[program]).exists()
+    assert (out / "log.csv").read_text() == before, "the state had it all"
+
+
+def test_calibration_refuses_a_result_past_one_per_cent(tmp_path):
+    data, out = image_folder(tmp_path / "data", 1), tmp_path / "c.safetensors"
+    cut_off(data, "c4/00.png")
+    command = ["--model", MICRO, "--data", str(data), "--out", str(out), "--batches", "1", "--batch-size", "10"]
+    with pytest.raises(DataError, match=r"1 of 10 images cannot be read, more than 1 %: c4/00.png"):
+        quantize.main(command)
+    assert not out.exists()
+    assert quantize.main([*command, "--max-corrupt", "0.1"]) == 0 and out.exists()
+
+
+def test_what_was_damaged_before_a_stop_is_listed_although_it_was_mended(tmp_path):
+    data = image_folder(tmp_path / "data", 4)
+    teacher = models.create_model(MICRO, weights="pretrained")
+    options = d.DistillOptions(batch_size=40, subset=1.0)
+
+    def images():
+        return get_dataset(data, MICRO, train=True, model=teacher)
+
+    cut_off(data, "c2/01.png")
+    assert d.distill(teacher, MICRO, images(), options, tmp_path / "d", stop_after_steps=1, max_corrupt=1.0) is None
+    once = train.TrainingOptions(epochs=1, batch_size=20, warmup_epochs=0)
+    first = train.epoch_order(40, once.seed, 0)[:20].tolist()
+    cut_off(data, name := images().filename(first[0]))
+
+    def run():
+        model = models.create_model(MICRO)
+        return train.Training(model, MICRO, images(), images(), once, tmp_path / "t", max_corrupt=1.0)
+
+    assert not run().run(max_seconds=0)
+    for damaged in {"c2/01.png", name}:
+        mend(data, damaged)
+    assert d.distill(teacher, MICRO, images(), options, tmp_path / "d", max_corrupt=1.0)
+    assert (tmp_path / "d" / "corrupt.txt").read_text() == "c2/01.png\n"
+    (again := run()).run()
+    again.finish()
+    assert name in (tmp_path / "t" / "corrupt.txt").read_text().splitlines()
+
+
+def test_the_first_of_two_processes_lists_what_the_second_met(tmp_path):
+    """An image that only process 1 is asked for, in all four blocks."""
+    data = image_folder(tmp_path / "data", 4)
+    options = d.DistillOptions(batch_size=20, subset=1.0)
+    indices = trainer.subset_indices(40, options)
+    shares = [
+        {i for batch in trainer.epoch_batches(indices, options, phase, 0) for i, _ in trainer.share_of(batch, 1, 2)[0]}
+        for phase in range(4)
+    ]
+    number = min(set.intersection(*shares))
+    teacher = models.create_model(MICRO, weights="pretrained")
+    name = get_dataset(data, MICRO, train=True, model=teacher).filename(number)
+    cut_off(data, name)
+    program = str(torchrun_helper.ROOT / "pyharness" / "distill.py")
+    command = [program, "--data", str(data), "--out", str(tmp_path / "out"), "--subset", "1", "--batch", "20"]
+    ended = torchrun_helper.run([*command, "--no-tensorboard"], 2)
+    assert [status for status, _, _ in ended] == [2, 2], ended
+    assert f"1 of 40 images cannot be read, more than 1 %: {name}." in ended[0][2]
+    assert (tmp_path / "out" / "corrupt.txt").read_text() == f"{name}\n"
+    assert not (tmp_path / "out" / "student.safetensors").exists()
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
+def test_a_limit_that_is_no_share_is_explained(share, tmp_path, calibrated_file):
+    message = "--max-corrupt must be a share from 0 to 1, found"
+    with pytest.raises(HarnessError, match=message):
+        Machine(max_corrupt=float(share))
+    for program in RESULT:
+        main, command = command_of(program, tmp_path, tmp_path / "out", calibrated_file)
+        with pytest.raises(HarnessError, match=message):
+            main([*command, f"--max-corrupt={share}"])
+    with pytest.raises(HarnessError, match=message):
+        quantize.main(["--model", MICRO, "--out", str(tmp_path / "c.pth"), f"--max-corrupt={share}"])
+
+
+def test_images_met_are_taken_over(tmp_path):
+    model = models.create_model(MICRO)
+    data = image_folder(tmp_path, 2)
+    cut_off(data, "c0/01.png")
+    one, other = (get_dataset(data, MICRO, train=True, model=model) for _ in range(2))
+    one[1], other[0]
+    other.remember(one.met)
+    other.remember(None)
+    assert (other.corrupt(), other.asked()) == ([1], 3), "0, 1 and 2, which stood in for 1"
+    assert torch.equal(other.met[:4], torch.tensor([1, 2, 1, 0], dtype=torch.uint8))
