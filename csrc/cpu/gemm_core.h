@@ -16,8 +16,9 @@
 //   NEON         2 x s8 times 2 x s8, smull: a product fits      as SignedDot
 //                int16; sadalp adds pairs of them to int32
 //
-// vpmaddubsw does a third more per instruction than vpmaddwd; that a GELU-less model's FC2 may use it is one more gain
-// of the ReLU. For any other input it saturates and is not used (docs/epilogues.md).
+// vpmaddubsw does a third more per instruction than vpmaddwd, and for inputs of 0..127 needs no more than that. For any
+// other input it saturates unless the weights are small: with weights known ahead gemm_grouped.h makes use of that, and
+// this file serves what would not gain by it, and products of two activations (docs/epilogues.md).
 //
 // Packed weights: units of kLanes columns; in a unit, step by step, kLanes columns x kStepK values.
 #pragma once
