@@ -103,7 +103,7 @@ struct TileGroup {
 };
 
 template <int V, class Emit>
-static inline void emit_rows(const TileGroup& group, Emit&& emit) {
+static inline void emit_rows(const TileGroup& group, Emit emit) {
   for (std::int64_t r = 0; r < group.rows; ++r) {
     Vi acc[V];
     std::memcpy(acc, group.results + r * V * kTile, sizeof acc);
@@ -111,7 +111,7 @@ static inline void emit_rows(const TileGroup& group, Emit&& emit) {
   }
 }
 template <class Emit>
-static inline void emit_group(const TileGroup& group, Emit&& emit) {
+static inline void emit_group(const TileGroup& group, Emit emit) {
   if (group.results == nullptr) return;
   if (group.units == 2) {
     emit_rows<2>(group, emit);
@@ -125,7 +125,7 @@ static inline void emit_group(const TileGroup& group, Emit&& emit) {
 template <class Emit>
 static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
                                   const std::int8_t* units, std::int64_t first_unit, std::int64_t last_unit,
-                                  void* scratch, bool prepared, Emit&& emit) {
+                                  void* scratch, bool prepared, Emit emit) {
   const std::int64_t step = tile_step(k), padded = tile_padded(k), steps = padded / step, unit_size = padded * kTile;
   std::int32_t* results = static_cast<std::int32_t*>(scratch);
   std::int8_t* copies = static_cast<std::int8_t*>(scratch) + kResults;

@@ -400,12 +400,23 @@ struct RowPointers {
   }
 };
 
+// `count` rows in groups of at most `most`, as equal as can be, so that none is left with one or two.
+struct RowGroups {
+  const std::int64_t all, least, more;  // rows of a group; the first `more` have one more
+
+  RowGroups(std::int64_t count, std::int64_t most) : all(ceil_div(count, most)), least(count / all), more(count % all) {}
+  std::int64_t first(std::int64_t group) const { return group * least + min_of(group, more); }
+  std::int64_t rows(std::int64_t group) const { return least + (group < more ? 1 : 0); }
+};
+
 // R rows from `data`; `units`: V adjacent units; `start`: V * kLanes numbers.
-// Gives each row to emit.operator()<V>(row, vectors of results).
+// Gives each row to emit.operator()<V>(row, vectors of results); by value, as behind a reference what it holds would have
+// to be read again after each byte that it stores.
 // While it works on `units` it fetches `ahead` to the second-level cache, where that is not null.
 template <class Dot, int R, int V, class Emit>
-static inline void micro_kernel(const char* data, std::int64_t stride, std::int64_t steps, const std::int8_t* units,
-                                const std::int8_t* ahead, const std::int32_t* start, Emit&& emit) {
+SWIN_INLINE static inline void micro_kernel(const char* data, std::int64_t stride, std::int64_t steps,
+                                            const std::int8_t* units, const std::int8_t* ahead,
+                                            const std::int32_t* start, Emit emit) {
   Vi acc[R][V];
   for (int v = 0; v < V; ++v) {
     const Vi first = load_vector(start + v * kLanes);
@@ -457,9 +468,9 @@ static inline void micro_kernel(const char* data, std::int64_t stride, std::int6
 }
 
 template <class Dot, int R, class Emit>
-static inline void dispatch_rows(int rows, int vectors, const char* data, std::int64_t stride, std::int64_t steps,
-                                 const std::int8_t* units, const std::int8_t* ahead, const std::int32_t* start,
-                                 Emit&& emit) {
+SWIN_INLINE static inline void dispatch_rows(int rows, int vectors, const char* data, std::int64_t stride,
+                                             std::int64_t steps, const std::int8_t* units, const std::int8_t* ahead,
+                                             const std::int32_t* start, Emit emit) {
   if (rows == R) {
     if (vectors == 2) {
       micro_kernel<Dot, R, 2>(data, stride, steps, units, ahead, start, emit);
@@ -475,19 +486,18 @@ static inline void dispatch_rows(int rows, int vectors, const char* data, std::i
 // results of V adjacent vectors of columns, `column` being their first.
 template <class Dot, class Emit>
 static inline void gemm_block(Rows rows, std::int64_t count, std::int64_t steps, const std::int8_t* units,
-                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit, Emit&& emit) {
-  // Rows in equal groups, so that none is left with one or two.
-  const std::int64_t groups = ceil_div(count, kMaxRows);
+                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit, Emit emit) {
+  const RowGroups groups(count, kMaxRows);
   for (std::int64_t u = first_unit; u < last_unit; u += 2) {
     const int vectors = static_cast<int>(min_of(2, last_unit - u));
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const std::int64_t first = g * count / groups, last = (g + 1) * count / groups;
+    for (std::int64_t g = 0; g < groups.all; ++g) {
+      const std::int64_t first = groups.first(g);
       const std::int8_t* own = units + u * steps * kStepBytes<Dot>;
       const std::int8_t* ahead = g == 0 && u + 4 <= last_unit ? own + 2 * steps * kStepBytes<Dot> : nullptr;
       dispatch_rows<Dot, kMaxRows>(
-          static_cast<int>(last - first), vectors, rows.data + first * rows.stride, rows.stride, steps, own, ahead,
+          static_cast<int>(groups.rows(g)), vectors, rows.data + first * rows.stride, rows.stride, steps, own, ahead,
           starts + u * kLanes,
-          [&]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
+          [=]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
     }
   }
 }

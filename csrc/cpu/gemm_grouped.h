@@ -33,6 +33,7 @@ inline constexpr int kGroupRows = 8;  // accumulators; beside them 4 vectors of 
 inline constexpr std::int64_t kPanelWordBytes = 4 * 8;  // a word of each row of a panel, at most 8
 inline constexpr int kMaxGroup = 4;
 inline constexpr std::int64_t kItemBytes = kLanes * 4;
+inline constexpr std::int64_t kCacheLine = 64;
 inline constexpr std::int64_t kMostGroupedK = 4 * 16383;  // for words in 16 bits
 
 // A weight in groups; group_weight (pack_grouped.h) fills it.
@@ -41,6 +42,8 @@ class GroupedWeight {
   struct Unit {
     std::int64_t first_item;
     std::int32_t groups[kMaxGroup];  // of 4, 3, 2 and 1 items
+
+    std::int64_t items() const { return 4 * groups[0] + 3 * groups[1] + 2 * groups[2] + groups[3]; }
   };
 
   GroupedWeight(std::int64_t n_units, std::int64_t n_items)
@@ -92,9 +95,10 @@ static inline void transpose_panel(const std::int8_t* const* rows, std::int64_t 
 static inline void pack_panels(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
                                InputRange input, void* scratch) {
   const std::uint8_t flip = input == InputRange::kSigned ? 0x80 : 0;
-  const std::int64_t panels = panels_of(rows), full = k / 32 * 32;
-  for (std::int64_t p = 0; p < panels; ++p) {
-    const std::int64_t first = p * rows / panels, count = (p + 1) * rows / panels - first;
+  const RowGroups panels(rows, kGroupRows);
+  const std::int64_t full = k / 32 * 32;
+  for (std::int64_t p = 0; p < panels.all; ++p) {
+    const std::int64_t first = panels.first(p), count = panels.rows(p);
     char* panel = static_cast<char*>(scratch) + p * panel_bytes(k);
     const std::int8_t* row[8];
     for (std::int64_t i = 0; i < 8; ++i) row[i] = x + (first + min_of(i, count - 1)) * stride;  // beyond `count`: unused
@@ -110,22 +114,46 @@ static inline void pack_panels(const std::int8_t* x, std::int64_t stride, std::i
   }
 }
 
-// Adds `count` groups of G items to the accumulators of R rows.
+// Where a kernel is in its unit's items, and what it fetches to the second-level cache meanwhile: a line per group, from
+// `ahead` up to `end`, beyond which there is the next panel's share, or nothing to fetch.
+struct GroupCursor {
+  const std::uint16_t* words;
+  const std::int8_t *weights, *ahead, *end;
+};
+
+// The accumulators of up to eight rows. Named: as an array, GCC 12 keeps some of them in memory in every loop.
+struct GroupSums {
+  __m256i row0, row1, row2, row3, row4, row5, row6, row7;
+
+  template <int R, class Body>
+  SWIN_INLINE void each(Body&& body) {
+    body(row0, 0);
+    if constexpr (R > 1) body(row1, 1);
+    if constexpr (R > 2) body(row2, 2);
+    if constexpr (R > 3) body(row3, 3);
+    if constexpr (R > 4) body(row4, 4);
+    if constexpr (R > 5) body(row5, 5);
+    if constexpr (R > 6) body(row6, 6);
+    if constexpr (R > 7) body(row7, 7);
+  }
+};
+
+// Adds `count` groups of G items to the sums of R rows.
 template <int R, int G>
-SWIN_INLINE static inline void add_groups(__m256i* acc, const char* panel, std::int32_t count,
-                                          const std::uint16_t*& words, const std::int8_t*& weights) {
+SWIN_INLINE static inline void add_groups(GroupSums& sums, const char* panel, std::int32_t count, GroupCursor& at) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (; count > 0; --count) {
     __m256i w[G];
     const char* a[G];
     for (int i = 0; i < G; ++i) {
-      w[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + i * kItemBytes));
-      a[i] = panel + words[i] * (kPanelWordBytes / 4);
+      w[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(at.weights + i * kItemBytes));
+      a[i] = panel + at.words[i] * (kPanelWordBytes / 4);
     }
-    words += G;
-    weights += G * kItemBytes;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    at.words += G;
+    at.weights += G * kItemBytes;
+    __builtin_prefetch(at.ahead < at.end ? at.ahead : at.weights, 0, 2);
+    at.ahead += kCacheLine;
+    sums.each<R>([&](__m256i& sum, int r) SWIN_INLINE {
       const auto product = [&](int i) SWIN_INLINE {
         std::int32_t word;
         std::memcpy(&word, a[i] + 4 * r, 4);
@@ -133,52 +161,63 @@ SWIN_INLINE static inline void add_groups(__m256i* acc, const char* panel, std::
       };
       __m256i t = product(0);
 #pragma GCC unroll 4
-      for (int i = 1; i < G; ++i) t = _mm256_add_epi16(t, product(i));
-      acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(t, ones));
-    }
+      for (int i = 1; i < G; ++i) {
+        t = _mm256_add_epi16(t, product(i));
+        asm("" : "+x"(t));  // one after the other: all products at once are more than the registers hold
+      }
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(t, ones));
+    });
   }
 }
 
+// R rows of a panel against a unit.
 template <int R, class Emit>
-static inline void grouped_kernel(const GroupedWeight& w, const GroupedWeight::Unit& unit, const char* panel,
-                                  const std::int32_t* start, Emit&& emit) {
-  __m256i acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
-  const std::uint16_t* words = w.words + unit.first_item;
-  const std::int8_t* weights = w.weights + unit.first_item * kItemBytes;
-  add_groups<R, 4>(acc, panel, unit.groups[0], words, weights);
-  add_groups<R, 3>(acc, panel, unit.groups[1], words, weights);
-  add_groups<R, 2>(acc, panel, unit.groups[2], words, weights);
-  add_groups<R, 1>(acc, panel, unit.groups[3], words, weights);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    const Vi result = reinterpret_cast<Vi>(acc[r]);
+SWIN_INLINE static inline void grouped_kernel(const GroupedWeight::Unit& unit, GroupCursor at, const char* panel,
+                                              const std::int32_t* start, Emit emit) {
+  GroupSums sums;
+  sums.each<R>([&](__m256i& sum, int) SWIN_INLINE {
+    sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
+    asm("" : "+x"(sum));  // of its own from here: what GCC takes for one value it would copy in every loop
+  });
+  add_groups<R, 4>(sums, panel, unit.groups[0], at);
+  add_groups<R, 3>(sums, panel, unit.groups[1], at);
+  add_groups<R, 2>(sums, panel, unit.groups[2], at);
+  add_groups<R, 1>(sums, panel, unit.groups[3], at);
+  sums.each<R>([&](const __m256i& sum, int r) SWIN_INLINE {
+    const Vi result = reinterpret_cast<Vi>(sum);
     emit.template operator()<1>(r, &result);
-  }
+  });
 }
 
 template <int R, class Emit>
-static inline void dispatch_group_rows(std::int64_t rows, const GroupedWeight& w, const GroupedWeight::Unit& unit,
-                                       const char* panel, const std::int32_t* start, Emit&& emit) {
+SWIN_INLINE static inline void dispatch_group_rows(std::int64_t rows, const GroupedWeight::Unit& unit,
+                                                   const GroupCursor& at, const char* panel, const std::int32_t* start,
+                                                   Emit emit) {
   if (rows == R) {
-    grouped_kernel<R>(w, unit, panel, start, emit);
+    grouped_kernel<R>(unit, at, panel, start, emit);
   } else if constexpr (R > 1) {
-    dispatch_group_rows<R - 1>(rows, w, unit, panel, start, emit);
+    dispatch_group_rows<R - 1>(rows, unit, at, panel, start, emit);
   }
 }
 
-// gemm_block of gemm_core.h for `count` rows in panels.
+// gemm_block of gemm_core.h for `count` rows in panels. While the panels meet a unit, the next unit's weights are fetched,
+// spread over all of them: at the small M of a batch of one each weight meets few rows, and waiting for it shows.
 template <class Emit>
 static inline void grouped_block(const GroupedWeight& w, const char* panels, std::int64_t count, std::int64_t k,
                                  const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
-                                 Emit&& emit) {
-  const std::int64_t all = panels_of(count);
+                                 Emit emit) {
+  const RowGroups split(count, kGroupRows);
   for (std::int64_t u = first_unit; u < last_unit; ++u) {
-    for (std::int64_t p = 0; p < all; ++p) {
-      const std::int64_t first = p * count / all, last = (p + 1) * count / all;
+    const GroupedWeight::Unit &unit = w.units[u], &next = w.units[min_of(u + 1, last_unit - 1)];
+    const std::int8_t *own = w.weights + unit.first_item * kItemBytes, *ahead = w.weights + next.first_item * kItemBytes;
+    const std::int64_t lines = ceil_div(ceil_div(next.items() * kItemBytes, kCacheLine), split.all);
+    for (std::int64_t p = 0; p < split.all; ++p) {
+      const std::int64_t first = split.first(p);
+      const GroupCursor from{w.words + unit.first_item, own, ahead + p * lines * kCacheLine,
+                             ahead + (p + 1) * lines * kCacheLine};
       dispatch_group_rows<kGroupRows>(
-          last - first, w, w.units[u], panels + p * panel_bytes(k), starts + u * kLanes,
-          [&]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
+          split.rows(p), unit, from, panels + p * panel_bytes(k), starts + u * kLanes,
+          [=]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
     }
   }
 }

@@ -10,13 +10,14 @@ namespace swin::cpu::SWIN_ISA {
 namespace {
 
 template <class Emit>
-void run(const GemmS8Args& args, const ExecContext& context, Emit&& emit) {
+void run(const GemmS8Args& args, const ExecContext& context, Emit emit) {
   const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
   const std::int64_t m = args.x.dim(0), k = w.k;
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
-                   scratch, task.same_rows, [&]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-                     emit.template operator()<V>(task.first + row, column, acc);
+                   scratch, task.same_rows,
+                   [emit, first = task.first]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
+                     emit.template operator()<V>(first + row, column, acc);
                    });
   });
 }

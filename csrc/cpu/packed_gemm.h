@@ -66,7 +66,7 @@ static inline std::int64_t block_bytes(const CpuPackedWeight& w, std::int64_t ro
 template <class Emit>
 static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x, std::int64_t stride,
                                   std::int64_t rows, std::int64_t first_unit, std::int64_t last_unit, void* scratch,
-                                  bool prepared, Emit&& emit) {
+                                  bool prepared, Emit emit) {
 #if defined(__AMX_INT8__)
   multiply_tiles(x, stride, rows, w.k, w.units, first_unit, last_unit, scratch, prepared, emit);
 #else
