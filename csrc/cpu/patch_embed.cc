@@ -73,17 +73,27 @@ inline void gather_patch(const float* corner, std::int64_t chans, std::int64_t p
   }
 }
 
-// The first of `images` images of `pixels` values that holds NaN or infinity, or -1. Those have all exponent bits set.
-std::int64_t first_not_finite(const float* image, std::int64_t images, std::int64_t pixels) {
-  for (std::int64_t b = 0; b < images; ++b) {
-    Vi bad{};
-    for_lanes(pixels, [&](std::int64_t i, std::int64_t n) {
-      bad |= (bits_of(load(image + b * pixels + i, n)) & 0x7f800000) == 0x7f800000;
-    });
-    if (sum_of(__builtin_convertvector(bad, Vf)) != 0.0f) return b;
-  }
-  return -1;
+// Whether any of `count` values is NaN or infinity: those have all exponent bits set.
+inline bool any_not_finite(const float* values, std::int64_t count) {
+  Vi bad{};
+  for_lanes(count, [&](std::int64_t i, std::int64_t n) { bad |= (bits_of(load(values + i, n)) & 0x7f800000) == 0x7f800000; });
+  return sum_of(__builtin_convertvector(bad, Vf)) != 0.0f;
 }
+
+// The least index that any thread reported, or what it began with.
+class Least {
+ public:
+  explicit Least(std::int64_t none) : least_(none) {}
+  void report(std::int64_t index) {
+    std::int64_t known = __atomic_load_n(&least_, __ATOMIC_RELAXED);
+    while (index < known && !__atomic_compare_exchange_n(&least_, &known, index, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+  }
+  std::int64_t get() const { return __atomic_load_n(&least_, __ATOMIC_RELAXED); }
+
+ private:
+  std::int64_t least_;
+};
 
 }  // namespace
 
@@ -92,24 +102,36 @@ void patch_embed(const PatchEmbedArgs& args, const ExecContext& context) {
   const std::int64_t p = args.patch_size, w_patches = width / p, per_image = (height / p) * w_patches;
   const std::int64_t k = chans * p * p, c = args.out.dim(1), c_padded = ceil_div(c, kLanes) * kLanes;
   const float* image = args.image.as<const float>();
-  const std::int64_t bad = first_not_finite(image, args.image.dim(0), chans * height * width);
-  if (bad >= 0) refuse_image(bad);
-  parallel_rows(context, args.out.dim(0), 64, [&](std::int64_t first, std::int64_t last) {
+  const std::int64_t all_rows = args.out.dim(0);
+  Least bad_row(all_rows);
+  parallel_rows(context, all_rows, 64, [&](std::int64_t first, std::int64_t last) {
     float* weight_t = static_cast<float*>(thread_scratch((k * c_padded + kRows * k) * sizeof(float)));
     float* patches = weight_t + k * c_padded;
     std::memset(weight_t, 0, k * c_padded * sizeof(float));
     for (std::int64_t i = 0; i < c; ++i) {
       for (std::int64_t j = 0; j < k; ++j) weight_t[j * c_padded + i] = args.weight.as<const float>()[i * k + j];
     }
+    std::int64_t b = first / per_image, y = first % per_image / w_patches, x = first % w_patches;
     for (std::int64_t row = first; row < last; row += kRows) {
       const std::int64_t rows = min_of(kRows, last - row);
       for (std::int64_t r = 0; r < rows; ++r) {
-        const std::int64_t b = (row + r) / per_image, y = (row + r) % per_image / w_patches, x = (row + r) % w_patches;
         gather_patch(image + (b * chans * height + y * p) * width + x * p, chans, p, height, width, patches + r * k);
+        if (++x == w_patches) {
+          x = 0;
+          if (++y == height / p) y = 0, ++b;
+        }
+      }
+      if (any_not_finite(patches, rows * k)) {
+        // Of several images in these rows it is the first that is named.
+        std::int64_t r = 0;
+        while (!any_not_finite(patches + r * k, k)) ++r;
+        bad_row.report(row + r);
+        return;
       }
       dispatch(rows, patches, weight_t, k, c_padded, args.out.as<float>() + row * c, c);
     }
   });
+  if (bad_row.get() < all_rows) refuse_image(bad_row.get() / per_image);
 }
 
 }  // namespace swin::cpu::SWIN_ISA

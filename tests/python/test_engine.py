@@ -384,6 +384,21 @@ def test_bad_images(micro, case):
     assert torch.isfinite(micro(torch.zeros(1, 1, 28, 28))).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("pixel", [(0, 0, 0), (0, 13, 14), (0, 27, 27)])
+def test_the_first_of_several_bad_images_is_named(micro, threads, pixel):
+    images = torch.zeros(7, 1, 28, 28)
+    images[3][pixel] = torch.nan
+    images[4:, 0, 0, 0] = torch.inf
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(ValueError, match="image 3 of the batch holds NaN"):
+            micro(images)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.gpu
 def test_images_on_a_gpu_are_refused_with_a_sentence(micro):
     with pytest.raises(NotImplementedError, match="the model is on cpu; move one of them"):
