@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.peers import cpuid, memory, rows
 from benchmarks.peers import isa as isas
-from benchmarks.peers import memory, rows
 from benchmarks.peers.artefacts import version_of
 from benchmarks.peers.methods import Built, Method, Setting, all_methods
 from benchmarks.peers.rows import PeerRow
@@ -284,6 +284,7 @@ def run(args: argparse.Namespace, isa: str) -> int:
     before = None if args.fresh else rows.load(args.out)
     this_run = {"date": meta["date"], "command": meta["command"], "isa": isa, "engine_isa": info["isa"]}
     this_run["torch_isa"] = torch.backends.cpu.get_cpu_capability()
+    this_run["cpuid_masked"] = cpuid.is_masked()
     meta["runs_of_this_file"] = [*(before["meta"].get("runs_of_this_file", []) if before else []), this_run]
     groups = [(m, b, t) for m in args.models for b in args.batch for t in args.threads]
     for model, batch, threads in groups:

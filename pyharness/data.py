@@ -25,6 +25,7 @@ from pyharness.config import MICRO_DIGITS
 from pyharness.errors import DataError, HarnessError
 from pyharness.models import create_model
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
+from pyharness.signals import ignore_in_reader
 from pyharness.training import report
 
 if TYPE_CHECKING:
@@ -363,4 +364,6 @@ def make_loader(
 ) -> DataLoader:
     """Batches of (images f32 [B, C, H, W], labels i64 [B]); the last may be smaller. `seed` fixes a shuffled order."""
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator, num_workers=workers)
+    return DataLoader(
+        dataset, batch_size, shuffle=shuffle, generator=generator, num_workers=workers, worker_init_fn=ignore_in_reader
+    )

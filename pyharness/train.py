@@ -53,6 +53,7 @@ from pyharness.models import (
     save_checkpoint,
 )
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
+from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
 from pyharness.training import Stopwatch, derived_seed, progress, repeatable, report, write_csv
 
@@ -118,7 +119,7 @@ def training_batches(
     items = [[(i, derived_seed(options.seed, "image", epoch, i)) for i in batch.tolist()] for batch in batches]
     loader = DataLoader(
         SeededImages(dataset), batch_sampler=items, num_workers=workers, generator=torch.Generator(),
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda", worker_init_fn=ignore_in_reader,
     )  # fmt: skip
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -174,6 +175,7 @@ class Training:
         self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay))
         self.step, self.rows, self.watch = 0, [], Stopwatch()
+        self.signals = NotedSignals()
         self._reset_sums()
 
     @property
@@ -183,20 +185,19 @@ class Training:
     def run(self, max_seconds: float | None = None) -> bool:
         """Train from where the state in `out_dir` stands; False where the time was up first.
 
-        CheckpointError where that state is of another run; HarnessError where the loss is no longer finite.
+        SIGTERM and SIGINT end it after the step they come in, or in an evaluation, with the state written, by a
+        KeyboardInterrupt. CheckpointError where that state is of another run; HarnessError where the loss is no longer
+        finite.
         """
         # Operations with a fixed order of additions are slow on a GPU, and there do not make all of it repeat.
         fixed = repeatable(self.options.seed) if self.device.type == "cpu" else contextlib.nullcontext()
-        with fixed:
+        with fixed, self.signals:
             self._resume()
-            try:
-                return self._train(None if max_seconds is None else time.monotonic() + max_seconds)
-            except KeyboardInterrupt:
-                self._save_state()
-                raise
+            return self._train(None if max_seconds is None else time.monotonic() + max_seconds)
 
     def _train(self, deadline: float | None) -> bool:
         saved = time.monotonic()
+        self._log_row_if_due()  # the evaluation that a signal took the place of
         while self.step < self.total:
             epoch, within = divmod(self.step, self.steps_per_epoch)
             batches = training_batches(self.train, self.options, epoch, within, self.workers, self.device)
@@ -205,8 +206,9 @@ class Training:
             for images, labels in bar:
                 self._train_step(images, labels)
                 now = time.monotonic()
-                if self.step % self.eval_every == 0 or self.step == self.total:
-                    self._log_row()
+                self._log_row_if_due()
+                if self.signals.noted:
+                    self._stop()
                 if self.step == self.total:
                     break
                 if deadline is not None and now >= deadline:
@@ -255,9 +257,23 @@ class Training:
         amp = _AMP[self.options.precision]
         batches = evaluation_batches(self.heldout, self.options.batch_size, limit, self.workers, self.device)
         with torch.autocast(self.device.type, amp, enabled=amp is not torch.float32):
-            result = accuracy(self.model, batches, limit)
+            result = accuracy(self.signals.giving_up(self.model), batches, limit)
         self.model.train()
         return result
+
+    def _log_row_if_due(self) -> None:
+        due = self.step == self.total or (self.step > 0 and self.step % self.eval_every == 0)
+        if not due or (self.rows and self.rows[-1]["step"] == self.step):
+            return
+        try:
+            self._log_row()
+        except StopNoted:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._save_state()
+        report(f"stopped by {self.signals.noted.name}; {self.state_path} holds the run: the same command goes on")
+        raise KeyboardInterrupt
 
     def _log_row(self) -> None:
         loss, right = self._means()

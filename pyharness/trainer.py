@@ -20,7 +20,6 @@ import hashlib
 import inspect
 import math
 import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +37,7 @@ from pyharness.checkpoint import load_pickle
 from pyharness.data import ImageSet, SeededImages, check_images, make_loader
 from pyharness.errors import CheckpointError, HarnessError
 from pyharness.evaluate import accuracy
+from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.train_options import Machine, TrainOptions
 from pyharness.training import Stopwatch, derived_seed, progress, report, write_csv
 
@@ -132,17 +132,7 @@ def share_of(batch: Sequence[Any], rank: int, processes: int) -> tuple[list[Any]
     return (mine, len(mine)) if mine else ([batch[0]], 0)
 
 
-def _reader_process(worker: int) -> None:
-    """A process that reads images leaves signals to the one that trains, which ends it in good order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 # --- The loop ---------------------------------------------------------------------------------------------------------
-
-
-class _StopNoted(Exception):
-    """A signal came during an evaluation."""
 
 
 class Trainer:
@@ -194,7 +184,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.watch = Stopwatch()
         self.writer: Any = None
-        self.noted: signal.Signals | None = None
+        self.signals = NotedSignals()
         self.stop_signal: signal.Signals | None = None
 
     # What subclasses give
@@ -231,7 +221,7 @@ class Trainer:
         SIGTERM and SIGINT end it after the step they come in, with the state written, by a KeyboardInterrupt.
         """
         budget = math.inf if stop_after_steps is None else stop_after_steps
-        with self._signals_noted(), self._tensorboard():
+        with self.signals, self._tensorboard():
             while self.state.phase < self.phases:
                 if not self.state.begun:
                     self._begin()
@@ -357,7 +347,7 @@ class Trainer:
 
     def _agree(self, sums: list[float]) -> list[float]:
         """[loss, correct, images] over all processes; and whether a signal came to one, so that all stop together."""
-        noted = self.noted
+        noted = self.signals.noted
         if self.processes == 1:
             self.stop_signal = noted
             return sums
@@ -421,7 +411,7 @@ class Trainer:
             SeededImages(self.dataset),
             batch_sampler=[items for items, _ in shares],
             num_workers=self.machine.workers,
-            worker_init_fn=_reader_process,
+            worker_init_fn=ignore_in_reader,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # not the global one, whose state is part of the result
         )
@@ -442,47 +432,20 @@ class Trainer:
             part = self.eval_dataset if self.processes == 1 else Subset(self.eval_dataset, mine)
             loader = make_loader(part, self.options.batch_size * 4, workers=self.machine.workers)
             try:
-                result = accuracy(lambda images: self._predict(model, images), loader)
+                result = accuracy(self.signals.giving_up(lambda images: self._predict(model, images)), loader)
                 counts[0], counts[1] = round(result.top1 * result.n / 100), result.n
-            except _StopNoted:
+            except StopNoted:
                 counts[2] = 1
         correct, seen, stop = distributed.all_reduce_sum(counts).tolist()
         if stop:
-            self.stop_signal = self.noted or signal.SIGTERM
+            self.stop_signal = self.signals.noted or signal.SIGTERM
             self._stop()
         return 100.0 * correct / seen
 
     def _predict(self, model: nn.Module, images: Tensor) -> Tensor:
-        if self.noted:
-            raise _StopNoted
         return model(images.to(self.device, memory_format=self.layout))
 
     # Signals
-
-    @contextlib.contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT are noted in `noted`; the third ends the process at once.
-
-        Two are not too many: torchrun passes on a Ctrl-C that the terminal has sent to every process already.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        kinds, came = (signal.SIGTERM, signal.SIGINT), []
-
-        def note(number: int, frame: Any) -> None:
-            came.append(number)
-            if len(came) > 2:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
-            self.noted = signal.Signals(number)
-
-        before = [signal.signal(kind, note) for kind in kinds]
-        try:
-            yield
-        finally:
-            for kind, handler in zip(kinds, before):
-                signal.signal(kind, handler)
 
     def _stop(self) -> None:
         """Leave a run whose state is written."""

@@ -1,6 +1,6 @@
-"""Forcing an instruction set, for the engine and for whoever else can be told.
+"""Forcing an instruction set: by the variables that libraries know, and where it can be had by what CPUID answers.
 
-Every library reads its variable once, when it is loaded, so a program that forces one has to start anew with it set.
+Every library looks once, when it is loaded, so a program that forces one has to start anew.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from benchmarks.peers import cpuid
 
 NATIVE = "native"
 """No forcing: every library takes the best that it knows of on this machine."""
@@ -62,8 +64,10 @@ def cpu_flags() -> frozenset[str]:
 def environment_for(isa: str, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` as a process needs it that runs on `isa`: what forces another one is taken out."""
     known = {name for entry in ISAS.values() for name in entry.variables} | {MARK}
-    cleaned = {name: value for name, value in environment.items() if name not in known}
-    return {**cleaned, **ISAS[isa].variables, MARK: isa}
+    cleaned = {name: value for name, value in cpuid.unmasked(environment).items() if name not in known}
+    forced = {**cleaned, **ISAS[isa].variables, MARK: isa}
+    library = cpuid.mask_library() if isa in cpuid.MASKS else None
+    return forced if library is None else cpuid.masked(forced, isa, library)
 
 
 def restart_on(isa: str, argv: list[str] | None = None) -> None:
@@ -90,25 +94,32 @@ def forced_eager(isa: str) -> str | None:
     return None if isa == NATIVE else "yes"
 
 
-def forced_compiled(isa: str, flags: frozenset[str]) -> str | None:
-    """Whether `isa` holds in code that torch.compile writes. Told "avx512" it takes AMX too where there is AMX."""
+def forced_compiled(isa: str, flags: frozenset[str], masked: bool) -> str | None:
+    """Whether `isa` holds in code that torch.compile writes. Told "avx512" it takes AMX too where it finds AMX."""
     if isa == NATIVE:
         return None
-    return "no" if isa == "avx512_vnni" and "amx_tile" in flags else "yes"
+    return "no" if isa == "avx512_vnni" and "amx_tile" in flags and not masked else "yes"
 
 
-def forced_kernels(isa: str, kernels: Iterable[str]) -> str | None:
+def forced_kernels(isa: str, kernels: Iterable[str], masked: bool) -> str | None:
     """Whether `isa` holds, by the names of the kernels that a library says it runs.
 
     "yes"; "partly" where GEMMs and convolutions keep to it and other kernels do not; "no" where GEMMs do not, or run in
-    MLAS, which nothing forces; "unknown" where no name tells an instruction set.
+    MLAS, which nothing but CPUID forces; "unknown" where no name tells an instruction set.
     """
     if isa == NATIVE:
         return None
     names = {name.lower() for name in kernels}
-    too_much = {name for name in names if "mlas" in name or any(part in name for part in ISAS[isa].beyond)}
+    too_much = {
+        name for name in names if ("mlas" in name and not masked) or any(part in name for part in ISAS[isa].beyond)
+    }
     if any("gemm" in name or "conv" in name for name in too_much):
         return "no"
     if too_much:
         return "partly"
-    return "yes" if any("avx" in name or "amx" in name for name in names) else "unknown"
+    return "yes" if masked or any("avx" in name or "amx" in name for name in names) else "unknown"
+
+
+def forced_by_cpuid(isa: str, masked: bool) -> str | None:
+    """Whether `isa` holds in a library that goes by CPUID alone."""
+    return None if isa == NATIVE else "yes" if masked else "no"

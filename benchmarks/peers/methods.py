@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peers import cpuid, runtimes
 from benchmarks.peers import isa as isas
-from benchmarks.peers import runtimes
 from benchmarks.peers.artefacts import kept, megabytes, version_of
 from pyharness import results
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
@@ -54,6 +54,7 @@ class Setting:
     work: Path
     seed: int = 0
     flags: frozenset[str] = field(default_factory=isas.cpu_flags)
+    masked: bool = field(default_factory=cpuid.is_masked)
 
     @property
     def batch(self) -> int:
@@ -200,7 +201,7 @@ def _compile(setting: Setting, dtype: torch.dtype = torch.float32, **settings: A
         raise Unsuitable(f"no bf16 arithmetic on {setting.isa} here (AVX512-BF16 or AMX is needed)")
     model = copy.deepcopy(setting.model).to(dtype)
     call = _compiled(model, setting.images.to(dtype), **settings)
-    return Built(call, _size(model), isas.forced_compiled(setting.isa, setting.flags))
+    return Built(call, _size(model), isas.forced_compiled(setting.isa, setting.flags, setting.masked))
 
 
 def _pt2e(setting: Setting) -> Built:
@@ -219,7 +220,7 @@ def _pt2e(setting: Setting) -> Built:
     converted = convert_pt2e(prepared)
     call = _compiled(converted, setting.images, freezing=True)
     return Built(
-        call, None, isas.forced_compiled(setting.isa, setting.flags), {"reduce_range": reduce_range}
+        call, None, isas.forced_compiled(setting.isa, setting.flags, setting.masked), {"reduce_range": reduce_range}
     )
 
 
@@ -242,7 +243,8 @@ def onnx_file(setting: Setting) -> Path:
 def ort_int8_file(setting: Setting) -> Path:
     """The ONNX model quantized by ONNX Runtime: static, QDQ, u8 activations, s8 weights per channel, in MatMul, Gemm
     and Conv. Without VNNI its weights have 7 bits, as its documentation advises."""
-    reduce_range = not isas.has_vnni(isas.NATIVE, setting.flags)  # ONNX Runtime always runs natively
+    seen = setting.isa if setting.masked else isas.NATIVE  # what ONNX Runtime goes by: nothing but CPUID tells it
+    reduce_range = not isas.has_vnni(seen, setting.flags)
 
     def make(folder: Path) -> None:
         from onnxruntime import quantization
@@ -302,7 +304,8 @@ def _run_alone(setting: Setting, runtime: str, file: Path, *words: str) -> tuple
 def _ort(setting: Setting, file_of: Callable[[Setting], Path]) -> Built:
     file = file_of(setting)
     running, words = _run_alone(setting, "onnx_runtime", file)
-    return Built(running.call, megabytes(file.parent), None if setting.isa == isas.NATIVE else "no", alone=words)
+    forced = isas.forced_by_cpuid(setting.isa, setting.masked)
+    return Built(running.call, megabytes(file.parent), forced, alone=words)
 
 
 def _openvino(setting: Setting, file_of: Callable[[Setting], Path], precision: str | None = None) -> Built:
@@ -314,7 +317,7 @@ def _openvino(setting: Setting, file_of: Callable[[Setting], Path], precision: s
     # OpenVINO's choice looks at the processor alone: with bf16 on an instruction set without it, it stops at a softmax.
     words = [precision] if precision else [] if bf16 else ["f32"]
     running, alone = _run_alone(setting, "openvino", file, *words)
-    forced = isas.forced_kernels(setting.isa, running.kernels)
+    forced = isas.forced_kernels(setting.isa, running.kernels, setting.masked)
     details = {"precision": running.precision}
     if forced is not None:
         details["kernels"] = " ".join(running.kernels)

@@ -190,7 +190,9 @@ def _matrix(rows: Sequence[Mapping[str, Any]]) -> str:
         name = f"{method} (not forced)" if free else method
         lines.append((name, *(_cell(row, best[group]) for row, group in zip(cells, groups))))
     against = {"ratio_to_best_peer": "vs best peer"}
-    if any(row["ratio_to_best_forced_peer"] is not None for row in rows):
+    if any(row["ratio_to_best_forced_peer"] is not None for row in rows) and any(
+        row["side"] == PEER and row["isa_forced"] == "no" for row in rows
+    ):
         against["ratio_to_best_forced_peer"] = f"vs best peer that keeps to {rows[0]['isa']}"
     for ratio, words in against.items():
         for method in dict.fromkeys(row["method"] for row in rows if row["side"] == OURS):
@@ -266,7 +268,9 @@ def markdown(document: Mapping[str, Any]) -> str:
     rows, meta = document["rows"], document["meta"]
     text = ""
     for isa in dict.fromkeys(row["isa"] for row in rows):
+        masked = [run.get("cpuid_masked") for run in meta.get("runs_of_this_file", ()) if run.get("isa") == isa]
         name = "Native: every library as it chooses" if isa == "native" else f"Instruction set `{isa}`"
+        name += " (CPUID names no more to any library)" if masked and all(masked) else ""
         text += f"{name}, median ms:\n\n{_matrix([row for row in rows if row['isa'] == isa])}\n"
     methods = {row["method"] for row in rows}
     gelu = " and `fused_int8_gelu`" if "fused_int8_gelu" in methods else ""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import peers_cpu
-from benchmarks.peers import artefacts, memory, methods, plot, rows, runtimes
+from benchmarks.peers import artefacts, cpuid, memory, methods, plot, rows, runtimes
 from benchmarks.peers import isa as isas
 from benchmarks.peers.methods import Built, Method
 from benchmarks.peers.rows import PeerRow
@@ -164,7 +165,8 @@ def test_a_group_is_done_when_all_methods_are_there_and_replaced_as_a_whole() ->
 # --- instruction sets ------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_forces_one_instruction_set_and_clears_the_others() -> None:
+def test_the_environment_forces_one_instruction_set_and_clears_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpuid, "mask_library", lambda: None)
     dirty = {"SWIN_CPU_ISA": "portable", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "PATH": "/bin"}
     forced = isas.environment_for("avx2", dirty)
     assert forced["SWIN_CPU_ISA"] == "avx2" and forced["ATEN_CPU_CAPABILITY"] == "avx2"
@@ -172,9 +174,84 @@ def test_the_environment_forces_one_instruction_set_and_clears_the_others() -> N
     assert isas.environment_for("native", forced) == {"PATH": "/bin", isas.MARK: "native"}
 
 
+def test_the_environment_cuts_cpuid_down_where_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Path("/cache/swin_cpuid_mask-0.so")
+    monkeypatch.setattr(cpuid, "mask_library", lambda: library)
+    forced = isas.environment_for("avx2", {"LD_PRELOAD": "/lib/own.so"})
+    assert forced["LD_PRELOAD"] == f"{library}:/lib/own.so" and forced["SWIN_CPUID_MASK"] == "avx2"
+    assert isas.environment_for("avx_vnni", forced)["SWIN_CPUID_MASK"] == "avx_vnni"
+    assert isas.environment_for("avx_vnni", forced)["LD_PRELOAD"] == forced["LD_PRELOAD"]
+    for isa in ("native", "amx_int8"):
+        plain = isas.environment_for(isa, forced)
+        assert plain["LD_PRELOAD"] == "/lib/own.so" and "SWIN_CPUID_MASK" not in plain
+    assert "LD_PRELOAD" not in isas.environment_for("native", isas.environment_for("avx2", {}))
+
+
+SEEN = """
+import json, torch
+from pyharness import engine
+variants = engine.cpu_variants()
+print(json.dumps([torch.backends.cpu.get_cpu_capability(), variants, engine.engine_info()["isa"]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def mask_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = cpuid.mask_library(tmp_path_factory.mktemp("mask"))
+    if library is None:
+        pytest.skip("CPUID cannot be cut down here (cpuid_fault in /proc/cpuinfo, a C compiler)")
+    return library
+
+
+@pytest.mark.parametrize(
+    ("isa", "torch_sees", "gone"),
+    [
+        ("avx2", "AVX2", {"avx_vnni", "avx512_vnni", "amx_int8"}),
+        ("avx_vnni", "AVX2", {"avx512_vnni", "amx_int8"}),
+        ("avx512_vnni", "AVX512", {"amx_int8"}),
+    ],
+)
+def test_libraries_see_no_more_than_cpuid_names(mask_library: Path, isa: str, torch_sees: str, gone: set[str]) -> None:
+    """No variable of any library is set: PyTorch and the engine go by CPUID alone. Threads inherit it."""
+    known = {name for entry in isas.ISAS.values() for name in entry.variables}
+    clean = {name: value for name, value in os.environ.items() if name not in known}
+
+    def seen(environment: dict[str, str]) -> list:
+        done = subprocess.run(
+            [sys.executable, "-c", SEEN], capture_output=True, text=True, env=environment, cwd=results.ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    everything, best = seen(clean), seen(cpuid.masked(clean, isa, mask_library))
+    if isa not in everything[1]:
+        pytest.skip(f"no {isa} on this machine")
+    assert best[0] == torch_sees and best[2] == isa
+    assert set(best[1]) == set(everything[1]) - gone
+
+
+def test_a_fault_that_is_no_cpuid_still_ends_the_process(mask_library: Path) -> None:
+    crash = "import ctypes; ctypes.string_at(0)"
+    done = subprocess.run([sys.executable, "-c", crash], env=cpuid.masked(os.environ, "avx2", mask_library))
+    assert done.returncode == -signal.SIGSEGV
+
+
+def test_a_mask_that_is_unknown_is_refused(mask_library: Path) -> None:
+    environment = {**cpuid.masked(os.environ, "avx2", mask_library), "SWIN_CPUID_MASK": "sse9"}
+    done = subprocess.run([sys.executable, "-c", ""], env=environment, capture_output=True, text=True)
+    assert done.returncode == 86 and "SWIN_CPUID_MASK=sse9 is not one of avx2" in done.stderr
+
+
+def test_without_a_compiler_there_is_no_mask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert cpuid.mask_library.__wrapped__(tmp_path) is None
+
+
 def test_the_program_starts_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr(os, "execve", lambda *words: started.append(words))
+    monkeypatch.setattr(cpuid, "mask_library", lambda: None)
     monkeypatch.setenv(isas.MARK, "native")
     isas.restart_on("native", ["x.py"])
     assert started == []
@@ -185,19 +262,23 @@ def test_the_program_starts_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("isa", "kernels", "forced"),
+    ("isa", "kernels", "forced", "by_cpuid"),
     [
-        ("native", ("brgemm_avx512_amx_I8",), None),
-        ("avx2", ("brgemm_avx2_f32", "jit_uni_f32"), "yes"),
-        ("avx2", ("brgemm_avx2_f32", "jit_avx512_f32"), "partly"),
-        ("avx2", ("brgemm_avx2_f32", "gemm_mlas_f32"), "no"),
-        ("avx512_vnni", ("brgemm_avx512_I8",), "yes"),
-        ("avx512_vnni", ("brgemm_avx512_amx_I8",), "no"),
-        ("avx2", ("ref_f32",), "unknown"),
+        ("native", ("brgemm_avx512_amx_I8",), None, None),
+        ("avx2", ("brgemm_avx2_f32", "jit_uni_f32"), "yes", "yes"),
+        ("avx2", ("brgemm_avx2_f32", "jit_avx512_f32"), "partly", "partly"),
+        ("avx2", ("brgemm_avx2_f32", "gemm_mlas_f32"), "no", "yes"),
+        ("avx512_vnni", ("brgemm_avx512_I8",), "yes", "yes"),
+        ("avx512_vnni", ("brgemm_avx512_amx_I8",), "no", "no"),
+        ("avx2", ("ref_f32",), "unknown", "yes"),
     ],
 )
-def test_forced_by_the_names_of_kernels(isa: str, kernels: tuple[str, ...], forced: str | None) -> None:
-    assert isas.forced_kernels(isa, kernels) == forced
+def test_forced_by_the_names_of_kernels(
+    isa: str, kernels: tuple[str, ...], forced: str | None, by_cpuid: str | None
+) -> None:
+    """A name that is beyond the instruction set is believed whatever CPUID said."""
+    assert isas.forced_kernels(isa, kernels, False) == forced
+    assert isas.forced_kernels(isa, kernels, True) == by_cpuid
 
 
 def test_what_an_instruction_set_leaves_out() -> None:
@@ -205,8 +286,11 @@ def test_what_an_instruction_set_leaves_out() -> None:
     assert isas.has_bf16("native", sapphire_rapids) and not isas.has_bf16("avx2", sapphire_rapids)
     assert not isas.has_bf16("native", frozenset({"avx2"}))
     assert isas.has_vnni("avx512_vnni", sapphire_rapids) and not isas.has_vnni("avx2", sapphire_rapids)
-    assert isas.forced_compiled("avx512_vnni", sapphire_rapids) == "no"  # Inductor takes AMX along
-    assert isas.forced_compiled("avx512_vnni", frozenset({"avx512_vnni"})) == "yes"
+    assert isas.forced_compiled("avx512_vnni", sapphire_rapids, False) == "no"  # Inductor takes AMX along
+    assert isas.forced_compiled("avx512_vnni", sapphire_rapids, True) == "yes"
+    assert isas.forced_compiled("avx512_vnni", frozenset({"avx512_vnni"}), False) == "yes"
+    assert isas.forced_by_cpuid("avx2", True) == "yes" and isas.forced_by_cpuid("avx2", False) == "no"
+    assert isas.forced_by_cpuid("native", False) is None
     assert isas.forced_eager("avx2") == "yes" and isas.forced_eager("native") is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 
 import pytest
 import torch
@@ -33,11 +34,58 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
     while not (part := training(tmp_path / "parts")).run(max_seconds=0):
         stops += 1
     assert stops == 9
+    same_run(whole, part)
+    assert whole.rows[-1]["lr"] == 0 and whole.rows[-1]["eval_images"] == 12
+
+
+def same_run(whole, part):
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, part.model.state_dict()[name]), name
     timeless = [[{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in run.rows] for run in (whole, part)]
     assert timeless[0] == timeless[1] and [row["step"] for row in whole.rows] == [4, 8, 10]
-    assert whole.rows[-1]["lr"] == 0 and whole.rows[-1]["eval_images"] == 12
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [3, 4, 10])
+def test_a_signal_in_the_middle_of_a_step_stops_after_it(tmp_path, monkeypatch, capsys, step, kind):
+    """In the middle: the gradients are there, half of the work of the step is not done."""
+    run, before = training(tmp_path / "parts"), signal.getsignal(kind)
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def with_signal(*args):
+        if run.step == step - 1:
+            signal.raise_signal(kind)
+        return clip(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", with_signal)
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+    assert run.step == step and signal.getsignal(kind) is before
+    assert f"stopped by {kind.name}" in capsys.readouterr().err
+    whole, part = training(tmp_path / "whole"), training(tmp_path / "parts")
+    assert whole.run() and part.run()
+    same_run(whole, part)
+
+
+@pytest.mark.parametrize("step", [4, 10])
+def test_an_evaluation_that_a_signal_stopped_is_made_up_for(tmp_path, monkeypatch, step):
+    """So is the last one, after which there is no step to go on with."""
+    run = training(tmp_path / "parts")
+    evaluate = t.Training.evaluate
+
+    def with_signal(self, limit):
+        if self is run and self.step == step:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, limit)
+
+    monkeypatch.setattr(t.Training, "evaluate", with_signal)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.step == step and all(row["step"] < step for row in run.rows)
+    whole, part = training(tmp_path / "whole"), training(tmp_path / "parts")
+    assert whole.run() and part.run()
+    same_run(whole, part)
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):
