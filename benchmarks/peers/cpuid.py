@@ -41,7 +41,7 @@ def mask_library(folder: Path | None = None) -> Path | None:
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 made = Path(scratch) / library.name
-                command = [compiler, "-O2", "-fPIC", "-shared", "-o", str(made), str(SOURCE)]
+                command = [compiler, "-O2", "-fPIC", "-shared", "-o", str(made), str(SOURCE), "-ldl"]
                 if subprocess.run(command, capture_output=True).returncode != 0:
                     return None
                 cache.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,16 @@
  *
  * Linux lets a thread have CPUID trapped (arch_prctl(ARCH_SET_CPUID, 0)) where the processor can; threads and forks
  * inherit it. The handler asks the processor itself and takes out what is beyond SWIN_CPUID_MASK (avx2, avx_vnni,
- * avx512_vnni). Code that was chosen before this library was loaded, which is the C library's own, is not reached; nor is
- * a program that reads /proc/cpuinfo. Exits with 86 where that cannot be had.
+ * avx512_vnni). A program's own handler for SIGSEGV, as compilers have one, comes after it. Code that was chosen before
+ * this library was loaded, which is the C library's own, is not reached; nor is a program that reads /proc/cpuinfo.
+ * Exits with 86 where that cannot be had.
  *
  * Bits: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, CPUID.
  */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,7 +22,15 @@
 #include <unistd.h>
 
 enum { kAvx2, kAvxVnni, kAvx512Vnni } level;
-static struct sigaction before;
+static int masking;
+static struct sigaction theirs; /* for SIGSEGV, as the program believes it set */
+
+typedef int (*Sigaction)(int, const struct sigaction*, struct sigaction*);
+static Sigaction real_sigaction(void) {
+  static Sigaction found;
+  if (found == NULL) found = (Sigaction)dlsym(RTLD_NEXT, "sigaction");
+  return found;
+}
 
 static uint32_t without(uint32_t value, int count, const int* bits) {
   for (int i = 0; i < count; ++i) value &= ~(1u << bits[i]);
@@ -54,8 +64,8 @@ static void on_fault(int number, siginfo_t* info, void* opaque) {
   greg_t* r = ((ucontext_t*)opaque)->uc_mcontext.gregs;
   const uint8_t* code = (const uint8_t*)r[REG_RIP];
   if (info->si_code != SI_KERNEL || code[0] != 0x0f || code[1] != 0xa2) { /* not CPUID: somebody's mistake */
-    sigaction(number, &before, NULL);
-    return; /* to the same instruction, and so to the handler from before */
+    real_sigaction()(number, &theirs, NULL);
+    return; /* to the same instruction, and so to their handler */
   }
   const uint32_t leaf = (uint32_t)r[REG_RAX], sub = (uint32_t)r[REG_RCX];
   uint32_t a, b, c, d;
@@ -65,6 +75,23 @@ static void on_fault(int number, siginfo_t* info, void* opaque) {
   mask(leaf, sub, &a, &b, &c, &d);
   r[REG_RAX] = a, r[REG_RBX] = b, r[REG_RCX] = c, r[REG_RDX] = d;
   r[REG_RIP] += 2;
+}
+
+int sigaction(int number, const struct sigaction* wanted, struct sigaction* old) {
+  if (number != SIGSEGV || !masking) return real_sigaction()(number, wanted, old);
+  const struct sigaction before = theirs;
+  if (wanted != NULL) theirs = *wanted;
+  if (old != NULL) *old = before;
+  return 0;
+}
+
+__sighandler_t signal(int number, __sighandler_t handler) {
+  struct sigaction action, old;
+  memset(&action, 0, sizeof action);
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  return sigaction(number, &action, &old) == 0 ? old.sa_handler : SIG_ERR;
 }
 
 __attribute__((constructor)) static void begin(void) {
@@ -85,8 +112,9 @@ __attribute__((constructor)) static void begin(void) {
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   sigemptyset(&action.sa_mask);
-  if (sigaction(SIGSEGV, &action, &before) != 0 || syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0ul) != 0) {
+  if (real_sigaction()(SIGSEGV, &action, &theirs) != 0 || syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0ul) != 0) {
     perror("CPUID cannot be masked here");
     exit(86);
   }
+  masking = 1;
 }

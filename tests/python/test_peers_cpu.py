@@ -236,6 +236,42 @@ def test_a_fault_that_is_no_cpuid_still_ends_the_process(mask_library: Path) -> 
     assert done.returncode == -signal.SIGSEGV
 
 
+OWN_HANDLER = """
+#include <cpuid.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+static void on_fault(int number) { puts("own handler"); fflush(stdout); _Exit(7); }
+int main(void) {
+  unsigned a, b, c, d;
+  SET;
+  __cpuid_count(7, 0, a, b, c, d);
+  puts(b >> 16 & 1 ? "AVX-512" : "none"); /* AVX512F */
+  *(volatile int*)8 = 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "setting", ["signal(SIGSEGV, on_fault)", "struct sigaction s = {0}; s.sa_handler = on_fault; sigaction(SIGSEGV, &s, 0)"]
+)
+def test_a_handler_of_the_program_comes_after_the_mask(mask_library: Path, tmp_path: Path, setting: str) -> None:
+    """As compilers have one: behind it CPUID would be their crash."""
+    (tmp_path / "own.c").write_text(OWN_HANDLER.replace("SET;", f"{setting};"), encoding="utf-8")
+    subprocess.run(["cc", "-o", str(tmp_path / "own"), str(tmp_path / "own.c")], check=True)
+    environment = cpuid.masked(os.environ, "avx2", mask_library)
+    done = subprocess.run([str(tmp_path / "own")], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split("\n")) == (7, ["none", "own handler", ""])
+
+
+def test_a_compiler_for_this_machine_sees_no_more(mask_library: Path) -> None:
+    """torch.compile calls it with -march=native."""
+    command = ["cc", "-march=native", "-dM", "-E", "-x", "c", "/dev/null"]
+    environment = cpuid.masked(os.environ, "avx2", mask_library)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "__AVX2__" in done.stdout and "__AVX512F__" not in done.stdout
+
+
 def test_a_mask_that_is_unknown_is_refused(mask_library: Path) -> None:
     environment = {**cpuid.masked(os.environ, "avx2", mask_library), "SWIN_CPUID_MASK": "sse9"}
     done = subprocess.run([sys.executable, "-c", ""], env=environment, capture_output=True, text=True)
