@@ -267,8 +267,8 @@ def engine_info_on(isa: str) -> dict[str, str]:
 
 
 def inductor_cache(work: Path, isa: str) -> str:
-    """Where torch.compile keeps its code: by instruction set and by what its compiler, told -march=native, sees; its own
-    keys tell neither apart."""
+    """Where torch.compile keeps its code: by instruction set and by what its compiler, told -march=native, sees. Its
+    own keys tell neither apart."""
     return str((work / "peers" / f"inductor-{isa}{'-cpuid' if cpuid.is_masked() else ''}").resolve())
 
 
