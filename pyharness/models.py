@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,24 @@ def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
 
 
 # --- GELU-less --------------------------------------------------------------------------------------------------------
+
+
+def exercise(model: nn.Module, seed: int) -> None:
+    """Random weights of variance 1/fan_in, biases, norms, position bias and Swin-V2's logit scales that all matter:
+    timm's initial ones would leave attention uniform and biases zero, and hide a fault in either."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                values = 1 + 0.1 * values
+            elif name.endswith("logit_scale"):
+                values = math.log(10) + 0.5 * values
+            elif name.endswith("bias"):
+                values = 0.3 * values
+            elif not name.endswith("relative_position_bias_table"):
+                values = values / math.sqrt(parameter[0].numel())
+            parameter.copy_(values)
 
 
 def blocks_of(model: SwinTransformer) -> list[SwinTransformerBlock]:

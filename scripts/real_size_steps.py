@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import math
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from pyharness.engine_file import EngineFile, load_engine_file, save_engine_file
 from pyharness.errors import HarnessError
 from pyharness.export import COMMANDS, Source, export
 from pyharness.fused_reference import FusedReferenceSwin, Stream, difference
-from pyharness.models import config_of, create_model, load_model, make_geluless
+from pyharness.models import config_of, create_model, exercise, load_model, make_geluless
 from pyharness.quantize import quantize
 from pyharness.reference import Node, ReferenceSwin
 from pyharness.training import report
@@ -88,24 +87,6 @@ def sqnr_db(found: Tensor, wanted: Tensor) -> float:
 
 
 # --- Model and images -------------------------------------------------------------------------------------------------
-
-
-def exercise(model: torch.nn.Module, seed: int) -> None:
-    """Random weights of variance 1/fan_in, biases, norms, position bias and Swin-V2's logit scales that all matter:
-    timm's initial ones would leave attention uniform and biases zero, and hide a fault in either."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                values = 1 + 0.1 * values
-            elif name.endswith("logit_scale"):
-                values = math.log(10) + 0.5 * values
-            elif name.endswith("bias"):
-                values = 0.3 * values
-            elif not name.endswith("relative_position_bias_table"):
-                values = values / math.sqrt(parameter[0].numel())
-            parameter.copy_(values)
 
 
 def procedural_images(config: SwinConfig, count: int, seed: int) -> Tensor:

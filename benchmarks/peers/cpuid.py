@@ -49,7 +49,9 @@ def mask_library(folder: Path | None = None) -> Path | None:
                     shutil.copyfile(made, temporary)
         except OSError:
             return None
-    probe = subprocess.run([sys.executable, "-c", ""], env=masked(os.environ, MASKS[0], library), capture_output=True)
+    # What cannot be preloaded is passed over with a warning, a path with a space in it for one: so the probe looks.
+    look = f"import sys; sys.exit({str(library)!r} not in open('/proc/self/maps').read())"
+    probe = subprocess.run([sys.executable, "-c", look], env=masked(os.environ, MASKS[0], library), capture_output=True)
     return library if probe.returncode == 0 else None
 
 

@@ -21,7 +21,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { kAvx2, kAvxVnni, kAvx512Vnni } level;
+static enum { kAvx2, kAvxVnni, kAvx512Vnni } level;
 static int masking;
 static struct sigaction theirs; /* for SIGSEGV, as the program believes it set */
 

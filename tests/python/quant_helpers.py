@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyharness.config import MICRO_DIGITS, SwinConfig
-from pyharness.models import make_geluless, model_from_config
+from pyharness.models import exercise, make_geluless, model_from_config
 
 NON_SQUARE = SwinConfig(
     name="non_square",
@@ -49,24 +49,9 @@ def one_thread():
 
 
 def exercised_model(config: SwinConfig, seed: int, geluless: bool = False):
-    """A timm model with weights of variance 1/fan_in and with biases, norms and position bias that all matter.
-
-    (timm's initial weights would leave attention uniform and biases zero, and hide a fault in either.)
-    """
+    """A timm model whose parameters all matter (`exercise`)."""
     model = model_from_config(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                values = 1 + 0.1 * values
-            elif name.endswith("logit_scale"):
-                values = math.log(10) + 0.5 * values
-            elif name.endswith("bias"):
-                values = 0.3 * values
-            elif not name.endswith("relative_position_bias_table"):
-                values = values / math.sqrt(parameter[0].numel())
-            parameter.copy_(values)
+    exercise(model, seed)
     if geluless:
         make_geluless(model)
     return model

@@ -278,6 +278,17 @@ def test_a_mask_that_is_unknown_is_refused(mask_library: Path) -> None:
     assert done.returncode == 86 and "SWIN_CPUID_MASK=sse9 is not one of avx2" in done.stderr
 
 
+def test_a_library_that_cannot_be_preloaded_is_no_mask(mask_library: Path, tmp_path: Path) -> None:
+    """LD_PRELOAD ends a path at a space, and a file that is not there is passed over."""
+    assert cpuid.mask_library(tmp_path / "with space") is None
+    assert list((tmp_path / "with space").iterdir()), "it was compiled, and then not believed"
+
+
+def test_a_library_that_was_cut_off_is_no_mask(mask_library: Path, tmp_path: Path) -> None:
+    (tmp_path / mask_library.name).write_bytes(mask_library.read_bytes()[:100])
+    assert cpuid.mask_library(tmp_path) is None
+
+
 def test_without_a_compiler_there_is_no_mask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
