@@ -124,6 +124,15 @@ def accuracy(
 
     Stops after `limit` images. Errors as `count`; DataError where there is no image.
     """
+    counts, classes = count_batches(predict, loader, limit)
+    return counts.result(classes)
+
+
+def count_batches(
+    predict: Callable[[Tensor], Tensor], loader: Iterable[tuple[Tensor, Tensor]], limit: int | None = None
+) -> tuple[Counts, int]:
+    """What `accuracy` divides, and the number of classes (0 where there is no batch): for a share of the images, which
+    may hold none that can be read."""
     total, seen, classes = Counts(), 0, 0
     for images, labels in loader:
         if limit is not None:
@@ -134,7 +143,7 @@ def accuracy(
         total += count(logits, labels, seen)
         classes = logits.shape[1]
         seen += len(labels)
-    return total.result(classes)
+    return total, classes
 
 
 # --- Many processes, many starts --------------------------------------------------------------------------------------

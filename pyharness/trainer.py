@@ -35,8 +35,8 @@ from pyharness import distributed
 from pyharness.atomic import atomic_path
 from pyharness.checkpoint import load_pickle
 from pyharness.data import ImageSet, SeededImages, check_images, make_loader
-from pyharness.errors import CheckpointError, HarnessError
-from pyharness.evaluate import accuracy
+from pyharness.errors import CheckpointError, DataError, HarnessError
+from pyharness.evaluate import count_batches
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.train_options import Machine, TrainOptions
 from pyharness.training import Stopwatch, derived_seed, progress, report, write_csv
@@ -422,7 +422,8 @@ class Trainer:
             yield pair, own, len(batch)
 
     def _evaluate(self, model: nn.Module) -> float | None:
-        """Top-1 on the held-out images, in percent; each process takes every N-th."""
+        """Top-1 on the held-out images, in percent; each process takes every N-th. DataError, in every process, where
+        none of them can be read."""
         if self.eval_dataset is None:
             return None
         model.eval()
@@ -432,14 +433,16 @@ class Trainer:
             part = self.eval_dataset if self.processes == 1 else Subset(self.eval_dataset, mine)
             loader = make_loader(part, self.options.batch_size * 4, workers=self.machine.workers)
             try:
-                result = accuracy(self.signals.giving_up(lambda images: self._predict(model, images)), loader)
-                counts[0], counts[1] = round(result.top1 * result.n / 100), result.n
+                found, _ = count_batches(self.signals.giving_up(lambda images: self._predict(model, images)), loader)
+                counts[0], counts[1] = found.top1, found.n
             except StopNoted:
                 counts[2] = 1
         correct, seen, stop = distributed.all_reduce_sum(counts).tolist()
         if stop:
             self.stop_signal = self.signals.noted or signal.SIGTERM
             self._stop()
+        if not seen:
+            raise DataError(f"none of the {len(self.eval_dataset)} held-out images can be read")
         return 100.0 * correct / seen
 
     def _predict(self, model: nn.Module, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 
 import pytest
@@ -35,9 +36,9 @@ def image_folder(root, per_class: int):
     return root
 
 
-def cut_off(root, *names):
+def cut_off(root, *names, split="train"):
     for name in names:
-        path = root / "train" / name
+        path = root / split / name
         path.write_bytes(path.read_bytes()[:-40])
 
 
@@ -125,6 +126,12 @@ def test_what_was_damaged_before_a_stop_is_listed_although_it_was_mended(tmp_pat
     assert name in (tmp_path / "t" / "corrupt.txt").read_text().splitlines()
 
 
+def distil_on_two(data, out):
+    program = str(torchrun_helper.ROOT / "pyharness" / "distill.py")
+    command = [program, "--data", str(data), "--out", str(out), "--subset", "1", "--batch", "20", "--no-tensorboard"]
+    return torchrun_helper.run(command, 2, SWIN_DIST_TIMEOUT="60")
+
+
 def test_the_first_of_two_processes_lists_what_the_second_met(tmp_path):
     """An image that only process 1 is asked for, in all four blocks."""
     data = image_folder(tmp_path / "data", 4)
@@ -138,13 +145,31 @@ def test_the_first_of_two_processes_lists_what_the_second_met(tmp_path):
     teacher = models.create_model(MICRO, weights="pretrained")
     name = get_dataset(data, MICRO, train=True, model=teacher).filename(number)
     cut_off(data, name)
-    program = str(torchrun_helper.ROOT / "pyharness" / "distill.py")
-    command = [program, "--data", str(data), "--out", str(tmp_path / "out"), "--subset", "1", "--batch", "20"]
-    ended = torchrun_helper.run([*command, "--no-tensorboard"], 2)
+    ended = distil_on_two(data, tmp_path / "out")
     assert [status for status, _, _ in ended] == [2, 2], ended
     assert f"1 of 40 images cannot be read, more than 1 %: {name}." in ended[0][2]
     assert (tmp_path / "out" / "corrupt.txt").read_text() == f"{name}\n"
     assert not (tmp_path / "out" / "student.safetensors").exists()
+
+
+def test_held_out_images_of_which_one_process_can_read_none_are_evaluated_on_the_other(tmp_path):
+    """Process 1 evaluates images 1, 3, 5, 7 and 9, each of them the only one of its class."""
+    data = image_folder(tmp_path / "data", 4)
+    cut_off(data, *(f"c{label}/00.png" for label in range(1, 10, 2)), split="val")
+    ended = distil_on_two(data, tmp_path / "out")
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    with open(tmp_path / "out" / "log.csv", encoding="utf-8") as file:
+        accuracies = [float(row["eval_accuracy"]) for row in csv.DictReader(file)]
+    assert len(accuracies) == 4
+    assert all(accuracy % 20 == 0 for accuracy in accuracies)
+
+
+def test_held_out_images_of_which_none_can_be_read_are_told_by_every_process(tmp_path):
+    data = image_folder(tmp_path / "data", 4)
+    cut_off(data, *(f"c{label}/00.png" for label in range(10)), split="val")
+    ended = distil_on_two(data, tmp_path / "out")
+    assert [status for status, _, _ in ended] == [2, 2], ended
+    assert all("none of the 10 held-out images can be read" in err for _, _, err in ended)
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
