@@ -23,51 +23,61 @@ inline void relax() {
 #endif
 }
 
+// Each thread of a job has a share of its tasks, in their order, and takes of the other shares when its own is done. So
+// a core meets the rows that it wrote in the operation before, and finds them in its own cache.
 class ThreadPool {
  public:
   void run(int threads, std::int64_t tasks, TaskFn fn, void* closure) {
     std::unique_lock lock(busy_, std::try_to_lock);
-    if (threads <= 1 || tasks <= 1 || !lock.owns_lock()) {
+    if (threads > kMostThreads) threads = kMostThreads;
+    if (threads <= 1 || tasks <= 1 || tasks > kMostTasks || !lock.owns_lock()) {
       for (std::int64_t i = 0; i < tasks; ++i) fn(closure, i);
       return;
     }
     grow(threads - 1);
-    // The ticket holds the job's number above and the next task below. Closed while the fields change: a worker that
-    // read half of them fails to take a task, since the ticket it read is gone by then. Release and acquire on the fields
-    // make that true of a machine, as ARM's, that else shows a later store before an earlier one.
-    const std::uint64_t job = (ticket_.load(std::memory_order_relaxed) >> kTaskBits) + 1;
-    ticket_.store((job << kTaskBits) | kClosed, std::memory_order_seq_cst);
-    fn_.store(fn, std::memory_order_release);
-    closure_.store(closure, std::memory_order_release);
-    tasks_.store(tasks, std::memory_order_release);
-    helpers_.store(threads - 1, std::memory_order_relaxed);
+    fn_.store(fn, std::memory_order_relaxed);
+    closure_.store(closure, std::memory_order_relaxed);
+    threads_.store(threads, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store((job + 1) << kTaskBits, std::memory_order_seq_cst);
+    ++job_;
+    for (std::int64_t i = 0; i < threads; ++i) {
+      const std::uint64_t next = i * tasks / threads, end = (i + 1) * tasks / threads;
+      shares_[i].ticket.store(job_ << (2 * kTaskBits) | end << kTaskBits | next, std::memory_order_release);
+    }
     wake_.fetch_add(1, std::memory_order_seq_cst);
     wake_.notify_all();
-    work();
+    work(0, threads);
     while (done_.load(std::memory_order_acquire) != tasks) relax();
   }
 
  private:
-  static constexpr int kTaskBits = 32;
-  static constexpr std::uint64_t kClosed = (std::uint64_t{1} << kTaskBits) - 1;
+  static constexpr int kTaskBits = 20, kMostThreads = 1024;
+  static constexpr std::int64_t kMostTasks = (std::int64_t{1} << kTaskBits) - 1;
 
-  // Takes tasks of the current job until there are none.
-  void work() {
-    std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  // The job's number, the end of the share, and its next task. A worker that was held up cannot take a task of a job
+  // that is over, since the ticket it read is gone by then; and as long as a ticket has a task, the job's fields stay.
+  struct alignas(64) Share {
+    std::atomic<std::uint64_t> ticket{0};
+  };
+
+  // Takes tasks of the current job, of one's own share first, until there are none.
+  void work(int own, int threads) {
+    for (int i = 0; i < threads; ++i) work_on(shares_[(own + i) % threads].ticket);
+  }
+
+  void work_on(std::atomic<std::uint64_t>& shared) {
+    std::uint64_t ticket = shared.load(std::memory_order_acquire);
     for (;;) {
-      const TaskFn fn = fn_.load(std::memory_order_acquire);
-      void* closure = closure_.load(std::memory_order_acquire);
-      const std::uint64_t tasks = tasks_.load(std::memory_order_acquire);
-      const std::uint64_t task = ticket & kClosed;
-      if (task >= tasks || task == kClosed) return;
-      if (!ticket_.compare_exchange_strong(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+      const TaskFn fn = fn_.load(std::memory_order_relaxed);
+      void* closure = closure_.load(std::memory_order_relaxed);
+      const std::uint64_t task = ticket & kMostTasks, end = ticket >> kTaskBits & kMostTasks;
+      if (task == end) return;
+      if (!shared.compare_exchange_strong(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
       fn(closure, static_cast<std::int64_t>(task));
       done_.fetch_add(1, std::memory_order_acq_rel);
-      ticket = ticket_.load(std::memory_order_acquire);
+      ticket = shared.load(std::memory_order_acquire);
     }
   }
 
@@ -76,26 +86,27 @@ class ThreadPool {
       for (int spin = 0; spin < kSpins && wake_.load(std::memory_order_acquire) == seen; ++spin) relax();
       wake_.wait(seen, std::memory_order_acquire);
       seen = wake_.load(std::memory_order_acquire);
-      if (index < helpers_.load(std::memory_order_relaxed)) work();
+      const int threads = threads_.load(std::memory_order_relaxed);
+      if (index < threads) work(index, threads);
     }
   }
 
   // Workers live as long as the process; detached, so that its end does not wait for them.
   void grow(int workers) {
     for (; size_ < workers; ++size_) {
-      std::thread([this, index = size_, seen = wake_.load()] { worker(index, seen); }).detach();
+      std::thread([this, index = size_ + 1, seen = wake_.load()] { worker(index, seen); }).detach();
     }
   }
 
   std::mutex busy_;
   int size_ = 0;
-  std::atomic<std::uint64_t> ticket_{kClosed};
+  std::uint64_t job_ = 0;
   std::atomic<std::uint32_t> wake_{0};
   std::atomic<TaskFn> fn_{nullptr};
   std::atomic<void*> closure_{nullptr};
-  std::atomic<std::uint64_t> tasks_{0};
-  std::atomic<int> helpers_{0};
+  std::atomic<int> threads_{0};
   std::atomic<std::int64_t> done_{0};
+  Share shares_[kMostThreads];
 };
 
 std::atomic<ThreadPool*> g_pool{nullptr};

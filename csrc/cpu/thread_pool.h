@@ -7,8 +7,9 @@ namespace swin::cpu {
 
 using TaskFn = void (*)(void* closure, std::int64_t task);
 
-// Calls fn(closure, 0) ... fn(closure, tasks - 1), each once, in any order, on up to `threads` threads, the caller's
-// among them; returns when all are done. `fn` must not throw.
+// Calls fn(closure, 0) ... fn(closure, tasks - 1), each once, on up to `threads` threads, the caller's among them;
+// returns when all are done. Each thread begins with a share of its own, of tasks next to each other, the same for the
+// same `threads` and `tasks`; else the order is any. `fn` must not throw.
 void run_tasks(int threads, std::int64_t tasks, TaskFn fn, void* closure);
 
 // At least `bytes` of memory of the calling thread, aligned to 64 bytes, until its next call.

@@ -1,6 +1,7 @@
 // Tests of what the Python tests cannot reach: the thread pool, plans and their guards, and the op table's refusals.
 // Plain checks, no framework; every failure is printed and the program's status says whether there was one.
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -68,6 +69,35 @@ void pool_survives_many_jobs() {
     total += sum;
   }
   EXPECT(total > 0);
+}
+
+// Task 0 waits for task 4, so that there are two threads for sure: the caller begins with the first half, a worker with
+// the second.
+void pool_gives_each_thread_a_half_of_its_own() {
+  for (int job = 0; job < 100; ++job) {
+    std::atomic<int> begun{0};
+    std::atomic<bool> met{false}, second_half_first{false};
+    const std::thread::id caller = std::this_thread::get_id();
+    run(2, 8, [&](std::int64_t task) {
+      if (std::this_thread::get_id() != caller && begun.fetch_add(1) == 0) {
+        second_half_first = task == 4;
+        met = true;
+      }
+      const auto start = std::chrono::steady_clock::now();
+      while (task == 0 && !met && std::chrono::steady_clock::now() - start < std::chrono::seconds(10)) {
+        std::this_thread::yield();
+      }
+    });
+    EXPECT(met && second_half_first);
+  }
+}
+
+// More tasks than a ticket counts are run all the same.
+void pool_takes_any_number_of_tasks() {
+  const std::int64_t tasks = (std::int64_t{1} << 20) + 5;
+  std::atomic<std::int64_t> sum{0};
+  run(2, tasks, [&](std::int64_t i) { sum += i; });
+  EXPECT(sum == tasks * (tasks - 1) / 2);
 }
 
 void pool_serves_concurrent_and_nested_callers() {
@@ -174,6 +204,8 @@ void configurations_that_are_no_swin_are_refused() {
 int main() {
   pool_runs_every_task_once();
   pool_survives_many_jobs();
+  pool_gives_each_thread_a_half_of_its_own();
+  pool_takes_any_number_of_tasks();
   pool_serves_concurrent_and_nested_callers();
   scratch_is_aligned_and_each_threads_own();
   a_missing_op_is_an_error_that_names_it();
