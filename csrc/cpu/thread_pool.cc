@@ -54,9 +54,9 @@ class ThreadPool {
   static constexpr int kTaskBits = 20, kMostThreads = 1024;
   static constexpr std::int64_t kMostTasks = (std::int64_t{1} << kTaskBits) - 1;
 
-  // The job's number (the last 24 bits of it), the end of the share, and its next task. A worker that was held up cannot
-  // take a task of a job that is over, since the ticket it read is gone by then, unless it slept through 2^24 jobs to the
-  // number; and as long as a ticket has a task, the job's fields stay.
+  // The job's number (24 bits of it), the end of the share, and its next task. A worker that was held up cannot take a
+  // task of a job that is over, since the ticket it read is gone by then, unless it slept through exactly 2^24 jobs. And
+  // as long as a ticket has a task, the job's fields stay.
   struct alignas(64) Share {
     std::atomic<std::uint64_t> ticket{0};
   };
