@@ -55,8 +55,8 @@ class ThreadPool {
   static constexpr std::int64_t kMostTasks = (std::int64_t{1} << kTaskBits) - 1;
 
   // The job's number (24 bits of it), the end of the share, and its next task. A worker that was held up cannot take a
-  // task of a job that is over, since the ticket it read is gone by then, unless it slept through exactly 2^24 jobs. And
-  // as long as a ticket has a task, the job's fields stay.
+  // task of a job that is over, since the ticket it read is gone by then, unless it slept through exactly 2^24 jobs.
+  // And as long as a ticket has a task, the job's fields stay.
   struct alignas(64) Share {
     std::atomic<std::uint64_t> ticket{0};
   };
