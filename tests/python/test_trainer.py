@@ -254,6 +254,9 @@ def test_the_machine_changes_rounding_alone(one, tmp_path, machine):
     found, _ = train_worker.run_uneven(tmp_path / "changed", **machine)
     assert distance(found.student, expected.student) < 1e-8
     assert all(tensor.is_contiguous() for tensor in found.student.state_dict().values())
+    # What is logged is of the whole batch too, not of its last piece.
+    assert [row["loss"] for row in found.rows] == pytest.approx([row["loss"] for row in expected.rows], rel=1e-8)
+    assert [row["train_accuracy"] for row in found.rows] == [row["train_accuracy"] for row in expected.rows]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
