@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -474,19 +475,30 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def readme_with_tables(text: str, folder: Path) -> str:
-    """`text` of the README with the tables of result folder `folder` in their places."""
+    """`text` of the README with the tables of result folder `folder` in their places.
+
+    A block `NAME of OTHER` takes the Markdown file NAME of another machine: of the folder OTHER beside `folder`.
+    """
     for kind in ROW_TYPES:
         text = replace_block(text, kind, markdown(kind, load_table(folder, kind)))
     for name, program in MARKDOWN_BLOCKS.items():
         if name in OPTIONAL_BLOCKS and f"<!-- begin {name} -->" not in text:
             continue
-        file = folder / f"{name}.md"
-        try:
-            content = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise FormatError(f"cannot read {file} ({error.strerror}); {program} writes it") from None
-        text = replace_block(text, name, content.split(REST_OF_FILE)[0])
+        text = replace_block(text, name, _short_markdown(folder / f"{name}.md", program))
+    for name, other in re.findall(r"<!-- begin (\w+) of ([\w.-]+) -->", text):
+        if name not in MARKDOWN_BLOCKS:
+            raise FormatError(f"`<!-- begin {name} of {other} -->`: {name} is none of {', '.join(MARKDOWN_BLOCKS)}")
+        content = _short_markdown(folder.resolve().parent / other / f"{name}.md", MARKDOWN_BLOCKS[name])
+        text = replace_block(text, f"{name} of {other}", content)
     return text
+
+
+def _short_markdown(file: Path, program: str) -> str:
+    """Of a Markdown file that `program` writes, what README takes."""
+    try:
+        return file.read_text(encoding="utf-8").split(REST_OF_FILE)[0]
+    except OSError as error:
+        raise FormatError(f"cannot read {file} ({error.strerror}); {program} writes it") from None
 
 
 def build_parser() -> argparse.ArgumentParser:

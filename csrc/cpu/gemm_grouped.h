@@ -9,12 +9,17 @@
 //
 //   t = vpmaddubsw(word 0) + ... + vpmaddubsw(word 3) in int16; acc += vpmaddwd(t, 1) in int32
 //
-// which is 9 instructions for 4 words where vpmaddwd needs 16. A lane whose own two weights are beyond the bound leaves
-// the larger one to a second item of the same word. How full groups get depends on the weights (docs/epilogues.md); where
-// they would not gain, pack_weight takes the form of gemm_core.h.
+// which is 9 instructions for 4 words where vpmaddwd needs 16. How full groups get depends on the weights
+// (docs/epilogues.md); where they would not gain, pack_weight takes the form of gemm_core.h.
 //
-// Items of a unit: the groups of four, then of three, two and one; for each item a word (as 4 * its number) and
-// kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, so that an item needs one address.
+// Weights that fill int8, as with a scale per output channel, have lanes whose own two weights are beyond the bound. Which
+// two of a word's four inputs share a lane is free as well, and so is the sign of an input: 255 - u in its place negates
+// its weights, and the constant that it adds is known. So a panel may hold each word in several forms, and each item reads
+// the one that suits its 16 lanes. A lane that is beyond the bound in every form leaves its larger weight to a second item.
+//
+// Items of a unit: the groups of four, then of three, two and one; for each item a word (as 4 * the number of its form in
+// the panel) and kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, form by form, so that an item needs one
+// address.
 #pragma once
 
 #include "gemm_core.h"
@@ -30,11 +35,16 @@ inline constexpr int kGroupRows = 3;  // as kMaxRows
 #else
 inline constexpr int kGroupRows = 8;  // accumulators; beside them 4 vectors of weights, and what a step needs
 #endif
-inline constexpr std::int64_t kPanelWordBytes = 4 * 8;  // a word of each row of a panel, at most 8
+inline constexpr std::int64_t kPanelWordBytes = 4 * 8;  // a word of each row of a panel, at most 8, in one form
 inline constexpr int kMaxGroup = 4;
 inline constexpr std::int64_t kItemBytes = kLanes * 4;
 inline constexpr std::int64_t kCacheLine = 64;
-inline constexpr std::int64_t kMostGroupedK = 4 * 16383;  // for words in 16 bits
+inline constexpr std::int64_t kUnitsInCache = 96 << 10;  // bytes of weights that a second-level cache holds beside the rest
+inline constexpr std::int64_t kMostPanelWords = 16384;  // times forms: an item's word is in 16 bits, times 4
+
+// The forms of a word: each way to pair its inputs as they are, then the same with the second of each pair complemented.
+inline constexpr int kPairings = 3, kMostForms = 2 * kPairings;
+inline constexpr int kPairing[kPairings][4] = {{0, 1, 2, 3}, {0, 2, 1, 3}, {0, 3, 1, 2}};
 
 // A weight in groups; group_weight (pack_grouped.h) fills it.
 class GroupedWeight {
@@ -46,8 +56,9 @@ class GroupedWeight {
     std::int64_t items() const { return 4 * groups[0] + 3 * groups[1] + 2 * groups[2] + groups[3]; }
   };
 
-  GroupedWeight(std::int64_t n_units, std::int64_t n_items)
+  GroupedWeight(std::int64_t n_units, std::int64_t n_items, int n_forms)
       : items(n_items),
+        forms(n_forms),
         units(static_cast<Unit*>(::operator new(n_units * sizeof(Unit)))),
         words(static_cast<std::uint16_t*>(::operator new(n_items * sizeof(std::uint16_t)))),
         weights(static_cast<std::int8_t*>(::operator new(n_items * kItemBytes, std::align_val_t{64}))) {}
@@ -60,15 +71,39 @@ class GroupedWeight {
   }
 
   const std::int64_t items;
+  const int forms;  // of each word in a panel: 1, kPairings or kMostForms
   Unit* const units;
-  std::uint16_t* const words;   // of an item: 4 * its word's number
+  std::uint16_t* const words;   // of an item: 4 * (its word's number * forms + its form)
   std::int8_t* const weights;   // of an item: kItemBytes
 };
 
 static inline std::int64_t panels_of(std::int64_t rows) { return ceil_div(rows, kGroupRows); }
-static inline std::int64_t panel_bytes(std::int64_t k) { return ceil_div(k, 4) * kPanelWordBytes; }
+static inline std::int64_t panel_bytes(std::int64_t k, int forms) { return ceil_div(k, 4) * forms * kPanelWordBytes; }
+
+// A word of eight rows to `target`, in each of its forms.
+template <int Forms>
+SWIN_INLINE static inline void store_forms(__m256i word, char* target) {
+  const auto store_form = [target](int form, __m256i value) SWIN_INLINE {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + form * kPanelWordBytes), value);
+  };
+  store_form(0, word);
+  if constexpr (Forms > 1) {
+    const __m256i second = _mm256_set1_epi16(static_cast<short>(0xff00));
+    const auto paired = [&](const int* of) SWIN_INLINE {
+      const int bytes = of[0] | of[1] << 8 | of[2] << 16 | of[3] << 24, next = 0x04040404;
+      return _mm256_shuffle_epi8(word, _mm256_setr_epi32(bytes, bytes + next, bytes + 2 * next, bytes + 3 * next, bytes,
+                                                         bytes + next, bytes + 2 * next, bytes + 3 * next));
+    };
+    const __m256i words[kPairings] = {word, paired(kPairing[1]), paired(kPairing[2])};
+    for (int i = 0; i < kPairings; ++i) {
+      if (i > 0) store_form(i, words[i]);
+      if constexpr (Forms > kPairings) store_form(kPairings + i, _mm256_xor_si256(words[i], second));
+    }
+  }
+}
 
 // Eight rows of 32 bytes at rows[0..7], each byte flipped by `flip`, to eight words of each row.
+template <int Forms>
 static inline void transpose_panel(const std::int8_t* const* rows, std::int64_t offset, __m256i flip, char* panel) {
   __m256i r[8], s[8];
   for (int i = 0; i < 8; ++i) {
@@ -84,33 +119,48 @@ static inline void transpose_panel(const std::int8_t* const* rows, std::int64_t 
     r[i + 2] = _mm256_unpacklo_epi64(s[i + 1], s[i + 3]);
     r[i + 3] = _mm256_unpackhi_epi64(s[i + 1], s[i + 3]);
   }
-  __m256i* target = reinterpret_cast<__m256i*>(panel);
   for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_si256(target + i, _mm256_permute2x128_si256(r[i], r[i + 4], 0x20));
-    _mm256_storeu_si256(target + i + 4, _mm256_permute2x128_si256(r[i], r[i + 4], 0x31));
+    store_forms<Forms>(_mm256_permute2x128_si256(r[i], r[i + 4], 0x20), panel + i * Forms * kPanelWordBytes);
+    store_forms<Forms>(_mm256_permute2x128_si256(r[i], r[i + 4], 0x31), panel + (i + 4) * Forms * kPanelWordBytes);
   }
 }
 
-// `rows` rows of k values, `stride` bytes apart, to panels; the signed ones plus 128.
-static inline void pack_panels(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
-                               InputRange input, void* scratch) {
-  const std::uint8_t flip = input == InputRange::kSigned ? 0x80 : 0;
+template <int Forms>
+static inline void pack_panels_in(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
+                                  std::uint8_t flip, char* panel) {
+  constexpr std::int64_t kWordBytes = Forms * kPanelWordBytes;
   const RowGroups panels(rows, kGroupRows);
   const std::int64_t full = k / 32 * 32;
-  for (std::int64_t p = 0; p < panels.all; ++p) {
+  for (std::int64_t p = 0; p < panels.all; ++p, panel += panel_bytes(k, Forms)) {
     const std::int64_t first = panels.first(p), count = panels.rows(p);
-    char* panel = static_cast<char*>(scratch) + p * panel_bytes(k);
     const std::int8_t* row[8];
     for (std::int64_t i = 0; i < 8; ++i) row[i] = x + (first + min_of(i, count - 1)) * stride;  // beyond `count`: unused
     for (std::int64_t i = 0; i < full; i += 32) {
-      transpose_panel(row, i, _mm256_set1_epi8(static_cast<char>(flip)), panel + i / 4 * kPanelWordBytes);
+      transpose_panel<Forms>(row, i, _mm256_set1_epi8(static_cast<char>(flip)), panel + i / 4 * kWordBytes);
     }
-    for (std::int64_t i = full; i < ceil_div(k, 4) * 4; ++i) {
-      char* target = panel + i / 4 * kPanelWordBytes + i % 4;
+    for (std::int64_t i = full; i < k; i += 4) {
+      alignas(32) char word[kPanelWordBytes] = {};
       for (std::int64_t r = 0; r < count; ++r) {
-        target[4 * r] = i < k ? static_cast<char>(static_cast<std::uint8_t>(row[r][i]) ^ flip) : 0;
+        for (std::int64_t j = 0; j < min_of(k - i, 4); ++j) {
+          word[4 * r + j] = static_cast<char>(static_cast<std::uint8_t>(row[r][i + j]) ^ flip);
+        }
       }
+      store_forms<Forms>(_mm256_load_si256(reinterpret_cast<const __m256i*>(word)), panel + i / 4 * kWordBytes);
     }
+  }
+}
+
+// `rows` rows of k values, `stride` bytes apart, to panels of `forms` forms of each word; the signed ones plus 128.
+static inline void pack_panels(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
+                               InputRange input, int forms, void* scratch) {
+  const std::uint8_t flip = input == InputRange::kSigned ? 0x80 : 0;
+  char* panel = static_cast<char*>(scratch);
+  if (forms == 1) {
+    pack_panels_in<1>(x, stride, rows, k, flip, panel);
+  } else if (forms == kPairings) {
+    pack_panels_in<kPairings>(x, stride, rows, k, flip, panel);
+  } else {
+    pack_panels_in<kMostForms>(x, stride, rows, k, flip, panel);
   }
 }
 
@@ -200,24 +250,43 @@ SWIN_INLINE static inline void dispatch_group_rows(std::int64_t rows, const Grou
   }
 }
 
-// gemm_block of gemm_core.h for `count` rows in panels. While the panels meet a unit, the next unit's weights are fetched,
-// spread over all of them: at the small M of a batch of one each weight meets few rows, and waiting for it shows.
+// gemm_block of gemm_core.h for `count` rows in panels. Meanwhile the next unit's weights are fetched, spread over what there
+// is to do: waiting for them shows.
 template <class Emit>
 static inline void grouped_block(const GroupedWeight& w, const char* panels, std::int64_t count, std::int64_t k,
                                  const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
                                  Emit emit) {
   const RowGroups split(count, kGroupRows);
-  for (std::int64_t u = first_unit; u < last_unit; ++u) {
-    const GroupedWeight::Unit &unit = w.units[u], &next = w.units[min_of(u + 1, last_unit - 1)];
-    const std::int8_t *own = w.weights + unit.first_item * kItemBytes, *ahead = w.weights + next.first_item * kItemBytes;
-    const std::int64_t lines = ceil_div(ceil_div(next.items() * kItemBytes, kCacheLine), split.all);
-    for (std::int64_t p = 0; p < split.all; ++p) {
-      const std::int64_t first = split.first(p);
-      const GroupCursor from{w.words + unit.first_item, own, ahead + p * lines * kCacheLine,
+  const auto emit_from = [=](std::int64_t first, std::int64_t unit) SWIN_INLINE {
+    return [=]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, unit * kLanes, acc); };
+  };
+  if (w.forms == 1) {  // all panels meet a unit before the next one: at a small M each weight meets few rows
+    for (std::int64_t u = first_unit; u < last_unit; ++u) {
+      const GroupedWeight::Unit &unit = w.units[u], &next = w.units[min_of(u + 1, last_unit - 1)];
+      const std::int8_t *own = w.weights + unit.first_item * kItemBytes, *ahead = w.weights + next.first_item * kItemBytes;
+      const std::int64_t lines = ceil_div(ceil_div(next.items() * kItemBytes, kCacheLine), split.all);
+      for (std::int64_t p = 0; p < split.all; ++p) {
+        const GroupCursor at{w.words + unit.first_item, own, ahead + p * lines * kCacheLine,
                              ahead + (p + 1) * lines * kCacheLine};
-      dispatch_group_rows<kGroupRows>(
-          split.rows(p), unit, from, panels + p * panel_bytes(k), starts + u * kLanes,
-          [=]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
+        dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * panel_bytes(k, 1), starts + u * kLanes,
+                                        emit_from(split.first(p), u));
+      }
+    }
+    return;
+  }
+  // Panels of several forms are larger, and each unit reads other parts of them: a panel stays in the first-level cache and
+  // meets as many units as the second-level cache holds.
+  const std::int64_t at_once = ceil_div(kUnitsInCache, ceil_div(k, 4) * kItemBytes);
+  for (std::int64_t from = first_unit; from < last_unit; from += at_once) {
+    for (std::int64_t p = 0; p < split.all; ++p) {
+      for (std::int64_t u = from; u < min_of(last_unit, from + at_once); ++u) {
+        const GroupedWeight::Unit &unit = w.units[u], &next = w.units[min_of(u + 1, last_unit - 1)];
+        const std::int8_t* ahead = w.weights + next.first_item * kItemBytes;
+        const GroupCursor at{w.words + unit.first_item, w.weights + unit.first_item * kItemBytes, ahead,
+                             ahead + next.items() * kItemBytes};
+        dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * panel_bytes(k, w.forms),
+                                        starts + u * kLanes, emit_from(split.first(p), u));
+      }
     }
   }
 }

@@ -24,18 +24,17 @@ void pack_units(const std::int8_t* w, CpuPackedWeight& packed) {
 double most_instructions(InputRange input) { return input == InputRange::kSigned ? 3.7 : 2.8; }
 
 bool pack_groups(const std::int8_t* w, CpuPackedWeight& packed) {
-  if (packed.k > kMostGroupedK) return false;
   const std::int64_t words = ceil_div(packed.k, 4);
   std::int8_t* unit = static_cast<std::int8_t*>(::operator new(words * kItemBytes));
-  packed.grouped =
-      group_weight(units_of(packed.n), words, packed.input, most_instructions(packed.input), [&](std::int64_t u) {
-        pack_unit_nk<UnsignedQuadDot>(w, packed.k, packed.n, packed.k, u * kLanes, unit);
-        return unit;
-      });
+  std::memset(packed.starts, 0, units_of(packed.n) * kLanes * sizeof(std::int32_t));
+  packed.grouped = group_weight(units_of(packed.n), words, packed.input, most_instructions(packed.input), packed.starts,
+                                [&](std::int64_t u) {
+                                  pack_unit_nk<UnsignedQuadDot>(w, packed.k, packed.n, packed.k, u * kLanes, unit);
+                                  return unit;
+                                });
   ::operator delete(unit);
   if (packed.grouped == nullptr) return false;
   const std::int32_t offset = packed.input == InputRange::kSigned ? 128 : 0;
-  std::memset(packed.starts, 0, units_of(packed.n) * kLanes * sizeof(std::int32_t));
   for (std::int64_t n = 0; n < packed.n; ++n) {
     for (std::int64_t k = 0; k < packed.k; ++k) packed.starts[n] -= offset * w[n * packed.k + k];
   }

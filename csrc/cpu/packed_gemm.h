@@ -52,7 +52,7 @@ static inline std::int64_t block_bytes(const CpuPackedWeight& w, std::int64_t ro
   return tile_scratch_bytes(rows, w.k);
 #else
 #if defined(SWIN_GROUPED)
-  if (w.grouped != nullptr) return panels_of(rows) * panel_bytes(w.k);
+  if (w.grouped != nullptr) return panels_of(rows) * panel_bytes(w.k, w.grouped->forms);
 #endif
   const std::int64_t bytes =
       w.input == InputRange::kNonNegative ? rows_bytes<NonNegativeDot>(rows, w.k) : rows_bytes<SignedDot>(rows, w.k);
@@ -72,7 +72,7 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 #else
 #if defined(SWIN_GROUPED)
   if (w.grouped != nullptr) {
-    if (!prepared) pack_panels(x, stride, rows, w.k, w.input, scratch);
+    if (!prepared) pack_panels(x, stride, rows, w.k, w.input, w.grouped->forms, scratch);
     grouped_block(*w.grouped, static_cast<const char*>(scratch), rows, w.k, w.starts, first_unit, last_unit, emit);
     return;
   }

@@ -217,23 +217,29 @@ def test_relu_range_gives_the_same_integers(variant, rng, m, n, k):
 
 
 def rows_that_reach_most(w: torch.Tensor, lowest: int) -> torch.Tensor:
-    """s8 [4N, K] for w s8 [N, K]: what gives each column, and each half of its pairs of k, its largest and smallest sum."""
-    highest = torch.where(w > 0, 127, lowest)
-    pairs = torch.arange(w.shape[1]) % 4 < 2
-    halves = torch.where(pairs, highest, lowest), torch.where(pairs, lowest, highest)
-    return torch.cat([highest, torch.where(w < 0, 127, lowest), *halves]).to(torch.int8)
+    """s8 [8N, K] for w s8 [N, K]: what gives each column its largest and smallest sum, and any two of every four k the one
+    and the others the other."""
+    highest, least = torch.where(w > 0, 127, lowest), torch.where(w < 0, 127, lowest)
+    k = torch.arange(w.shape[1]) % 4
+    halves = [torch.isin(k, torch.tensor(pair)) for pair in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))]
+    return torch.cat([highest, least, *(torch.where(half, highest, least) for half in halves)]).to(torch.int8)
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
-@pytest.mark.parametrize("spread,k", [(3, 260), (12, 384), (20, 96), (28, 389), (35, 384), (45, 768), (60, 64)])
-def test_sums_in_int16_never_overflow(variant, rng, spread, k, nonnegative):
-    """Weights from those that all fit into an int16 sum together to those that hardly do, inputs that reach its ends."""
-    w = (torch.randn(19, k, generator=rng) * spread).round().clamp(-128, 127).to(torch.int8)
+@pytest.mark.parametrize(
+    "n,k,spread",
+    [(19, 260, 3), (19, 384, 12), (19, 96, 20), (19, 389, 28), (19, 384, 35), (19, 768, 45), (19, 64, 60), (19, 99, 50),
+     (300, 96, 45), (600, 384, 40), (300, 770, 40)],
+)  # fmt: skip
+def test_sums_in_int16_never_overflow(variant, rng, n, k, spread, nonnegative):
+    """Weights from those that all fit into an int16 sum together to those that hardly do, inputs that reach its ends. The
+    large ones need several forms of each word of a panel, three or six (pack_grouped.h), and more units than stay in a cache."""
+    w = (torch.randn(n, k, generator=rng) * spread).round().clamp(-128, 127).to(torch.int8)
     w[3, 5:7], w[4, 8:10], w[5, 10:12] = -128, 127, torch.tensor([127, -128], dtype=torch.int8)
-    x = rows_that_reach_most(w, 0 if nonnegative else -128)
-    out = GuardedOutput((len(x), len(w)), torch.int32)
+    x = rows_that_reach_most(w[:40], 0 if nonnegative else -128)
+    out = GuardedOutput((len(x), n), torch.int32)
     ops.gemm_s8(x, w, 0.0, False, out.tensor, nonnegative_x=nonnegative)
-    assert torch.equal(out.check(), (x.long() @ w.long().T).int())
+    assert torch.equal(out.check(), (x.double() @ w.double().T).int())  # exact: below 2^53
 
 
 S8 = {"dtype": torch.int8}

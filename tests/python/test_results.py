@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -230,8 +232,24 @@ def test_a_readme_without_the_markers_is_an_error(text: str) -> None:
         results.replace_block(text, "x", "new")
 
 
+def test_a_readme_takes_another_machines_table_from_the_folder_beside(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / "results" / "cpu-2core", tmp_path / "here")
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"<!-- begin \w+ of .*? -->\n.*?<!-- end \w+ of .*? -->\n", "", text, flags=re.DOTALL)
+    marked = text + "<!-- begin peers_cpu of there -->\nold\n<!-- end peers_cpu of there -->\n"
+    with pytest.raises(FormatError, match=r"there/peers_cpu\.md .*benchmarks/peers_cpu\.py writes it"):
+        results.readme_with_tables(marked, tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "peers_cpu.md").write_text(f"its rows\n{results.REST_OF_FILE}rest\nall of them\n")
+    filled = results.readme_with_tables(marked, tmp_path / "here")
+    assert filled.endswith("<!-- begin peers_cpu of there -->\nits rows\n<!-- end peers_cpu of there -->\n")
+    assert results.readme_with_tables(text, tmp_path / "here") == text
+    with pytest.raises(FormatError, match="table3 is none of diff_baseline, peers_cpu"):
+        results.readme_with_tables(text + "<!-- begin table3 of there -->\n<!-- end table3 of there -->\n", tmp_path / "here")
+
+
 def test_readme_holds_the_committed_results(repository: Path) -> None:
-    """README's tables are those of results/cpu-2core, to the letter."""
+    """README's tables are those of results/cpu-2core, and those named so of the folders beside it, to the letter."""
     text = (repository / "README.md").read_text(encoding="utf-8")
     assert text == results.readme_with_tables(text, repository / "results" / "cpu-2core")
 
