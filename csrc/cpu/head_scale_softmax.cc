@@ -1,6 +1,6 @@
 // head_scale_softmax: out[i, :] = quantize(softmax_j(scores[i, j] * dequant * head_scale[head] + bias[head, i, j] +
 // mask[window, i, j])), Swin-V2's cosine attention. scores s8 [BW, h, N, pitch] -> out s8 [BW, h, N, pitch]; columns
-// N..pitch-1 are 0. Formula: swin/ops.h. One row at a time (softmax_row.h).
+// N..pitch-1 are 0. Formula: swin/ops.h.
 #include "kernels.h"
 #include "softmax_row.h"
 
@@ -11,19 +11,14 @@ void head_scale_softmax(const HeadScaleSoftmaxArgs& args, const ExecContext& con
   const std::int64_t windows = args.mask ? args.mask.dim(0) : 1, vectors = ceil_div(n, kLanes);
   const float* head_scale = args.head_scale.as<const float>();
   parallel_rows(context, args.scores.dim(0) * heads, 1, [&](std::int64_t first, std::int64_t last) {
-    Vf* x = static_cast<Vf*>(thread_scratch(vectors * sizeof(Vf)));
+    Vf* x = static_cast<Vf*>(thread_scratch(softmax_scratch_bytes(n)));
     for (std::int64_t index = first; index < last; ++index) {
-      const float scale = args.dequant * head_scale[index % heads];
-      const float* bias = args.bias.as<const float>() + index % heads * n * n;
       const float* mask = args.mask ? args.mask.as<const float>() + index / heads % windows * n * n : nullptr;
-      for (std::int64_t i = 0; i < n; ++i) {
-        const std::int64_t row = (index * n + i) * pitch;
-        std::int8_t* out = args.out.as<std::int8_t>() + row;
-        dispatch_row({args.scores.as<const std::int8_t>() + row, bias + i * n, mask ? mask + i * n : nullptr, out, n,
-                      pitch, scale, args.quant},
-                     vectors, x);
-        if (pitch > vectors * kLanes) std::memset(out + n, 0, pitch - n);
-      }
+      const LogitRows logits{args.bias.as<const float>() + index % heads * n * n, mask, n,
+                             args.dequant * head_scale[index % heads]};
+      const SoftmaxS8 of{args.scores.as<const std::int8_t>() + index * n * pitch, logits,
+                         args.out.as<std::int8_t>() + index * n * pitch, pitch, args.quant};
+      with_vectors(vectors, [&](auto count) { softmax_s8<count.value>(of, vectors, x); });
     }
   });
 }

@@ -33,6 +33,12 @@ inline constexpr int kLanes = 4;
 typedef float Vf __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t Vi __attribute__((vector_size(4 * kLanes)));
 
+// A number that a generic lambda takes as a constant.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 static inline std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 static inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 static inline Vf splat(float x) { return Vf{} + x; }
@@ -298,6 +304,22 @@ static inline void store_bytes(std::int8_t* target, Vi x) {
 #else
   for (int i = 0; i < kLanes; ++i) target[i] = static_cast<std::int8_t>(x[i]);
 #endif
+}
+
+// `count` vectors of such lanes, adjacent.
+SWIN_INLINE static inline void store_bytes(std::int8_t* target, const Vi* x, std::int64_t count) {
+  std::int64_t v = 0;
+#if defined(__AVX2__) && !defined(SWIN_MASKED_LANES)
+  const auto words_of = [x](std::int64_t i) SWIN_INLINE {  // of each half, i's and then i + 1's
+    return _mm256_packs_epi32(reinterpret_cast<__m256i>(x[i]), reinterpret_cast<__m256i>(x[i + 1]));
+  };
+  for (; v + 4 <= count; v += 4) {
+    const __m256i bytes = _mm256_packs_epi16(words_of(v), words_of(v + 2));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + v * kLanes),
+                        _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+  }
+#endif
+  for (; v < count; ++v) store_bytes(target + v * kLanes, x[v]);
 }
 
 // 2^t for t < 127, within 4e-7 of it, relatively; 2^-126 for t below -126, NaN for NaN. A polynomial of degree 5 on [-1/2, 1/2], times

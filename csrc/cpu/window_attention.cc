@@ -5,6 +5,7 @@
 // them is that of the quantized ones: the row's weights add up to one exactly, and P V gets all 127 steps.
 #include "gemm_core.h"
 #include "kernels.h"
+#include "softmax_row.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
 #endif
@@ -12,58 +13,52 @@
 namespace swin::cpu::SWIN_ISA {
 namespace {
 
-constexpr float kLog2E = 1.44269504f, kLog2Of127 = 6.98868469f;
+constexpr float kLog2Of127 = 6.98868469f;
 
 // Rows of one window and head on their way from scores to probabilities. `pitch` is N rounded up to whole vectors.
 struct SoftmaxRows {
-  const std::int32_t* scores;  // [n, pitch], columns from n on anything
-  const float *bias, *mask;    // [n, n]; mask: null where there is none
-  std::int8_t* p;              // [n, pitch], 0 from column n on
-  float* factor;               // [n]: pv_factor over the row's sum of p
-  std::int64_t n, pitch;
-  float qk_factor, pv_factor;
+  std::int32_t* scores;  // [n, pitch], columns from n on anything; logits in their place afterwards
+  LogitRows logits;
+  std::int8_t* p;  // [n, pitch], 0 from column n on
+  float* factor;   // [n]: pv_factor over the row's sum of p
+  std::int64_t pitch;
+  float pv_factor;
 };
 
-// kVectors = pitch / kLanes as a constant keeps a row in registers; 0: any, through `memory`.
-template <int kVectors, bool kMasked>
-inline void softmax_rows(const SoftmaxRows& s, Vf* memory) {
-  const std::int64_t count = kVectors > 0 ? kVectors : s.pitch / kLanes, last = s.n - (count - 1) * kLanes;
-  Vf registers[kVectors > 0 ? kVectors : 1];
-  Vf* x = kVectors > 0 ? registers : memory;
-  for (std::int64_t row = 0; row < s.n; ++row) {
-    Vf largest = splat(-3.0e38f);
-    for (std::int64_t v = 0; v < count; ++v) {
-      const std::int64_t j = v * kLanes, lanes = v + 1 < count ? kLanes : last;
-      Vf y = load(s.scores + row * s.pitch + j) * s.qk_factor + load(s.bias + row * s.n + j, lanes);
-      if constexpr (kMasked) y += load(s.mask + row * s.n + j, lanes);
-      x[v] = v + 1 < count ? y : keep(y, lanes, -3.0e38f);
-      largest = max_of(largest, x[v]);
+template <int kVectors>
+inline void softmax_rows(const SoftmaxRows& s) {
+  const std::int64_t n = s.logits.n, count = kVectors > 0 ? kVectors : s.pitch / kLanes;
+  for (std::int64_t first = 0; first < n; first += kSoftmaxRows) {
+    const std::int64_t rows = min_of(kSoftmaxRows, n - first), pitch = s.pitch;
+    float largest[kSoftmaxRows];
+    LogitRows logits = s.logits;
+    logits.bias += first * n;
+    if (logits.mask != nullptr) logits.mask += first * n;
+    std::int32_t* scores = s.scores + first * pitch;
+    Vf* x = reinterpret_cast<Vf*>(scores);
+    logits_of<kVectors>(
+        logits, rows, count,
+        [scores, pitch](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j); }, x, largest);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::int8_t* p = s.p + (first + r) * pitch;
+      const auto probability = [&](std::int64_t v) SWIN_INLINE {
+        return rounded(exp2_of((x[r * count + v] - largest[r]) * kLog2E + kLog2Of127));
+      };
+      Vi sum{};
+      if constexpr (kVectors > 0) {
+        Vi q[kVectors];
+#pragma GCC unroll 9
+        for (int v = 0; v < kVectors; ++v) sum += q[v] = probability(v);
+        store_bytes(p, q, kVectors);
+      } else {
+        for (std::int64_t v = 0; v < count; ++v) {
+          const Vi q = probability(v);
+          store_bytes(p + v * kLanes, q);
+          sum += q;
+        }
+      }
+      s.factor[first + r] = s.pv_factor / sum_of(__builtin_convertvector(sum, Vf));
     }
-    const Vf top = splat(max_lane(largest));
-    Vi sum{};
-    for (std::int64_t v = 0; v < count; ++v) {
-      const Vi q = rounded(exp2_of((x[v] - top) * kLog2E + kLog2Of127));
-      store_bytes(s.p + row * s.pitch + v * kLanes, q);
-      sum += q;
-    }
-    s.factor[row] = s.pv_factor / sum_of(__builtin_convertvector(sum, Vf));
-  }
-}
-
-template <int kVectors = 9>
-inline void softmax_of(const SoftmaxRows& s, Vf* memory) {
-  if (s.pitch == kVectors * kLanes) {
-    if (s.mask != nullptr) {
-      softmax_rows<kVectors, true>(s, memory);
-    } else {
-      softmax_rows<kVectors, false>(s, memory);
-    }
-  } else if constexpr (kVectors > 1) {
-    softmax_of<kVectors - 1>(s, memory);
-  } else if (s.mask != nullptr) {
-    softmax_rows<0, true>(s, memory);
-  } else {
-    softmax_rows<0, false>(s, memory);
   }
 }
 
@@ -79,7 +74,6 @@ class VectorHeads {
   std::int32_t* scores() const { return scores_; }
   std::int8_t* p() const { return p_; }
   float* factor() const { return factor_; }
-  Vf* row() const { return row_; }
 
   // scores = q k^T; q, k s8 [n, d], `stride` apart.
   void multiply_keys(const std::int8_t* q, const std::int8_t* k, std::int64_t stride) {
@@ -131,7 +125,6 @@ class VectorHeads {
     p_ = static_cast<std::int8_t*>(part(n_ * pitch_));
     factor_ = static_cast<float*>(part(n_ * 4));
     rows_ = part(q_bytes > p_bytes ? q_bytes : p_bytes);
-    row_ = static_cast<Vf*>(part(pitch_ * 4));
     return offset;
   }
 
@@ -140,7 +133,6 @@ class VectorHeads {
   std::int32_t *starts_k_, *starts_v_, *scores_;
   float* factor_;
   void* rows_;  // Q, then P, in the form of the GEMM
-  Vf* row_;     // one row of scores
 };
 
 #if defined(__AMX_INT8__)
@@ -163,7 +155,6 @@ class TileHeads {
   std::int32_t* scores() const { return memory_->scores; }
   std::int8_t* p() const { return memory_->p; }
   float* factor() const { return memory_->factor; }
-  Vf* row() const { return nullptr; }  // a row of at most 64 scores stays in registers
 
   void multiply_keys(const std::int8_t* q, const std::int8_t* k, std::int64_t stride) {
     const std::int64_t tiles = ceil_div(n_, kTile), unit = d_ * kTile;
@@ -237,9 +228,9 @@ void attend(const WindowAttentionArgs& args, Heads& heads_of, std::int64_t first
     const std::int8_t* q = args.qkv.as<const std::int8_t>() + window * n * 3 * c + head * d;
     const float* mask = args.mask ? args.mask.as<const float>() + window % masks * n * n : nullptr;
     heads_of.multiply_keys(q, q + c, 3 * c);
-    softmax_of({heads_of.scores(), args.bias.as<const float>() + head * n * n, mask, heads_of.p(), heads_of.factor(), n,
-                pitch, args.qk_factor, args.pv_factor},
-               heads_of.row());
+    const LogitRows logits{args.bias.as<const float>() + head * n * n, mask, n, args.qk_factor};
+    const SoftmaxRows rows{heads_of.scores(), logits, heads_of.p(), heads_of.factor(), pitch, args.pv_factor};
+    with_vectors(pitch / kLanes, [&](auto count) { softmax_rows<count.value>(rows); });
     heads_of.multiply_values(q + 2 * c, 3 * c, args.out.as<std::int8_t>() + window * n * c + head * d, c);
   }
 }
