@@ -16,7 +16,7 @@ void dequantize_norm(const DequantizeNormArgs& args, const ExecContext& context)
       const std::int8_t* x = args.x.as<const std::int8_t>() + row * c;
       float* out = args.out.as<float>() + row * c;
       for_lanes(c, [&](std::int64_t i, std::int64_t n) { store(scratch + i, load(x + i, n) * args.dequant, n); });
-      const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(scratch + i, n); });
+      const RowStats stats = row_stats(scratch, c);
       for_lanes(c, [&](std::int64_t i, std::int64_t n) {
         store(out + i, normalize(load(scratch + i, n), stats, gamma, beta, i, n), n);
       });

@@ -15,7 +15,7 @@ void final_norm_pool(const FinalNormPoolArgs& args, const ExecContext& context) 
       std::memset(out, 0, c * sizeof(float));
       for (std::int64_t t = 0; t < tokens; ++t) {
         const float* x = args.residual.as<const float>() + (b * tokens + t) * c;
-        const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(x + i, n); });
+        const RowStats stats = row_stats(x, c);
         for_lanes(c, [&](std::int64_t i, std::int64_t n) {
           store(out + i, load(out + i, n) + normalize(load(x + i, n), stats, gamma, beta, i, n), n);
         });

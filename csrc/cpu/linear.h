@@ -39,20 +39,6 @@ struct Channels {
   }
 };
 
-// LayerNorm of a row of the residual stream, quantized.
-struct NormQuantize {
-  const float *gamma, *beta;
-  std::int64_t c;
-  float quant;
-
-  void operator()(const float* x, std::int8_t* out) const {
-    const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(x + i, n); });
-    for_lanes(c, [&](std::int64_t i, std::int64_t n) {
-      store_s8(out + i, normalize(load(x + i, n), stats, gamma, beta, i, n) * quant, n);
-    });
-  }
-};
-
 // Adds a GEMM's results to rows of the residual stream, row r of the block to residual row target[r].
 struct ResidualAdd {
   const Channels channels;

@@ -11,7 +11,6 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
   const std::int64_t m = args.x.dim(0), k = w.k, c = w.n;
   float* residual = args.residual.as<float>();
   const Channels channels(args.scale, args.bias, c);
-  const NormQuantize norm{args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant};
   BlockCounts counts(w, m);
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     std::int64_t target[kBlockRows];
@@ -20,9 +19,11 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
     multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
                    scratch, task.same_rows, ResidualAdd{channels, residual, target});
     if (!counts.completes(task)) return;
+    NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
     for (std::int64_t r = 0; r < task.rows; ++r) {
-      norm(residual + target[r] * c, args.out.as<std::int8_t>() + target[r] * c);
+      norm.add(residual + target[r] * c, args.out.as<std::int8_t>() + target[r] * c);
     }
+    norm.flush();
   });
 }
 

@@ -15,7 +15,6 @@ struct Mlp {
   const CpuPackedWeight &w1, &w2;
   const std::int64_t m, c, f;
   const Channels channels1, channels2;
-  const NormQuantize norm;
 
   explicit Mlp(const MlpResidualNormArgs& args)
       : args(args),
@@ -25,8 +24,7 @@ struct Mlp {
         c(w2.n),
         f(w1.n),
         channels1(args.scale1, args.bias1, f),
-        channels2(args.scale2, args.bias2, c),
-        norm{args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant} {}
+        channels2(args.scale2, args.bias2, c) {}
 
   // Hidden columns of `task`'s rows, to `hidden` [rows, f].
   void first(const BlockTask& task, std::int8_t* hidden, void* scratch) const {
@@ -57,10 +55,12 @@ struct Mlp {
 
   void finish(const BlockTask& task) const {
     if (!args.out) return;
+    NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
     WindowRows target(args.geometry, task.first);
     for (std::int64_t row = task.first; row < task.first + task.rows; ++row, target.next()) {
-      norm(args.residual.as<const float>() + row * c, args.out.as<std::int8_t>() + target.row() * c);
+      norm.add(args.residual.as<const float>() + row * c, args.out.as<std::int8_t>() + target.row() * c);
     }
+    norm.flush();
   }
 };
 

@@ -12,7 +12,7 @@ static inline void add_normed_row(const std::int8_t* x, float dequant, const flo
                                   const float* beta, float* residual, std::int64_t c, float* scratch, Emit&& emit) {
   for_lanes(
       c, [&](std::int64_t i, std::int64_t n) { store(scratch + i, load(x + i, n) * dequant + load(bias + i, n), n); });
-  const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(scratch + i, n); });
+  const RowStats stats = row_stats(scratch, c);
   for_lanes(c, [&](std::int64_t i, std::int64_t n) {
     const Vf sum = load(residual + i, n) + normalize(load(scratch + i, n), stats, gamma, beta, i, n);
     store(residual + i, sum, n);

@@ -14,7 +14,7 @@ void patch_embed_norm(const PatchEmbedNormArgs& args, const ExecContext& context
       float* x = args.x.as<float>() + row * c;
       for_lanes(c, [&](std::int64_t i, std::int64_t n) { store(x + i, load(x + i, n) + load(bias + i, n), n); });
       if (gamma == nullptr) continue;
-      const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(x + i, n); });
+      const RowStats stats = row_stats(x, c);
       for_lanes(c, [&](std::int64_t i, std::int64_t n) {
         store(x + i, normalize(load(x + i, n), stats, gamma, beta, i, n), n);
       });

@@ -20,7 +20,7 @@ void patch_merge_norm(const PatchMergeNormArgs& args, const ExecContext& context
       std::memcpy(row + 2 * c, corner + c, c * sizeof(float));
       std::memcpy(row + 3 * c, corner + (width + 1) * c, c * sizeof(float));
       std::int8_t* out = args.out.as<std::int8_t>() + r * 4 * c;
-      const RowStats stats = row_stats(4 * c, [&](std::int64_t i, std::int64_t n) { return load(row + i, n); });
+      const RowStats stats = row_stats(row, 4 * c);
       for_lanes(4 * c, [&](std::int64_t i, std::int64_t n) {
         store_s8(out + i, normalize(load(row + i, n), stats, gamma, beta, i, n) * args.quant, n);
       });

@@ -10,23 +10,19 @@ namespace swin::cpu::SWIN_ISA {
 void proj_bias_residual_norm(const ProjBiasResidualNormArgs& args, const ExecContext& context) {
   const std::int64_t c = args.residual.dim(1);
   const float* bias = args.bias.as<const float>();
-  const float* gamma = args.gamma.as<const float>();
-  const float* beta = args.beta.as<const float>();
   parallel_rows(context, args.geometry.tokens(), 16, [&](std::int64_t first, std::int64_t last) {
+    NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
     ImageRows rows(args.geometry, first);
     for (std::int64_t row = first; row < last; ++row, rows.next()) {
       const std::int64_t target = rows.row();
       const std::int8_t* proj = args.proj.as<const std::int8_t>() + row * c;
       float* x = args.residual.as<float>() + target * c;
-      std::int8_t* out = args.out.as<std::int8_t>() + target * c;
       for_lanes(c, [&](std::int64_t i, std::int64_t n) {
         store(x + i, load(x + i, n) + (load(proj + i, n) * args.dequant + load(bias + i, n)), n);
       });
-      const RowStats stats = row_stats(c, [&](std::int64_t i, std::int64_t n) { return load(x + i, n); });
-      for_lanes(c, [&](std::int64_t i, std::int64_t n) {
-        store_s8(out + i, normalize(load(x + i, n), stats, gamma, beta, i, n) * args.quant, n);
-      });
+      norm.add(x, args.out.as<std::int8_t>() + target * c);
     }
+    norm.flush();
   });
 }
 
