@@ -66,7 +66,9 @@ mkdir -p "$SWIN_LOGS"
 rm -f "$SWIN_LOGS"/skipped_*.txt
 
 part "lint (ruff, shellcheck)" run_lint
-part "Python tests (pytest tests)" run_pytest skipped_tests.txt tests
+# In two processes: most tests compute on one thread, or wait for processes of their own. (tests/python: of a folder above it,
+# pytest-xdist would not load the conftest.py that prints what was skipped.)
+part "Python tests (pytest -n 2 tests/python)" run_pytest skipped_tests.txt -n 2 tests/python
 part "C++ tests (ctest, release build)" "$bin/ctest" --test-dir build/release --output-on-failure --no-tests=error
 part "C++ tests (ctest, ASan + UBSan build)" "$bin/ctest" --test-dir build/sanitize --output-on-failure --no-tests=error
 

@@ -74,20 +74,20 @@ class CpuBackend : public Backend {
 };
 
 #if defined(SWIN_HAVE_X86_VARIANTS)
-bool has_avx512_vnni() {
+[[maybe_unused]] bool has_avx512_vnni() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
 
 // What __builtin_cpu_supports does not know in every compiler that builds this.
-bool has_avx_vnni() {
+[[maybe_unused]] bool has_avx_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
          (a >> 4 & 1) != 0;
 }
 
 // AMX's registers are large, so Linux lets a process use them only after it asked.
-bool has_amx_int8() {
+[[maybe_unused]] bool has_amx_int8() {
 #if defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
@@ -113,12 +113,20 @@ const std::vector<CpuBackend>& backends() {
     std::vector<CpuBackend> found;
 #if defined(SWIN_HAVE_X86_VARIANTS)
     __builtin_cpu_init();
+#if defined(SWIN_HAVE_AMX_INT8)
     if (has_amx_int8()) found.emplace_back("amx_int8", cpu::amx_int8::kernels());
+#endif
+#if defined(SWIN_HAVE_AVX512_VNNI)
     if (has_avx512_vnni()) found.emplace_back("avx512_vnni", cpu::avx512_vnni::kernels());
+#endif
+#if defined(SWIN_HAVE_AVX_VNNI)
     if (has_avx_vnni()) found.emplace_back("avx_vnni", cpu::avx_vnni::kernels());
+#endif
+#if defined(SWIN_HAVE_AVX2)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       found.emplace_back("avx2", cpu::avx2::kernels());
     }
+#endif
 #elif defined(SWIN_HAVE_ARM_VARIANTS)
     if (has_dotprod()) found.emplace_back("neon_dotprod", cpu::neon_dotprod::kernels());
 #endif

@@ -50,18 +50,24 @@ def skip_lines(reports: list[pytest.TestReport]) -> list[str]:
     return [f"{count} skipped: {reason}" for reason, count in reasons.most_common()]
 
 
-TIES = Counter({"off": 0, "values": 0})
+TIES = "rounding ties"
 
 
 @pytest.fixture
-def record_ties():
-    """Adds to the count of int8 values off by one next to a rounding tie; the run's summary prints it."""
+def record_ties(record_property):
+    """Adds to the count of int8 values off by one next to a rounding tie; the run's summary prints it. The counts travel
+    with the test's report, since with pytest-xdist the test runs in another process."""
 
     def record(off: int, values: int) -> None:
-        TIES["off"] += off
-        TIES["values"] += values
+        record_property(TIES, [off, values])
 
     return record
+
+
+def tie_counts(reports: list[pytest.TestReport]) -> tuple[int, int]:
+    """(values off by one, values) of all reports of tests' calls."""
+    counts = [count for report in reports for name, count in report.user_properties if name == TIES]
+    return sum(off for off, _ in counts), sum(values for _, values in counts)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -70,8 +76,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("skipped tests")
     for line in lines:
         terminalreporter.write_line(line)
-    if TIES["values"]:
-        terminalreporter.section("rounding ties")
-        terminalreporter.write_line(f"{TIES['off']} of {TIES['values']} int8 values off by one next to a rounding tie")
+    called = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    off, values = tie_counts([report for report in called if report.when == "call"])
+    if values:
+        terminalreporter.section(TIES)
+        terminalreporter.write_line(f"{off} of {values} int8 values off by one next to a rounding tie")
     if path := os.environ.get("SWIN_SKIP_REPORT"):
         Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
