@@ -1,5 +1,6 @@
 // bias_gelu: out = quantize(GELU(x * dequant + bias)), the operation the paper removes. x s8 [M, F] -> out s8 [M, F].
 // Formula: swin/ops.h.
+#include "gelu.h"
 #include "kernels.h"
 #include "simd.h"
 

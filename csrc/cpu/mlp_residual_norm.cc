@@ -4,6 +4,7 @@
 // A block of rows goes through both GEMMs at once, its hidden rows in the thread's cache. Where the caller gives memory for
 // all hidden rows, the GEMMs run one after the other instead: with few rows and large weights it is the weights whose
 // way is long, and split by columns each thread reads only its own.
+#include "gelu.h"
 #include "kernels.h"
 #include "linear.h"
 

@@ -338,32 +338,6 @@ static inline Vf exp2_of(Vf t) {
   return p * float_of((bits_of(shifted) << 23) + (127 << 23));
 }
 
-// GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)), within 4e-7 * max(1, |x|).
-// max(x, 0) less that is even, smooth on either side, and below 2e-7 from |x| = 5.4 on. A polynomial of degree 16 in
-// |x|, interpolated at Chebyshev's points of [0, 5.4], stands for it: no division, no exponential.
-static inline Vf gelu(Vf x) {
-  const Vf a = min_of(splat(5.4f), float_of(bits_of(x) & 0x7fffffff));  // NaN stays NaN
-  const Vf u = a * splat(0.370370358f) - splat(1.0f);
-  Vf p = splat(-0.0143383993f);
-  p = p * u + splat(0.00259828242f);
-  p = p * u + splat(0.0864494592f);
-  p = p * u + splat(-0.0476269759f);
-  p = p * u + splat(-0.212978825f);
-  p = p * u + splat(0.232361197f);
-  p = p * u + splat(0.196728975f);
-  p = p * u + splat(-0.498639882f);
-  p = p * u + splat(0.204941079f);
-  p = p * u + splat(0.378397048f);
-  p = p * u + splat(-0.612220287f);
-  p = p * u + splat(0.303107649f);
-  p = p * u + splat(0.141120985f);
-  p = p * u + splat(-0.303587735f);
-  p = p * u + splat(0.200936243f);
-  p = p * u + splat(-0.0666095391f);
-  p = p * u + splat(0.00936082937f);
-  return max_of(x, Vf{}) - p;
-}
-
 // Calls body(i, n) for i = 0, kLanes, 2 kLanes, ... below `count`, n being the lanes in use.
 template <class Body>
 static inline void for_lanes(std::int64_t count, Body&& body) {
