@@ -46,7 +46,7 @@ class ThreadPool {
     }
     wake_.fetch_add(1, std::memory_order_seq_cst);
     wake_.notify_all();
-    work(0, threads);
+    work(0, threads, job_);
     while (done_.load(std::memory_order_acquire) != tasks) relax();
   }
 
@@ -61,18 +61,19 @@ class ThreadPool {
     std::atomic<std::uint64_t> ticket{0};
   };
 
-  // Takes tasks of the current job, of one's own share first, until there are none.
-  void work(int own, int threads) {
-    for (int i = 0; i < threads; ++i) work_on(shares_[(own + i) % threads].ticket);
+  // Takes tasks of job `job`, of one's own share first, until there are none. Of the next job a late worker takes none: it
+  // begins that one with its own share too.
+  void work(int own, int threads, std::uint64_t job) {
+    for (int i = 0; i < threads; ++i) work_on(shares_[(own + i) % threads].ticket, job);
   }
 
-  void work_on(std::atomic<std::uint64_t>& shared) {
+  void work_on(std::atomic<std::uint64_t>& shared, std::uint64_t job) {
     std::uint64_t ticket = shared.load(std::memory_order_acquire);
     for (;;) {
       const TaskFn fn = fn_.load(std::memory_order_relaxed);
       void* closure = closure_.load(std::memory_order_relaxed);
       const std::uint64_t task = ticket & kMostTasks, end = ticket >> kTaskBits & kMostTasks;
-      if (task == end) return;
+      if (task == end || (ticket >> (2 * kTaskBits) ^ job) << (2 * kTaskBits) != 0) return;
       if (!shared.compare_exchange_strong(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
@@ -88,7 +89,7 @@ class ThreadPool {
       wake_.wait(seen, std::memory_order_acquire);
       seen = wake_.load(std::memory_order_acquire);
       const int threads = threads_.load(std::memory_order_relaxed);
-      if (index < threads) work(index, threads);
+      if (index < threads) work(index, threads, seen);  // wake_ counts jobs
     }
   }
 
