@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyharness import measure, results
-from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, WEIGHT_SCALES
 from pyharness.errors import EngineError, run_cli
 from pyharness.latency_breakdown import DEFAULT_MODEL, Ceilings
 from pyharness.training import report
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 KIND = "roofline_cpu"
 DEFAULT_RUNS = 20
 GEMM_KIND = "gemm"
-TENSOR_SCALES = f"{FUSED_GRAPH}_tensor"
-"""The fused graph with one scale per weight tensor, which AVX2's GEMM multiplies faster (docs/epilogues.md)."""
+FOR_AVX2 = {f"{FUSED_GRAPH}_{scales}": scales for scales in WEIGHT_SCALES if scales != "channel"}
+"""Weight scales by the names of the fused graph with those that AVX2's GEMM gains by (docs/epilogues.md)."""
 
 
 def is_gemm(kind: str, op: str) -> bool:
@@ -338,7 +338,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = config_of(create_model(args.model), args.model)
     files = {graph: random_engine_file(config, graph) for graph in args.graphs}
     if FUSED_GRAPH in files:
-        files[TENSOR_SCALES] = random_engine_file(config, FUSED_GRAPH, weight_scales="tensor")
+        for name, scales in FOR_AVX2.items():
+            files[name] = random_engine_file(config, FUSED_GRAPH, weight_scales=scales)
     engines = {name: engine.SwinInt8.from_engine_file(file) for name, file in files.items()}
     rows: list[RooflineRow] = []
     for isa in variants:
@@ -348,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ceilings = dict(engine.measure_ceilings(threads))
             timed = []
             for (graph, model), batch in ((item, batch) for item in engines.items() for batch in args.batch):
-                if graph == TENSOR_SCALES and "grouped_gop_s" not in ceilings:
+                if graph in FOR_AVX2 and "grouped_gop_s" not in ceilings:
                     continue  # the same integers in the same time
                 report(f"{isa}: {graph}, batch {batch}: each operation by itself, {args.runs} runs")
                 images = measure.random_images(config, batch)

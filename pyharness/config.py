@@ -19,9 +19,14 @@ FUSED_GRAPH = "fused_int8"
 ENGINE_GRAPHS = (*GRAPHS, FUSED_GRAPH)
 """Every graph that an engine file can be of."""
 
-WEIGHT_SCALES = ("channel", "tensor")
-"""What has a step of its own among the fused graph's weights. Steps per channel are the more exact; with one per tensor
-most weights are small, and the CPU backend's GEMM for AVX2 without VNNI is the faster for it (docs/epilogues.md)."""
+WEIGHT_SCALES = ("channel", "balanced", "tensor")
+"""How the steps of the fused graph's weights are chosen (docs/fused.md): by each output channel's largest weight, the
+most exact; the same, but no finer than BALANCED_RMS allows; by the tensor's largest weight. The CPU backend's GEMM for
+AVX2 without VNNI is the faster the fewer steps most weights have (docs/epilogues.md)."""
+
+BALANCED_RMS = 28.0
+"""Steps that the root mean square of a channel's weights has at most with balanced scales: about what normal weights
+have with one scale per tensor."""
 
 
 @dataclass(frozen=True)

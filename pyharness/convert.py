@@ -267,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_weight_scales(command: argparse.ArgumentParser) -> None:
-    text = f"of {FUSED_GRAPH} alone (default: channel, the more exact); tensor is faster on CPUs with AVX2 and no VNNI"
+    text = f"of {FUSED_GRAPH} alone (default: channel, the most exact); for CPUs with AVX2 and no VNNI: balanced"
     command.add_argument("--weight-scales", choices=WEIGHT_SCALES, help=text)
 
 

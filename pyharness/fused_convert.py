@@ -1,6 +1,6 @@
 """From a calibrated checkpoint to an engine file of the fused graph, and such a file described in words.
 
-Linear weights become int8 with a step per output channel, or of the whole tensor; everything else stays float32.
+Linear weights become int8 with a step per output channel (WEIGHT_SCALES says how large); everything else stays float32.
 Source: docs/fused.md.
 """
 
@@ -17,24 +17,7 @@ from pyharness.engine_file import EngineFile, TensorSpec, amax_problem, weight_s
 from pyharness.errors import CalibrationError, CheckpointError, HarnessError
 from pyharness.ft_format import quantizer_name
 from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
-
-
-def channel_steps(weight: Tensor, scales: str = "channel") -> Tensor:
-    """The step of each output channel, float32 [N], of a weight [N, K]: its largest absolute value over 127; with
-    `scales` "tensor", the whole weight's.
-
-    1 where the channel is zero, or so small that its step would be no normal float32.
-    """
-    largest = weight.double().abs().amax(1)
-    if scales == "tensor":
-        largest = largest.amax().expand_as(largest)
-    steps = (largest / 127).float()
-    return torch.where(steps < torch.finfo(torch.float32).tiny, 1.0, steps)
-
-
-def quantize_channels(weight: Tensor, steps: Tensor) -> Tensor:
-    """int8 [N, K]: clamp(rne(w / step of its channel), -127, 127), in float64."""
-    return (weight.double() / steps.double()[:, None]).round().clamp(-127, 127).to(torch.int8)
+from pyharness.weight_steps import channel_steps, quantize_channels
 
 
 def to_fused_engine_file(checkpoint: CalibratedCheckpoint, weight_scales: str = "channel") -> EngineFile:
@@ -46,7 +29,7 @@ def to_fused_engine_file(checkpoint: CalibratedCheckpoint, weight_scales: str = 
     CheckpointError for tensors that are missing, left over, of the wrong shape, or not finite.
     """
     if weight_scales not in WEIGHT_SCALES:
-        raise HarnessError(f"weight scales {weight_scales!r} are unknown; choose {' or '.join(WEIGHT_SCALES)}")
+        raise HarnessError(f"weight scales {weight_scales!r} are unknown; choose {', '.join(WEIGHT_SCALES)}")
     _check_amax(checkpoint)
     builder = _FusedListBuilder(checkpoint)
     builder.weight_scales = weight_scales

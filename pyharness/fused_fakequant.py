@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyharness.calibrated import CalibratedCheckpoint
 from pyharness.fakequant import FakeQuantSwin, QuantLinear, WindowAttention
-from pyharness.fused_convert import channel_steps, quantize_channels
+from pyharness.weight_steps import channel_steps, quantize_channels
 
 
 class RowRelative(nn.Module):
@@ -23,7 +23,7 @@ class RowRelative(nn.Module):
 def fused_model(checkpoint: CalibratedCheckpoint, weight_scales: str = "channel") -> FakeQuantSwin:
     """The fake-quantized model of `checkpoint` in the fused graph's arithmetic. Errors as its `to_model`.
 
-    Weights are rounded to steps of their output channel, or of their tensor (WEIGHT_SCALES); nothing is quantized after
+    Weights are rounded to steps of their output channel, chosen by one of WEIGHT_SCALES; nothing is quantized after
     a GEMM or ahead of the softmax.
     """
     model = checkpoint.to_model()

@@ -35,7 +35,7 @@ DEFAULT_WORK = ROOT / "results" / "local" / "work"
 SOURCES = (
     "archives", "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
     "fakequant", "fakequant_v2", "ft_format", "fused_convert", "fused_format", "models", "position_bias", "procedural",
-    "quantize", "tensor_file", "train_options", "trainer", "training",
+    "quantize", "tensor_file", "train_options", "trainer", "training", "weight_steps",
 )  # fmt: skip
 """Modules that what is kept depends on."""
 

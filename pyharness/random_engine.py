@@ -12,6 +12,7 @@ from pyharness.engine_file import EngineFile, TensorSpec, scale_list, weight_spe
 from pyharness.errors import HarnessError
 from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
 from pyharness.position_bias import LARGEST_BIAS
+from pyharness.weight_steps import channel_steps, quantize_channels
 
 SPREAD = 5.0
 """amax of a random activation, in standard deviations."""
@@ -33,8 +34,8 @@ def random_engine_file(
 ) -> EngineFile:
     """An engine file of `config` with random weights; the same arguments give the same tensors.
 
-    The fused graph's file is of a model with `activation` "relu" or "gelu" and weights with scales per "channel" or
-    "tensor", and of int8_mode 1, the only one there.
+    The fused graph's file is of a model with `activation` "relu" or "gelu", its weights' steps chosen by one of
+    WEIGHT_SCALES, and of int8_mode 1, the only one there.
 
     Linear weights are normal, with the variance 1/fan_in once dequantized, so that signals keep their size through the
     layers, and quantized as a tensor is, or for the fused graph each output channel; the scales follow from that, each
@@ -103,8 +104,7 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int, weight_scales:
             tensors.append(_random_position_bias(stage, config.version, generator).float())
         elif spec.dtype == torch.int8:
             values = torch.randn(spec.shape, generator=generator)
-            largest = values.abs().amax(1, keepdim=True) if weight_scales == "channel" else values.abs().max()
-            tensors.append((values * (127 / largest)).round().to(torch.int8))
+            tensors.append(quantize_channels(values, channel_steps(values, weight_scales)))
         else:
             tensors.append(_random_tensor(spec, generator))
     meta = {

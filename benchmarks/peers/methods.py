@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 8
 """Batches that static quantizers see. The weights are random, so that more would calibrate nothing better."""
 
-FILE_SOURCES = ("engine_file", "ft_format", "fused_format", "random_engine")
+FILE_SOURCES = ("config", "engine_file", "ft_format", "fused_format", "random_engine", "weight_steps")
 """Modules of the harness that this engine's random files depend on."""
 
 GELU = "_gelu"
 """Ending of the method that runs a GELU model on a graph which runs both kinds."""
-TENSOR = "_tensor"
-"""Ending of the method whose weights have one scale per tensor, in the graph where they may have one per channel."""
+BALANCED, TENSOR = "_balanced", "_tensor"
+"""Endings of the methods with other weight scales than one per channel (WEIGHT_SCALES), of the graph with a choice."""
 
 
 @dataclass
@@ -139,16 +139,17 @@ def _engine(setting: Setting, graph: str, **options: Any) -> Built:
 
 
 def engine_methods() -> list[Method]:
-    """One method for each graph of the engine; for the fused graph one more on a GELU model, and one with a scale per
-    weight tensor, which is for CPUs without VNNI."""
+    """One method for each graph of the engine; for the fused graph one more on a GELU model, and two with the weight
+    scales that CPUs without VNNI gain by: balanced ones, and one per tensor."""
     methods = []
     for graph in ENGINE_GRAPHS:
         methods.append(Method(graph, "int8", ("torch",), functools.partial(_engine, graph=graph), ours=True))
         if graph == FUSED_GRAPH:
             gelu = functools.partial(_engine, graph=graph, activation="gelu")
             methods.append(Method(graph + GELU, "int8", ("torch",), gelu, ours=True))
-            tensor = functools.partial(_engine, graph=graph, weight_scales="tensor")
-            methods.append(Method(graph + TENSOR, "int8", ("torch",), tensor, ours=True))
+            for ending, scales in ((BALANCED, "balanced"), (TENSOR, "tensor")):
+                build = functools.partial(_engine, graph=graph, weight_scales=scales)
+                methods.append(Method(graph + ending, "int8", ("torch",), build, ours=True))
     return methods
 
 

@@ -249,6 +249,10 @@ each round. A dash was not measured. Peers run timm's GELU model on the same ima
 model{relu}.
 """
 
+BALANCED_NOTE = """\
+`fused_int8_balanced` is `fused_int8` with weight steps that are no finer than AVX2 gains by (docs/fused.md).
+"""
+
 TENSOR_NOTE = """\
 `fused_int8_tensor` is `fused_int8` with one scale per weight tensor, which gains on AVX2 alone (docs/epilogues.md).
 """
@@ -276,6 +280,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     gelu = " and `fused_int8_gelu`" if "fused_int8_gelu" in methods else ""
     relu = " and ".join(f"`{name}`" for name in ("geluless_int8", FUSED) if name in methods)
     text += NOTES.format(gelu=gelu, relu=f", {relu} its GELU-less variant" if relu else "")
+    if FUSED + "_balanced" in methods:
+        text += BALANCED_NOTE
     if FUSED + "_tensor" in methods:
         text += TENSOR_NOTE
     text += "".join(f"\n- {line}" for line in reasons(rows)) + ("\n" if any(r["reason"] for r in rows) else "")

@@ -13,14 +13,15 @@ from quant_helpers import NON_SQUARE, THREE_STAGES, calibrated, one_thread
 
 from pyharness.attention_geometry import attention_mask, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, save_calibrated
-from pyharness.config import ENGINE_GRAPHS, GRAPHS, MICRO_DIGITS
+from pyharness.config import BALANCED_RMS, ENGINE_GRAPHS, GRAPHS, MICRO_DIGITS, WEIGHT_SCALES
 from pyharness.convert import describe, main, to_checkpoint, to_engine_file
 from pyharness.engine_file import EngineFile, check_scales, load_engine_file, save_engine_file, weight_specs
 from pyharness.errors import CalibrationError, CheckpointError, FormatError, HarnessError
-from pyharness.fused_convert import channel_steps, quantize_channels
+from pyharness.fused_fakequant import fused_model
 from pyharness.fused_format import AMAX_FIELDS
 from pyharness.random_engine import random_engine_file
 from pyharness.tensor_file import load_tensors, save_tensors
+from pyharness.weight_steps import channel_steps, quantize_channels
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -211,6 +212,27 @@ def test_each_channel_has_its_own_step_and_rounds_half_to_even():
     assert quantize_channels(torch.tensor([[-128.0, 130.0]]), torch.ones(1)).tolist() == [[-127, 127]], "never -128"
 
 
+def test_balanced_steps_are_no_finer_than_needed_and_no_coarser_than_the_tensors(seed):
+    weight = torch.randn(64, 384, generator=torch.Generator().manual_seed(seed)) * torch.logspace(0, 1, 64)[:, None]
+    weight[3] = torch.linspace(-1, 1, 384).sign()  # of one size
+    weight[5, 1:] *= 0.01  # one large, the others small: fine steps would serve nothing
+    channel, balanced, tensor = (channel_steps(weight, scales) for scales in WEIGHT_SCALES)
+    assert len(tensor.unique()) == 1 and (balanced <= tensor).all() and (balanced >= channel).all()
+    rms = weight.double().square().mean(1).sqrt() / balanced
+    chosen = (balanced > channel) & (balanced < tensor)
+    torch.testing.assert_close(rms[chosen], torch.full_like(rms[chosen], BALANCED_RMS), rtol=1e-6, atol=0)
+    assert (rms[balanced < tensor] <= BALANCED_RMS * 1.000001).all()
+    assert chosen[3] and balanced[5] == channel[5] and chosen.sum() > 40
+
+
+def test_balanced_steps_where_all_weights_are_of_one_size():
+    """The tensor's step is the finest then, and no step is coarser."""
+    weight = torch.tensor([[9.0, -9.0], [1.0, 1.0], [0.0, 0.0]])
+    steps = channel_steps(weight, "balanced")
+    assert steps.tolist() == torch.tensor([9 / 127, 1 / 28, 1.0]).tolist()
+    assert quantize_channels(weight, steps).tolist() == [[127, -127], [28, 28], [0, 0]]
+
+
 def test_a_channel_too_small_for_a_step_is_zero():
     weight = torch.tensor([[1e-42, -1e-42], [1e-30, -1e-30]])
     steps = channel_steps(weight)
@@ -397,6 +419,22 @@ def test_scales_may_be_one_per_tensor(tmp_path):
         main(["to-engine", str(tmp_path / "c.safetensors"), str(tmp_path / "x.safetensors"), "--weight-scales", "tensor"])
     with pytest.raises(HarnessError, match="weight scales 'row' are unknown"):
         to_engine_file(checkpoint, "fused_int8", "row")
+
+
+def test_scales_may_be_balanced(tmp_path):
+    """Steps and rounded weights as weight_steps gives them, in the file and in the fake-quantized model alike."""
+    _, checkpoint = calibrated(MICRO_DIGITS, True, 1)
+    file = to_engine_file(checkpoint, "fused_int8", "balanced")
+    found, channel = file.by_name(), to_engine_file(checkpoint, "fused_int8").by_name()
+    model = dict(fused_model(checkpoint, "balanced").named_parameters())
+    changed_steps = 0
+    for name, steps in found.items():
+        if name.endswith(".weight_scale") and steps.numel():
+            key = name.removesuffix("_scale")
+            assert torch.equal(steps, channel_steps(checkpoint.state[key], "balanced"))
+            torch.testing.assert_close(model[key], found[key] * steps[:, None], rtol=1e-6, atol=0)
+            changed_steps += int((steps > channel[name]).sum())
+    assert changed_steps > 0 and file.meta["weight_scales"] == "balanced"
 
 
 def test_random_files_may_have_scales_per_tensor(tmp_path):

@@ -64,13 +64,15 @@ def test_an_unknown_instruction_set() -> None:
     assert roofline_cpu.chosen_variants(["portable"]) == ["portable"]
 
 
-def test_scales_per_tensor_are_shown_where_they_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_scales_are_shown_where_they_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", MICRO_DIGITS.name, "--runs", "2", "--batch", "1", "--graphs", "fused_int8", "--out", str(tmp_path)]
     variants = [name for name in ("avx2", "portable") if name in engine.cpu_variants()]
     assert roofline_cpu.main([*words, "--isa", *variants]) == 0
     said = capsys.readouterr().out
-    assert ("| avx2     | fused_int8_tensor |" in said) == ("avx2" in variants)
-    assert "| portable | fused_int8 " in said and "| portable | fused_int8_tensor" not in said
+    for scales in ("balanced", "tensor"):
+        assert (f"| avx2     | fused_int8_{scales} " in said) == ("avx2" in variants)
+        assert f"| portable | fused_int8_{scales}" not in said
+    assert "| portable | fused_int8 " in said
 
 
 def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
