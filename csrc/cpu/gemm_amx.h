@@ -12,6 +12,7 @@
 namespace swin::cpu::SWIN_ISA {
 
 inline constexpr std::int64_t kTile = 16;                                      // rows, or columns, of a tile
+inline constexpr std::int64_t kEmitRows = 4;                                    // emitted without a branch between them
 inline constexpr std::int64_t kGroupResults = 4 * kTile * kTile;                        // of two tiles by two
 inline constexpr std::int64_t kResults = 2 * kGroupResults * sizeof(std::int32_t);      // bytes of two groups' results
 
@@ -57,38 +58,71 @@ static inline void configure_tiles(std::int64_t step) {
   });
 }
 
-// R (1 or 2) tiles of rows times V (1 or 2) units; results to out[row][V * kTile].
-// `ahead`: weights to fetch from memory meanwhile, as many as this call reads; or null.
-template <int R, int V>
-static inline void tile_kernel(const std::int8_t* const* rows, const std::int64_t* strides, std::int64_t steps,
-                               std::int64_t step, const std::int8_t* units, std::int64_t unit_size,
-                               const std::int8_t* ahead, std::int32_t* out) {
+// A group of up to two tiles of rows by up to two units: what its kernel reads, and where its results go.
+struct TileGroup {
+  const std::int8_t* rows[2];
+  std::int64_t strides[2];
+  const std::int8_t *units, *ahead;  // ahead: as many weights, to be fetched to the second-level cache meanwhile; or null
+  std::int32_t* results;             // [row_count][units * kTile]
+  std::int64_t row, row_count;
+};
+
+// What all groups of a block share.
+struct TileSteps {
+  std::int64_t steps, step, unit_size;
+  std::int64_t rows_at_once;  // that are emitted after each step, so that a group's are out with the next one's last step
+};
+
+// Multiplies a group of R (1 or 2) tiles of rows by V (1 or 2) units, and emits the group before it, if it has rows.
+//
+// Its rows are emitted between the steps of the tiles: the vector units work on one group while the tiles work on the
+// other. Behind all steps they would find no room among the instructions that the processor looks ahead to. What they share
+// is in registers, as tiles need all that the load ports give; results are read where they lie, as GCC would store a copy of
+// every row.
+template <int R, int V, class EmitRow>
+SWIN_INLINE static inline void multiply_group(const TileGroup& group, const TileSteps& shared, const TileGroup& before,
+                                              const EmitRow& emit_before) {
+  const EmitRow emit = emit_before;
+  const std::int8_t *row0 = group.rows[0], *row1 = group.rows[1], *unit = group.units, *ahead = group.ahead;
+  const std::int64_t stride0 = group.strides[0], stride1 = group.strides[1], unit_size = shared.unit_size;
+  const std::int64_t step = shared.step, step_bytes = step * kTile, at_once = shared.rows_at_once;
+  const std::int32_t* results = before.results;
+  std::int64_t row = before.row;
+  const std::int64_t end = row + before.row_count;
   _tile_zero(0);
   if constexpr (V == 2) _tile_zero(1);
   if constexpr (R == 2) _tile_zero(2);
   if constexpr (R == 2 && V == 2) _tile_zero(3);
-  for (std::int64_t s = 0; s < steps; ++s) {
-    const std::int8_t* w = units + s * step * kTile;
+  for (std::int64_t s = shared.steps; s > 0; --s) {
     if (ahead != nullptr) {
-      for (std::int64_t line = 0; line < step * kTile; line += 64) {
-        for (int v = 0; v < V; ++v) {
-          __builtin_prefetch(ahead + v * unit_size + s * step * kTile + line, 0, 2);
-        }
+#pragma GCC unroll 1
+      for (std::int64_t line = 0; line < V * step_bytes; line += 64) __builtin_prefetch(ahead + line, 0, 2);
+      ahead += V * step_bytes;
+    }
+    _tile_loadd(4, row0, stride0);
+    _tile_loadd(6, unit, 64);
+    if constexpr (V == 2) _tile_loadd(7, unit + unit_size, 64);
+    if constexpr (R == 2) _tile_loadd(5, row1, stride1);
+    _tile_dpbssd(0, 4, 6);
+    if constexpr (V == 2) _tile_dpbssd(1, 4, 7);
+    if constexpr (R == 2) _tile_dpbssd(2, 5, 6);
+    if constexpr (R == 2 && V == 2) _tile_dpbssd(3, 5, 7);
+    row0 += step;
+    row1 += step;
+    unit += step_bytes;
+    for (const std::int64_t until = min_of(row + at_once, end); row < until;) {
+      if (row + kEmitRows <= end) {
+#pragma GCC unroll 8
+        for (std::int64_t r = 0; r < kEmitRows; ++r) emit(row + r, reinterpret_cast<const Vi*>(results + r * V * kTile));
+        row += kEmitRows;
+        results += kEmitRows * V * kTile;
+      } else {
+        emit(row++, reinterpret_cast<const Vi*>(results));
+        results += V * kTile;
       }
     }
-    _tile_loadd(4, rows[0] + s * step, strides[0]);
-    _tile_loadd(6, w, 64);
-    _tile_dpbssd(0, 4, 6);
-    if constexpr (V == 2) {
-      _tile_loadd(7, w + unit_size, 64);
-      _tile_dpbssd(1, 4, 7);
-    }
-    if constexpr (R == 2) {
-      _tile_loadd(5, rows[1] + s * step, strides[1]);
-      _tile_dpbssd(2, 5, 6);
-      if constexpr (V == 2) _tile_dpbssd(3, 5, 7);
-    }
   }
+  std::int32_t* out = group.results;
   constexpr std::int64_t kPitch = V * kTile * sizeof(std::int32_t);
   _tile_stored(0, out, kPitch);
   if constexpr (V == 2) _tile_stored(1, out + kTile, kPitch);
@@ -96,37 +130,43 @@ static inline void tile_kernel(const std::int8_t* const* rows, const std::int64_
   if constexpr (R == 2 && V == 2) _tile_stored(3, out + kTile * V * kTile + kTile, kPitch);
 }
 
-// A group's results, where they lie.
-struct TileGroup {
-  const std::int32_t* results = nullptr;  // [rows][columns], columns a multiple of 16
-  std::int64_t row, rows, unit, units;
-};
-
-template <int V, class Emit>
-static inline void emit_rows(const TileGroup& group, Emit emit) {
-  for (std::int64_t r = 0; r < group.rows; ++r) {
-    Vi acc[V];
-    std::memcpy(acc, group.results + r * V * kTile, sizeof acc);
-    emit.template operator()<V>(group.row + r, group.unit * kTile, acc);
+// All rows by units [first_unit, last_unit), V at a time. A function of its own, as GCC has no register left for its loops
+// where they are part of another.
+template <int V, class Emit, class SetGroup>
+[[gnu::noinline]] static void multiply_units(std::int64_t rows, const TileSteps& shared, std::int64_t first_unit,
+                                             std::int64_t last_unit, SetGroup&& set_group, const Emit& emit) {
+  TileGroup groups[2] = {};  // by turns: a copy would wait for what was just written to its original
+  int next = 0;
+  auto emit_before = emit.template operator()<V>(first_unit * kTile);
+  for (std::int64_t u = first_unit; u + V <= last_unit; u += V) {
+    for (std::int64_t r = 0; r < rows; r += 2 * kTile) {
+      TileGroup& group = groups[next];
+      next = 1 - next;
+      set_group(group, r, u, V);
+      if (group.row_count > kTile) {
+        multiply_group<2, V>(group, shared, groups[next], emit_before);
+      } else {
+        multiply_group<1, V>(group, shared, groups[next], emit_before);
+      }
+      if (r == 0) {
+        const auto own = emit.template operator()<V>(u * kTile);
+        static_assert(__is_trivially_copyable(decltype(own)));  // a lambda has no assignment
+        std::memcpy(static_cast<void*>(&emit_before), &own, sizeof own);
+      }
+    }
+  }
+  const TileGroup& last = groups[1 - next];
+  for (std::int64_t r = 0; r < last.row_count; ++r) {
+    emit_before(last.row + r, reinterpret_cast<const Vi*>(last.results + r * V * kTile));
   }
 }
-template <class Emit>
-static inline void emit_group(const TileGroup& group, Emit emit) {
-  if (group.results == nullptr) return;
-  if (group.units == 2) {
-    emit_rows<2>(group, emit);
-  } else {
-    emit_rows<1>(group, emit);
-  }
-}
 
-// See multiply_block (packed_gemm.h). A group's results are emitted after the next group's tiles were set going: the
-// vector units work on one while the tiles work on the other.
+// See multiply_block (packed_gemm.h). `fetch`: the weights are not in the second-level cache yet.
 template <class Emit>
 static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
                                   const std::int8_t* units, std::int64_t first_unit, std::int64_t last_unit,
-                                  void* scratch, bool prepared, Emit emit) {
-  const std::int64_t step = tile_step(k), padded = tile_padded(k), steps = padded / step, unit_size = padded * kTile;
+                                  void* scratch, bool prepared, bool fetch, Emit emit) {
+  const std::int64_t step = tile_step(k), padded = tile_padded(k), unit_size = padded * kTile;
   std::int32_t* results = static_cast<std::int32_t*>(scratch);
   std::int8_t* copies = static_cast<std::int8_t*>(scratch) + kResults;
   const std::int64_t in_place = padded == k ? rows / kTile * kTile : 0;  // rows that are read where they lie
@@ -140,37 +180,23 @@ static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std
     std::memset(copies + (rows - in_place) * padded, 0, missing * padded);
   }
   configure_tiles(step);
-  TileGroup before;
-  for (std::int64_t u = first_unit; u < last_unit; u += 2) {
-    const std::int64_t vectors = min_of(2, last_unit - u);
-    for (std::int64_t r = 0; r < rows; r += 2 * kTile) {
-      const std::int8_t* tiles[2];
-      std::int64_t strides[2];
-      for (std::int64_t i = 0; i < 2; ++i) {
-        const std::int64_t row = r + i * kTile;
-        tiles[i] = row < in_place ? x + row * stride : copies + (row - in_place) * padded;
-        strides[i] = row < in_place ? stride : padded;
-      }
-      const TileGroup group{results, r, min_of(2 * kTile, rows - r), u, vectors};
-      const std::int8_t* w = units + u * unit_size;
-      const std::int8_t* ahead = r == 0 && u + 4 <= last_unit ? w + 2 * unit_size : nullptr;
-      if (group.rows > kTile) {
-        if (vectors == 2) {
-          tile_kernel<2, 2>(tiles, strides, steps, step, w, unit_size, ahead, results);
-        } else {
-          tile_kernel<2, 1>(tiles, strides, steps, step, w, unit_size, ahead, results);
-        }
-      } else if (vectors == 2) {
-        tile_kernel<1, 2>(tiles, strides, steps, step, w, unit_size, ahead, results);
-      } else {
-        tile_kernel<1, 1>(tiles, strides, steps, step, w, unit_size, ahead, results);
-      }
-      emit_group(before, emit);
-      before = group;
-      results = static_cast<std::int32_t*>(scratch) + (results == scratch ? kGroupResults : 0);
+  const auto set_group = [&](TileGroup& group, std::int64_t r, std::int64_t u, std::int64_t count) SWIN_INLINE {
+    for (std::int64_t i = 0; i < 2; ++i) {
+      const std::int64_t row = r + i * kTile;
+      group.rows[i] = row < in_place ? x + row * stride : copies + (row - in_place) * padded;
+      group.strides[i] = row < in_place ? stride : padded;
     }
-  }
-  emit_group(before, emit);
+    group.units = units + u * unit_size;
+    group.ahead = fetch && r == 0 && u + 2 * count <= last_unit ? group.units + count * unit_size : nullptr;
+    group.results = results;
+    results = static_cast<std::int32_t*>(scratch) + (results == scratch ? kGroupResults : 0);
+    group.row = r;
+    group.row_count = min_of(2 * kTile, rows - r);
+  };
+  const TileSteps shared{padded / step, step, unit_size, ceil_div(2 * kTile / kEmitRows, padded / step) * kEmitRows};
+  const std::int64_t pairs_end = last_unit - (last_unit - first_unit) % 2;
+  multiply_units<2>(rows, shared, first_unit, pairs_end, set_group, emit);
+  if (pairs_end < last_unit) multiply_units<1>(rows, shared, pairs_end, last_unit, set_group, emit);
   _tile_release();
 }
 

@@ -421,8 +421,8 @@ struct RowGroups {
 };
 
 // R rows from `data`; `units`: V adjacent units; `start`: V * kLanes numbers.
-// Gives each row to emit.operator()<V>(row, vectors of results); by value, as behind a reference what it holds would have
-// to be read again after each byte that it stores.
+// emit.operator()<V>() gives a function that each row's number and vectors of results go to; by value, as behind a reference
+// what it holds would have to be read again after each byte that it stores.
 // While it works on `units` it fetches `ahead` to the second-level cache, where that is not null.
 template <class Dot, int R, int V, class Emit>
 SWIN_INLINE static inline void micro_kernel(const char* data, std::int64_t stride, std::int64_t steps,
@@ -474,8 +474,19 @@ SWIN_INLINE static inline void micro_kernel(const char* data, std::int64_t strid
       for (int v = 0; v < V; ++v) acc[r][v] = Dot::dot(acc[r][v], word, w[v]);
     }
   }
+  const auto emit_row = emit.template operator()<V>();
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) emit.template operator()<V>(r, acc[r]);
+  for (int r = 0; r < R; ++r) emit_row(r, acc[r]);
+}
+
+// What a micro-kernel does with its results: rows from `first` on, columns from `column` on.
+template <class Emit>
+SWIN_INLINE static inline auto rows_from(std::int64_t first, std::int64_t column, Emit emit_columns) {
+  return [=]<int V>() SWIN_INLINE {
+    return [first, emit = emit_columns.template operator()<V>(column)](int r, const Vi* acc) SWIN_INLINE {
+      emit(first + r, acc);
+    };
+  };
 }
 
 template <class Dot, int R, class Emit>
@@ -493,11 +504,12 @@ SWIN_INLINE static inline void dispatch_rows(int rows, int vectors, const char* 
   }
 }
 
-// All `count` rows against units [first_unit, last_unit). emit.operator()<V>(row, column, const Vi* acc) gets the
-// results of V adjacent vectors of columns, `column` being their first.
+// All `count` rows against units [first_unit, last_unit). emit_columns.operator()<V>(column) gives a function of
+// (row, const Vi* acc), for V vectors of columns from `column` on, that holds what its rows share.
 template <class Dot, class Emit>
 static inline void gemm_block(Rows rows, std::int64_t count, std::int64_t steps, const std::int8_t* units,
-                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit, Emit emit) {
+                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
+                              Emit emit_columns) {
   const RowGroups groups(count, kMaxRows);
   for (std::int64_t u = first_unit; u < last_unit; u += 2) {
     const int vectors = static_cast<int>(min_of(2, last_unit - u));
@@ -508,7 +520,7 @@ static inline void gemm_block(Rows rows, std::int64_t count, std::int64_t steps,
       dispatch_rows<Dot, kMaxRows>(
           static_cast<int>(groups.rows(g)), vectors, rows.data + first * rows.stride, rows.stride, steps, own, ahead,
           starts + u * kLanes,
-          [=]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, u * kLanes, acc); });
+          rows_from(first, u * kLanes, emit_columns));
     }
   }
 }

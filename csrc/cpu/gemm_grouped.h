@@ -233,9 +233,10 @@ SWIN_INLINE static inline void grouped_kernel(const GroupedWeight::Unit& unit, G
   add_groups<R, 3>(sums, panel, unit.groups[1], at);
   add_groups<R, 2>(sums, panel, unit.groups[2], at);
   add_groups<R, 1>(sums, panel, unit.groups[3], at);
+  const auto emit_row = emit.template operator()<1>();
   sums.each<R>([&](const __m256i& sum, int r) SWIN_INLINE {
     const Vi result = reinterpret_cast<Vi>(sum);
-    emit.template operator()<1>(r, &result);
+    emit_row(r, &result);
   });
 }
 
@@ -255,11 +256,8 @@ SWIN_INLINE static inline void dispatch_group_rows(std::int64_t rows, const Grou
 template <class Emit>
 static inline void grouped_block(const GroupedWeight& w, const char* panels, std::int64_t count, std::int64_t k,
                                  const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
-                                 Emit emit) {
+                                 Emit emit_columns) {
   const RowGroups split(count, kGroupRows);
-  const auto emit_from = [=](std::int64_t first, std::int64_t unit) SWIN_INLINE {
-    return [=]<int V>(int r, const Vi* acc) SWIN_INLINE { emit.template operator()<V>(first + r, unit * kLanes, acc); };
-  };
   if (w.forms == 1) {  // all panels meet a unit before the next one: at a small M each weight meets few rows
     for (std::int64_t u = first_unit; u < last_unit; ++u) {
       const GroupedWeight::Unit &unit = w.units[u], &next = w.units[min_of(u + 1, last_unit - 1)];
@@ -269,7 +267,7 @@ static inline void grouped_block(const GroupedWeight& w, const char* panels, std
         const GroupCursor at{w.words + unit.first_item, own, ahead + p * lines * kCacheLine,
                              ahead + (p + 1) * lines * kCacheLine};
         dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * panel_bytes(k, 1), starts + u * kLanes,
-                                        emit_from(split.first(p), u));
+                                        rows_from(split.first(p), u * kLanes, emit_columns));
       }
     }
     return;
@@ -285,7 +283,7 @@ static inline void grouped_block(const GroupedWeight& w, const char* panels, std
         const GroupCursor at{w.words + unit.first_item, w.weights + unit.first_item * kItemBytes, ahead,
                              ahead + next.items() * kItemBytes};
         dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * panel_bytes(k, w.forms),
-                                        starts + u * kLanes, emit_from(split.first(p), u));
+                                        starts + u * kLanes, rows_from(split.first(p), u * kLanes, emit_columns));
       }
     }
   }

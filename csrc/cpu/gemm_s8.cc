@@ -9,16 +9,14 @@
 namespace swin::cpu::SWIN_ISA {
 namespace {
 
+// `emit_columns(first)`: what becomes of results, as multiply_block wants it, row 0 being row `first` of the output.
 template <class Emit>
-void run(const GemmS8Args& args, const ExecContext& context, Emit emit) {
+void run(const GemmS8Args& args, const ExecContext& context, Emit emit_columns) {
   const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
   const std::int64_t m = args.x.dim(0), k = w.k;
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
-    multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
-                   scratch, task.same_rows,
-                   [emit, first = task.first]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-                     emit.template operator()<V>(first + row, column, acc);
-                   });
+    multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch,
+                   emit_columns(task.first));
   });
 }
 
@@ -27,14 +25,14 @@ void requantize(const GemmS8Args& args, const ExecContext& context) {
   const std::int64_t n = args.w->n;
   std::int8_t* out = args.out.as<std::int8_t>();
   const float factor = args.factor;
-  run(args, context, [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-    Vf y[V];
-    for (int v = 0; v < V; ++v) {
-      y[v] = __builtin_convertvector(acc[v], Vf) * factor;
-      // ReLU is a lower bound of 0 in place of -128: max(0, acc * factor) is rounded and clamped as any other value.
-      if constexpr (Relu) y[v] = max_of(y[v], Vf{});
-    }
-    store_s8_columns<V>(out + row * n + column, y, n - column);
+  run(args, context, [=](std::int64_t first) {
+    return [=, rows = out + first * n]<int V>(std::int64_t column) SWIN_INLINE {
+      return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
+        Vf y[V];
+        for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
+        store_s8_columns<V, Relu>(rows + row * n + column, y, n - column);
+      };
+    };
   });
 }
 
@@ -44,8 +42,12 @@ void gemm_s8(const GemmS8Args& args, const ExecContext& context) {
   if (args.out.dtype == DType::kS32) {
     const std::int64_t n = args.w->n;
     std::int32_t* out = args.out.as<std::int32_t>();
-    run(args, context, [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-      std::memcpy(out + row * n + column, acc, min_of(V * kLanes, n - column) * sizeof(std::int32_t));
+    run(args, context, [=](std::int64_t first) {
+      return [=, rows = out + first * n]<int V>(std::int64_t column) SWIN_INLINE {
+        return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
+          std::memcpy(rows + row * n + column, acc, min_of(V * kLanes, n - column) * sizeof(std::int32_t));
+        };
+      };
     });
   } else if (args.epilogue == Epilogue::kRelu) {
     requantize<true>(args, context);

@@ -8,7 +8,7 @@ namespace swin::cpu::SWIN_ISA {
 
 void head_scale_softmax(const HeadScaleSoftmaxArgs& args, const ExecContext& context) {
   const std::int64_t heads = args.scores.dim(1), n = args.scores.dim(2), pitch = args.scores.dim(3);
-  const std::int64_t windows = args.mask ? args.mask.dim(0) : 1, vectors = ceil_div(n, kLanes);
+  const std::int64_t windows = args.mask ? args.mask.dim(0) : 1;
   const float* head_scale = args.head_scale.as<const float>();
   parallel_rows(context, args.scores.dim(0) * heads, 1, [&](std::int64_t first, std::int64_t last) {
     Vf* x = static_cast<Vf*>(thread_scratch(softmax_scratch_bytes(n)));
@@ -18,7 +18,7 @@ void head_scale_softmax(const HeadScaleSoftmaxArgs& args, const ExecContext& con
                              args.dequant * head_scale[index % heads]};
       const SoftmaxS8 of{args.scores.as<const std::int8_t>() + index * n * pitch, logits,
                          args.out.as<std::int8_t>() + index * n * pitch, pitch, args.quant};
-      with_vectors(vectors, [&](auto count) { softmax_s8<count.value>(of, vectors, x); });
+      softmax_s8(of, x);
     }
   });
 }

@@ -8,7 +8,15 @@
 
 namespace swin::cpu::SWIN_ISA {
 
-// float(acc) * scale[n] + bias[n]; n up to `count`, beyond it 0.
+// float(acc) * scale + bias of V vectors of channels.
+template <int V>
+struct ChannelVectors {
+  Vf scale[V], bias[V];
+
+  SWIN_INLINE Vf value(const Vi* acc, int v) const { return __builtin_convertvector(acc[v], Vf) * scale[v] + bias[v]; }
+};
+
+// The scales and biases of all channels; beyond `count` 0.
 struct Channels {
   const float *scale, *bias;  // bias: null where there is none
   std::int64_t count;
@@ -30,12 +38,13 @@ struct Channels {
   }
 
   template <int V>
-  SWIN_INLINE void apply(const Vi* acc, std::int64_t column, Vf* y) const {
-    for (int v = 0; v < V; ++v) y[v] = Vf{};
+  SWIN_INLINE ChannelVectors<V> at(std::int64_t column) const {
+    ChannelVectors<V> vectors{};
     each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
-      y[v] = __builtin_convertvector(acc[v], Vf) * load(scale + i, lanes);
-      if (bias != nullptr) y[v] += load(bias + i, lanes);
+      vectors.scale[v] = load(scale + i, lanes);
+      if (bias != nullptr) vectors.bias[v] = load(bias + i, lanes);
     });
+    return vectors;
   }
 };
 
@@ -46,13 +55,13 @@ struct ResidualAdd {
   const std::int64_t* target;
 
   template <int V>
-  SWIN_INLINE void operator()(std::int64_t row, std::int64_t column, const Vi* acc) const {
-    Vf y[V];
-    channels.apply<V>(acc, column, y);
-    float* x = residual + target[row] * channels.count;
-    channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
-      store(x + i, load(x + i, lanes) + y[v], lanes);
-    });
+  SWIN_INLINE auto operator()(std::int64_t column) const {
+    return [columns = channels.at<V>(column), add = *this, column](std::int64_t row, const Vi* acc) SWIN_INLINE {
+      float* x = add.residual + add.target[row] * add.channels.count;
+      add.channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
+        store(x + i, load(x + i, lanes) + columns.value(acc, v), lanes);
+      });
+    };
   }
 };
 

@@ -16,8 +16,8 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
     std::int64_t target[kBlockRows];
     ImageRows rows(args.geometry, task.first);
     for (std::int64_t r = 0; r < task.rows; ++r, rows.next()) target[r] = rows.row();
-    multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
-                   scratch, task.same_rows, ResidualAdd{channels, residual, target});
+    multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch,
+                   ResidualAdd{channels, residual, target});
     if (!counts.completes(task)) return;
     NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
     for (std::int64_t r = 0; r < task.rows; ++r) {

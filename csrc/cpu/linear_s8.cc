@@ -11,22 +11,25 @@ void linear_s8(const LinearS8Args& args, const ExecContext& context) {
   const Channels channels(args.scale, args.bias, n);
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     const auto multiply = [&](auto&& emit) {
-      multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task.rows, task.first_unit, task.last_unit,
-                     scratch, task.same_rows, emit);
+      multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch, emit);
     };
     if (args.out.dtype == DType::kS8) {
       std::int8_t* out = args.out.as<std::int8_t>() + task.first * n;
-      multiply([=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-        Vf y[V];
-        channels.apply<V>(acc, column, y);
-        store_s8_columns<V>(out + row * n + column, y, n - column);
+      multiply([=]<int V>(std::int64_t column) SWIN_INLINE {
+        return [=, columns = channels.at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
+          Vf y[V];
+          for (int v = 0; v < V; ++v) y[v] = columns.value(acc, v);
+          store_s8_columns<V>(out + row * n + column, y, n - column);
+        };
       });
     } else {
       float* out = args.out.as<float>() + task.first * n;
-      multiply([=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-        Vf y[V];
-        channels.apply<V>(acc, column, y);
-        channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE { store(out + row * n + i, y[v], lanes); });
+      multiply([=]<int V>(std::int64_t column) SWIN_INLINE {
+        return [=, columns = channels.at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
+          channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
+            store(out + row * n + i, columns.value(acc, v), lanes);
+          });
+        };
       });
     }
   });

@@ -29,20 +29,21 @@ struct Mlp {
 
   // Hidden columns of `task`'s rows, to `hidden` [rows, f].
   void first(const BlockTask& task, std::int8_t* hidden, void* scratch) const {
-    const auto multiply = [&](auto activate) {
-      multiply_block(w1, args.x.as<const std::int8_t>() + task.first * c, c, task.rows, task.first_unit, task.last_unit,
-                     scratch, task.same_rows, [=, channels = channels1, f = f]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-                       Vf y[V];
-                       channels.template apply<V>(acc, column, y);
-                       for (int v = 0; v < V; ++v) y[v] = activate(y[v]);
-                       store_s8_columns<V>(hidden + row * f + column, y, f - column);
+    const auto multiply = [&]<bool kRelu>(auto activate) {
+      multiply_block(w1, args.x.as<const std::int8_t>() + task.first * c, c, task, scratch,
+                     [=, channels = channels1, f = f]<int V>(std::int64_t column) SWIN_INLINE {
+                       return [=, columns = channels.template at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
+                         Vf y[V];
+                         for (int v = 0; v < V; ++v) y[v] = activate(columns.value(acc, v));
+                         store_s8_columns<V, kRelu>(hidden + row * f + column, y, f - column);
+                       };
                      });
     };
     if (args.activation == Activation::kRelu) {
-      multiply([](Vf y) SWIN_INLINE { return max_of(y, Vf{}); });
+      multiply.template operator()<true>([](Vf y) SWIN_INLINE { return y; });
     } else {
       const float quant = args.hidden_quant;
-      multiply([quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
+      multiply.template operator()<false>([quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
     }
   }
 
@@ -50,8 +51,7 @@ struct Mlp {
   void second(const BlockTask& task, const std::int8_t* hidden, void* scratch) const {
     std::int64_t target[kBlockRows];
     for (std::int64_t r = 0; r < task.rows; ++r) target[r] = task.first + r;
-    multiply_block(w2, hidden, f, task.rows, task.first_unit, task.last_unit, scratch, task.same_rows,
-                   ResidualAdd{channels2, args.residual.as<float>(), target});
+    multiply_block(w2, hidden, f, task, scratch, ResidualAdd{channels2, args.residual.as<float>(), target});
   }
 
   void finish(const BlockTask& task) const {
@@ -83,7 +83,8 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
     return;
   }
   const std::int64_t scratch_bytes = scratch1 > scratch2 ? scratch1 : scratch2;
-  parallel_row_blocks(context, mlp.m, mlp.w1, scratch_bytes + kBlockRows * mlp.f, [&](BlockTask task, void* scratch) {
+  const std::int64_t weights = 2 * mlp.c * mlp.f, block_bytes = scratch_bytes + kBlockRows * mlp.f;
+  parallel_row_blocks(context, mlp.m, mlp.w1, weights, block_bytes, [&](BlockTask task, void* scratch) {
     std::int8_t* hidden = static_cast<std::int8_t*>(scratch) + scratch_bytes;
     task.last_unit = units_of(mlp.f);
     mlp.first(task, hidden, scratch);

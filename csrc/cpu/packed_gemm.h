@@ -60,29 +60,39 @@ static inline std::int64_t block_bytes(const CpuPackedWeight& w, std::int64_t ro
 #endif
 }
 
-// acc[r, n] of `rows` rows of x (`stride` bytes apart) for the units [first_unit, last_unit) of w, to
-// emit.operator()<V>(row, column, const Vi* acc). `scratch` holds block_bytes(w, rows); with `prepared`, the block
-// before on this thread was of the same rows and the same scratch.
+// A part of x times a part of the weights, for one thread.
+struct BlockTask {
+  std::int64_t first, rows;            // of x
+  std::int64_t first_unit, last_unit;  // of the weights
+  std::int64_t block, splits;          // the block of rows, and how many tasks share it
+  bool same_rows;                      // as the task before on this thread, whose scratch this is
+  bool new_weights;                    // to this thread, as far as is known: its second-level cache may not hold them
+};
+
+// acc[r, n] of the task's rows, which begin at x (`stride` bytes apart), for its units of w. What becomes of them:
+// emit_columns.operator()<V>(column) gives a function of (row, const Vi* acc), for V vectors of columns from `column` on,
+// that holds what its rows share. `scratch` holds block_bytes(w, rows).
 template <class Emit>
 static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x, std::int64_t stride,
-                                  std::int64_t rows, std::int64_t first_unit, std::int64_t last_unit, void* scratch,
-                                  bool prepared, Emit emit) {
+                                  const BlockTask& task, void* scratch, Emit emit_columns) {
 #if defined(__AMX_INT8__)
-  multiply_tiles(x, stride, rows, w.k, w.units, first_unit, last_unit, scratch, prepared, emit);
+  multiply_tiles(x, stride, task.rows, w.k, w.units, task.first_unit, task.last_unit, scratch, task.same_rows,
+                 task.new_weights, emit_columns);
 #else
 #if defined(SWIN_GROUPED)
   if (w.grouped != nullptr) {
-    if (!prepared) pack_panels(x, stride, rows, w.k, w.input, w.grouped->forms, scratch);
-    grouped_block(*w.grouped, static_cast<const char*>(scratch), rows, w.k, w.starts, first_unit, last_unit, emit);
+    if (!task.same_rows) pack_panels(x, stride, task.rows, w.k, w.input, w.grouped->forms, scratch);
+    grouped_block(*w.grouped, static_cast<const char*>(scratch), task.rows, w.k, w.starts, task.first_unit,
+                  task.last_unit, emit_columns);
     return;
   }
 #endif
   const auto run = [&]<class Dot>(Dot) {
     const std::int64_t steps = steps_of<Dot>(w.k);
-    const Rows packed = prepared && !(Dot::kInPlace && w.k % Dot::kStepK == 0)
+    const Rows packed = task.same_rows && !(Dot::kInPlace && w.k % Dot::kStepK == 0)
                             ? Rows{static_cast<const char*>(scratch), steps * 4}
-                            : prepare_rows<Dot>(x, stride, rows, w.k, scratch);
-    gemm_block<Dot>(packed, rows, steps, w.units, w.starts, first_unit, last_unit, emit);
+                            : prepare_rows<Dot>(x, stride, task.rows, w.k, scratch);
+    gemm_block<Dot>(packed, task.rows, steps, w.units, w.starts, task.first_unit, task.last_unit, emit_columns);
   };
   if (w.input == InputRange::kNonNegative) {
     run(NonNegativeDot{});
@@ -102,6 +112,7 @@ inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 1;
 inline constexpr std::int64_t kMinUnits = 8;  // fewer columns a task would prepare rows for too little work
 inline constexpr std::int64_t kMaxSplitBlocks = 1024;   // blocks of rows that are still split by columns
 inline constexpr std::int64_t kWeightsInCache = 1 << 19;  // bytes of weights that stay in a core's cache while rows pass
+inline constexpr std::int64_t kWeightsOfOp = 3 << 19;  // that do so where rows pass through all of an operation's weights
 
 // Blocks of m rows: as few as can be, or one more where the micro-kernels then have fewer groups of rows to go through.
 static inline std::int64_t row_blocks_of(const CpuPackedWeight& w, std::int64_t m) {
@@ -120,13 +131,6 @@ static inline std::int64_t row_blocks_of(const CpuPackedWeight& w, std::int64_t 
   return groups(least + 1) < groups(least) ? least + 1 : least;
 #endif
 }
-
-struct BlockTask {
-  std::int64_t first, rows;            // of x
-  std::int64_t first_unit, last_unit;  // of the weights
-  std::int64_t block, splits;          // the block of rows, and how many tasks share it
-  bool same_rows;                      // as the task before on this thread, whose scratch this is
-};
 
 // Splits m rows times w's columns into tasks and calls body(task, scratch of `scratch_bytes`) on the pool's threads: by
 // rows; where that gives too few tasks, by columns too; and where the weights are larger than a cache, by columns
@@ -149,23 +153,24 @@ static inline void parallel_blocks(const ExecContext& context, std::int64_t m, c
       const std::int64_t first = block * groups / row_blocks * kRowAlign;
       const std::int64_t last = min_of(m, (block + 1) * groups / row_blocks * kRowAlign);
       body(BlockTask{first, last - first, split * units / splits, (split + 1) * units / splits, block, splits,
-                     task != first_task && split != 0 && !columns_first},
+                     task != first_task && split != 0 && !columns_first,
+                     columns_first ? task == first_task || block == 0 : block == first_task / splits},
            scratch);
     }
   });
 }
 
-// The same by rows alone: body(task, scratch), a task without columns.
+// The same by rows alone: body(task, scratch), a task without columns, for operations that multiply by `weights` bytes.
 template <class Body>
 static inline void parallel_row_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
-                                       std::int64_t scratch_bytes, Body&& body) {
+                                       std::int64_t weights, std::int64_t scratch_bytes, Body&& body) {
   const std::int64_t row_blocks = row_blocks_of(w, m), groups = ceil_div(m, kRowAlign);
   parallel_rows(context, row_blocks, 1, [&](std::int64_t first_block, std::int64_t last_block) {
     void* scratch = thread_scratch(scratch_bytes);
     for (std::int64_t block = first_block; block < last_block; ++block) {
       const std::int64_t first = block * groups / row_blocks * kRowAlign;
       const std::int64_t last = min_of(m, (block + 1) * groups / row_blocks * kRowAlign);
-      body(BlockTask{first, last - first, 0, 0, block, 1, false}, scratch);
+      body(BlockTask{first, last - first, 0, 0, block, 1, false, block == first_block || weights > kWeightsOfOp}, scratch);
     }
   });
 }

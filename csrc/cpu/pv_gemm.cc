@@ -28,10 +28,12 @@ void pv_gemm(const PvGemmArgs& args, const ExecContext& context) {
                          : prepare_rows<Dot>(rows, pitch, n, n, starts + units * kLanes);
       std::int8_t* out = args.out.as<std::int8_t>() + window * n * c + head * d;
       gemm_block<Dot>(p, n, steps, packed_v, starts, 0, units,
-                      [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-                        Vf y[V];
-                        for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
-                        store_s8_columns<V>(out + row * c + column, y, d - column);
+                      [=]<int V>(std::int64_t column) SWIN_INLINE {
+                        return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
+                          Vf y[V];
+                          for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
+                          store_s8_columns<V>(out + row * c + column, y, d - column);
+                        };
                       });
     }
   });

@@ -26,10 +26,12 @@ void qk_gemm(const QkGemmArgs& args, const ExecContext& context) {
       // Columns past N meet weights of zero and come out as 0; past the last unit nothing writes but this.
       if (pitch > units * kLanes) std::memset(out, 0, n * pitch);
       gemm_block<Dot>(q, n, steps, packed_k, starts, 0, units,
-                      [=]<int V>(std::int64_t row, std::int64_t column, const Vi* acc) SWIN_INLINE {
-                        Vf y[V];
-                        for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
-                        store_s8_columns<V>(out + row * pitch + column, y, pitch - column);
+                      [=]<int V>(std::int64_t column) SWIN_INLINE {
+                        return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
+                          Vf y[V];
+                          for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
+                          store_s8_columns<V>(out + row * pitch + column, y, pitch - column);
+                        };
                       });
     }
   });

@@ -210,14 +210,25 @@ static inline void store_s8(std::int8_t* target, Vf x, std::int64_t n = kLanes) 
 }
 
 // V (1 or 2) adjacent vectors as int8, clamp(rne(x), -128, 127), into the `left` columns that the row still has; x holds
-// no NaN. What rounds below -128 saturates, up to -2^31 and beyond, in the conversions themselves.
-template <int V>
+// no NaN. What rounds below -128 saturates, up to -2^31 and beyond, in the conversions themselves. kRelu: max(0, x) instead,
+// which is the same before rounding and after it; of bytes it is one instruction.
+template <int V, bool kRelu = false>
 static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64_t left) {
   if (V * kLanes <= left) {
 #if defined(SWIN_MASKED_LANES)
+    __m512i q[V];
     for (int v = 0; v < V; ++v) {
-      const __m512 low = _mm512_min_ps(reinterpret_cast<__m512>(x[v]), _mm512_set1_ps(127.0f));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(target + v * kLanes), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(low)));
+      q[v] = _mm512_cvtps_epi32(_mm512_min_ps(reinterpret_cast<__m512>(x[v]), _mm512_set1_ps(127.0f)));
+    }
+    if constexpr (V == 2) {  // a conversion that narrows is two instructions, packing one for both
+      const __m512i words = _mm512_packs_epi32(q[0], q[1]), bytes = _mm512_packs_epi16(words, words);
+      const __m512i order = _mm512_castsi256_si512(_mm256_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13));
+      const __m256i columns = _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, bytes));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
+                          kRelu ? _mm256_max_epi8(columns, _mm256_setzero_si256()) : columns);
+    } else {
+      const __m128i bytes = _mm512_cvtsepi32_epi8(q[0]);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(target), kRelu ? _mm_max_epi8(bytes, _mm_setzero_si128()) : bytes);
     }
     return;
 #elif defined(__AVX2__)
@@ -228,20 +239,24 @@ static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64
     if constexpr (V == 2) {
       const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xD8);
       const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bytes);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(target), kRelu ? _mm_max_epi8(bytes, _mm_setzero_si128()) : bytes);
     } else {
       const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q[0]), _mm256_extracti128_si256(q[0], 1));
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_packs_epi16(words, words));
+      const __m128i bytes = _mm_packs_epi16(words, words);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(target), kRelu ? _mm_max_epi8(bytes, _mm_setzero_si128()) : bytes);
     }
     return;
 #elif defined(__aarch64__)
     if constexpr (V == 2) {
-      vst1_s8(target, vqmovn_s16(vcombine_s16(quantized_words(x[0]), quantized_words(x[1]))));
+      const int8x8_t bytes = vqmovn_s16(vcombine_s16(quantized_words(x[0]), quantized_words(x[1])));
+      vst1_s8(target, kRelu ? vmax_s8(bytes, vdup_n_s8(0)) : bytes);
       return;
     }
 #endif
   }
-  for (int v = 0; v < V && left > v * kLanes; ++v) store_s8(target + v * kLanes, x[v], min_of(kLanes, left - v * kLanes));
+  for (int v = 0; v < V && left > v * kLanes; ++v) {
+    store_s8(target + v * kLanes, kRelu ? max_of(x[v], Vf{}) : x[v], min_of(kLanes, left - v * kLanes));
+  }
 }
 
 // Lane i of the result holds lane i + kLanes/2, kLanes/4, ... of v combined with it: lane 0 the whole.
@@ -325,7 +340,7 @@ SWIN_INLINE static inline void store_bytes(std::int8_t* target, const Vi* x, std
 // 2^t for t < 127, within 4e-7 of it, relatively; 2^-126 for t below -126, NaN for NaN. A polynomial of degree 5 on [-1/2, 1/2], times
 // 2^n by its exponent's bits.
 static inline Vf exp2_of(Vf t) {
-  const Vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves rne(t) in the lowest bits
+  const Vf magic = splat(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it leaves an integer next to t, plus 127, in the lowest bits
   const Vf clamped = max_of(splat(-126.0f), t);  // NaN stays NaN
   const Vf shifted = clamped + magic;
   const Vf r = clamped - (shifted - magic);
@@ -335,7 +350,7 @@ static inline Vf exp2_of(Vf t) {
   p = p * r + splat(0.240221068f);
   p = p * r + splat(0.693147182f);
   p = p * r + splat(1.00000012f);
-  return p * float_of((bits_of(shifted) << 23) + (127 << 23));
+  return p * float_of(bits_of(shifted) << 23);
 }
 
 // Calls body(i, n) for i = 0, kLanes, 2 kLanes, ... below `count`, n being the lanes in use.

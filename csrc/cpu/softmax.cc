@@ -7,7 +7,7 @@ namespace swin::cpu::SWIN_ISA {
 
 void softmax(const SoftmaxArgs& args, const ExecContext& context) {
   const std::int64_t heads = args.scores.dim(1), n = args.scores.dim(2), pitch = args.scores.dim(3);
-  const std::int64_t windows = args.mask ? args.mask.dim(0) : 1, vectors = ceil_div(n, kLanes);
+  const std::int64_t windows = args.mask ? args.mask.dim(0) : 1;
   parallel_rows(context, args.scores.dim(0) * heads, 1, [&](std::int64_t first, std::int64_t last) {
     Vf* x = static_cast<Vf*>(thread_scratch(softmax_scratch_bytes(n)));
     for (std::int64_t index = first; index < last; ++index) {
@@ -16,7 +16,7 @@ void softmax(const SoftmaxArgs& args, const ExecContext& context) {
                              args.dequant * args.scale};
       const SoftmaxS8 of{args.scores.as<const std::int8_t>() + index * n * pitch, logits,
                          args.out.as<std::int8_t>() + index * n * pitch, pitch, args.quant};
-      with_vectors(vectors, [&](auto count) { softmax_s8<count.value>(of, vectors, x); });
+      softmax_s8(of, x);
     }
   });
 }

@@ -3,13 +3,17 @@
 //
 // In passes over a few rows each, not row by row: a row's largest logit and its sum take some forty cycles to come
 // together from a vector's lanes, and its exponentials wait for them. The other rows' work fills that time.
+//
+// A window of 7 x 7 has 49 columns, one more than whole vectors. This lone column would cost each row a vector that holds
+// one number; the rows of a pass share vectors for it instead, a lane each.
 #pragma once
 
 #include "simd.h"
 
 namespace swin::cpu::SWIN_ISA {
 
-inline constexpr std::int64_t kSoftmaxRows = 8;  // a pass: their logits stay in the first-level cache
+inline constexpr std::int64_t kSoftmaxRows = kLanes > 8 ? kLanes : 8;  // a pass: their logits stay in the first-level cache
+inline constexpr std::int64_t kRowVectors = kSoftmaxRows / kLanes;     // vectors with a lane for each row of a pass
 inline constexpr float kLog2E = 1.44269504f;
 
 // Logits of some rows of one window and head: scores times `scale`, plus position bias and shift mask.
@@ -17,14 +21,33 @@ struct LogitRows {
   const float *bias, *mask;  // [rows, n] each; mask: null where there is none
   std::int64_t n;
   float scale;
+
+  LogitRows from(std::int64_t row) const { return {bias + row * n, mask == nullptr ? mask : mask + row * n, n, scale}; }
 };
 
-// x[r, v] = score(r, v * kLanes) * scale + bias + mask, -3e38 beyond column n, and the largest of each row. `vectors` is
-// ceil(n / kLanes), as a constant where kVectors > 0.
-template <int kVectors, class Score>
-SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score, Vf* x,
-                                         float* largest) {
-  const std::int64_t count = kVectors > 0 ? kVectors : vectors, last = of.n - (count - 1) * kLanes;
+// n rows in passes of at most kSoftmaxRows, as equal as can be: calls body(first, rows).
+template <class Body>
+SWIN_INLINE static inline void each_pass(std::int64_t n, Body&& body) {
+  const std::int64_t passes = ceil_div(n, kSoftmaxRows);
+  for (std::int64_t pass = 0; pass < passes; ++pass) {
+    const std::int64_t first = pass * n / passes;
+    body(first, (pass + 1) * n / passes - first);
+  }
+}
+
+// A number for each row of a pass, 0 beyond them.
+struct RowNumbers {
+  alignas(64) float of[kSoftmaxRows] = {};
+
+  Vf vector(std::int64_t v) const { return load(of + v * kLanes); }
+};
+
+// x[r, v] = score(r, v * kLanes) * scale + bias + mask for `count` vectors, -3e38 beyond column n, and the largest of each
+// row. kLone: they are n / kLanes whole vectors, and column n - 1, of the score lone_score(r), goes to `lone`.
+template <int kVectors, bool kLone, class Score, class LoneScore>
+SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score,
+                                         LoneScore lone_score, Vf* x, RowNumbers& largest, RowNumbers& lone) {
+  const std::int64_t count = kVectors > 0 ? kVectors : vectors, last = kLone ? kLanes : of.n - (count - 1) * kLanes;
   const auto each_row = [&](auto add_mask) SWIN_INLINE {
     for (std::int64_t r = 0; r < rows; ++r) {
       Vf most = splat(-3.0e38f);
@@ -32,17 +55,27 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
       for (std::int64_t v = 0; v < count; ++v) {
         const std::int64_t j = v * kLanes, lanes = v + 1 < count ? kLanes : last;
         Vf y = add_mask(score(r, j) * of.scale + load(of.bias + r * of.n + j, lanes), r * of.n + j, lanes);
-        if (v + 1 == count) y = keep(y, lanes, -3.0e38f);
+        if (!kLone && v + 1 == count) y = keep(y, lanes, -3.0e38f);
         x[r * count + v] = y;
         most = max_of(most, y);
       }
-      largest[r] = max_lane(most);
+      largest.of[r] = max_lane(most);
     }
   };
   if (of.mask != nullptr) {
     each_row([&](Vf y, std::int64_t i, std::int64_t lanes) SWIN_INLINE { return y + load(of.mask + i, lanes); });
   } else {
     each_row([](Vf y, std::int64_t, std::int64_t) SWIN_INLINE { return y; });
+  }
+  if constexpr (kLone) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t i = r * of.n + of.n - 1;
+      const float y = lone_score(r) * of.scale + of.bias[i];
+      lone.of[r] = of.mask != nullptr ? y + of.mask[i] : y;
+    }
+    for (std::int64_t v = 0; v < kRowVectors; ++v) {
+      store(largest.of + v * kLanes, max_of(largest.vector(v), lone.vector(v)));
+    }
   }
 }
 
@@ -58,6 +91,28 @@ SWIN_INLINE static inline void with_vectors(std::int64_t vectors, Body&& body) {
   }
 }
 
+// Calls body(Constant<kVectors>{}, Constant<kLone>{}, vectors): how logits_of goes through rows of n columns.
+template <class Body>
+SWIN_INLINE static inline void with_row_shape(std::int64_t n, Body&& body) {
+  const std::int64_t whole = n / kLanes;
+  if (whole > 0 && n % kLanes == 1) {
+    with_vectors(whole, [&](auto count) SWIN_INLINE { body(count, Constant<1>{}, whole); });
+  } else {
+    const std::int64_t vectors = ceil_div(n, kLanes);
+    with_vectors(vectors, [&](auto count) SWIN_INLINE { body(count, Constant<0>{}, vectors); });
+  }
+}
+
+// `value`, 0..127, and zeros in the rest of kLanes bytes.
+static inline void store_lone(std::int8_t* target, std::int32_t value) {
+#if defined(SWIN_MASKED_LANES)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm_cvtsi32_si128(value));
+#else
+  std::int8_t bytes[kLanes] = {static_cast<std::int8_t>(value)};
+  std::memcpy(target, bytes, kLanes);
+#endif
+}
+
 // What softmax and head_scale_softmax have in common: scores s8 [n, pitch] of one window and head to out s8 [n, pitch].
 struct SoftmaxS8 {
   const std::int8_t* scores;
@@ -71,42 +126,60 @@ static inline std::int64_t softmax_scratch_bytes(std::int64_t n) {
   return kSoftmaxRows * ceil_div(n, kLanes) * static_cast<std::int64_t>(sizeof(Vf));
 }
 
-// `x`: softmax_scratch_bytes(n).
-template <int kVectors>
-static inline void softmax_s8(const SoftmaxS8& s, std::int64_t vectors, Vf* x) {
-  const std::int64_t n = s.logits.n, count = kVectors > 0 ? kVectors : vectors;
-  const auto room_of = [&](std::int64_t v) { return v + 1 < count ? kLanes : min_of(kLanes, s.pitch - v * kLanes); };
-  for (std::int64_t first = 0; first < n; first += kSoftmaxRows) {
-    const std::int64_t rows = min_of(kSoftmaxRows, n - first);
-    float largest[kSoftmaxRows];
-    Vf sums[kSoftmaxRows];
-    LogitRows logits = s.logits;
-    logits.bias += first * n;
-    if (logits.mask != nullptr) logits.mask += first * n;
-    logits_of<kVectors>(
-        logits, rows, count,
-        [scores = s.scores + first * s.pitch, pitch = s.pitch, room_of](std::int64_t r, std::int64_t j)
-            SWIN_INLINE { return load(scores + r * pitch + j, room_of(j / kLanes)); },
-        x, largest);
+template <int kVectors, bool kLone>
+static inline void softmax_rows_s8(const SoftmaxS8& s, std::int64_t vectors, Vf* x) {
+  const std::int64_t n = s.logits.n, pitch = s.pitch, count = kVectors > 0 ? kVectors : vectors;
+  const auto room_of = [&](std::int64_t v) { return v + 1 < count ? kLanes : min_of(kLanes, pitch - v * kLanes); };
+  each_pass(n, [&](std::int64_t first, std::int64_t rows) SWIN_INLINE {
+    RowNumbers largest, lone, sums;
+    const std::int8_t* scores = s.scores + first * pitch;
+    logits_of<kVectors, kLone>(
+        s.logits.from(first), rows, count,
+        [=](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j, room_of(j / kLanes)); },
+        [=](std::int64_t r) SWIN_INLINE { return static_cast<float>(scores[r * pitch + n - 1]); }, x, largest, lone);
     for (std::int64_t r = 0; r < rows; ++r) {
       Vf sum{};
 #pragma GCC unroll 9
       for (std::int64_t v = 0; v < count; ++v) {
         Vf& e = x[r * count + v];
-        e = exp2_of((e - largest[r]) * splat(kLog2E));
+        e = exp2_of((e - largest.of[r]) * splat(kLog2E));
         sum += e;
       }
-      sums[r] = sum;
+      sums.of[r] = sum_of(sum);
+    }
+    RowNumbers factors;
+    std::int8_t lone_out[kSoftmaxRows];
+    for (std::int64_t v = 0; v < kRowVectors; ++v) {
+      Vf sum = sums.vector(v), e{};
+      if constexpr (kLone) sum += e = exp2_of((lone.vector(v) - largest.vector(v)) * splat(kLog2E));
+      const Vf factor = splat(s.quant) / sum;
+      store(factors.of + v * kLanes, factor);
+      if constexpr (kLone) store_s8(lone_out + v * kLanes, e * factor);
     }
     for (std::int64_t r = 0; r < rows; ++r) {
-      const float factor = s.quant / sum_of(sums[r]);
-      std::int8_t* out = s.out + (first + r) * s.pitch;
+      std::int8_t* out = s.out + (first + r) * pitch;
       // Lanes past N hold exponentials of -3e38, which are 0.
 #pragma GCC unroll 9
-      for (std::int64_t v = 0; v < count; ++v) store_s8(out + v * kLanes, x[r * count + v] * factor, room_of(v));
-      if (s.pitch > count * kLanes) std::memset(out + n, 0, s.pitch - n);
+      for (std::int64_t v = 0; v < count; ++v) {
+        store_s8(out + v * kLanes, x[r * count + v] * factors.of[r], kLone ? kLanes : room_of(v));
+      }
+      if constexpr (kLone) {
+        std::int64_t column = count * kLanes;
+        for (; column + kLanes <= pitch; column += kLanes) store_lone(out + column, column < n ? lone_out[r] : 0);
+        if (column < pitch) std::memset(out + column, 0, pitch - column);
+        if (n > column) out[n - 1] = lone_out[r];
+      } else if (pitch > count * kLanes) {
+        std::memset(out + n, 0, pitch - n);
+      }
     }
-  }
+  });
+}
+
+// `x`: softmax_scratch_bytes(n).
+static inline void softmax_s8(const SoftmaxS8& s, Vf* x) {
+  with_row_shape(s.logits.n, [&](auto count, auto lone, std::int64_t vectors) SWIN_INLINE {
+    softmax_rows_s8<count.value, lone.value>(s, vectors, x);
+  });
 }
 
 }  // namespace swin::cpu::SWIN_ISA

@@ -25,41 +25,62 @@ struct SoftmaxRows {
   float pv_factor;
 };
 
-template <int kVectors>
-inline void softmax_rows(const SoftmaxRows& s) {
-  const std::int64_t n = s.logits.n, count = kVectors > 0 ? kVectors : s.pitch / kLanes;
-  for (std::int64_t first = 0; first < n; first += kSoftmaxRows) {
-    const std::int64_t rows = min_of(kSoftmaxRows, n - first), pitch = s.pitch;
-    float largest[kSoftmaxRows];
-    LogitRows logits = s.logits;
-    logits.bias += first * n;
-    if (logits.mask != nullptr) logits.mask += first * n;
-    std::int32_t* scores = s.scores + first * pitch;
-    Vf* x = reinterpret_cast<Vf*>(scores);
-    logits_of<kVectors>(
-        logits, rows, count,
-        [scores, pitch](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j); }, x, largest);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      std::int8_t* p = s.p + (first + r) * pitch;
-      const auto probability = [&](std::int64_t v) SWIN_INLINE {
-        return rounded(exp2_of((x[r * count + v] - largest[r]) * kLog2E + kLog2Of127));
-      };
-      Vi sum{};
-      if constexpr (kVectors > 0) {
-        Vi q[kVectors];
-#pragma GCC unroll 9
-        for (int v = 0; v < kVectors; ++v) sum += q[v] = probability(v);
-        store_bytes(p, q, kVectors);
-      } else {
-        for (std::int64_t v = 0; v < count; ++v) {
-          const Vi q = probability(v);
-          store_bytes(p + v * kLanes, q);
-          sum += q;
-        }
-      }
-      s.factor[first + r] = s.pv_factor / sum_of(__builtin_convertvector(sum, Vf));
+template <int kVectors, bool kLone>
+inline void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::int64_t rows, std::int64_t vectors) {
+  const std::int64_t n = s.logits.n, pitch = s.pitch, count = kVectors > 0 ? kVectors : vectors;
+  RowNumbers largest, lone, sums;
+  std::int32_t* scores = s.scores + first * pitch;
+  // Rows of logits are as long as those of scores, or shorter by the lone column: each row is read before it is written.
+  Vf* x = reinterpret_cast<Vf*>(scores);
+  if constexpr (kLone) {
+    for (std::int64_t r = 0; r < rows; ++r) lone.of[r] = static_cast<float>(scores[r * pitch + n - 1]);
+  }
+  logits_of<kVectors, kLone>(
+      s.logits.from(first), rows, count,
+      [=](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j); },
+      [&lone](std::int64_t r) SWIN_INLINE { return lone.of[r]; }, x, largest, lone);
+  const auto probability_of = [](Vf logit, auto most) SWIN_INLINE {
+    return rounded(exp2_of((logit - most) * kLog2E + kLog2Of127));
+  };
+  alignas(64) std::int32_t lone_p[kSoftmaxRows];
+  if constexpr (kLone) {
+    for (std::int64_t v = 0; v < kRowVectors; ++v) {
+      const Vi q = probability_of(lone.vector(v), largest.vector(v));
+      std::memcpy(lone_p + v * kLanes, &q, sizeof q);
     }
   }
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::int8_t* p = s.p + (first + r) * pitch;
+    const auto probability = [&](std::int64_t v) SWIN_INLINE { return probability_of(x[r * count + v], largest.of[r]); };
+    Vi sum{};
+    if constexpr (kVectors > 0) {
+      Vi q[kVectors];
+#pragma GCC unroll 9
+      for (int v = 0; v < kVectors; ++v) sum += q[v] = probability(v);
+      store_bytes(p, q, kVectors);
+    } else {
+      for (std::int64_t v = 0; v < count; ++v) {
+        const Vi q = probability(v);
+        store_bytes(p + v * kLanes, q);
+        sum += q;
+      }
+    }
+    if constexpr (kLone) store_lone(p + count * kLanes, lone_p[r]);
+    sums.of[r] = sum_of(__builtin_convertvector(sum, Vf));
+  }
+  for (std::int64_t v = 0; v < kRowVectors && v * kLanes < rows; ++v) {
+    Vf sum = sums.vector(v);
+    if constexpr (kLone) sum += load(lone_p + v * kLanes);
+    store(s.factor + first + v * kLanes, splat(s.pv_factor) / sum, min_of(kLanes, rows - v * kLanes));
+  }
+}
+
+inline void softmax_rows(const SoftmaxRows& s) {
+  with_row_shape(s.logits.n, [&](auto count, auto lone, std::int64_t vectors) SWIN_INLINE {
+    each_pass(s.logits.n, [&](std::int64_t first, std::int64_t rows) SWIN_INLINE {
+      softmax_pass<count.value, lone.value>(s, first, rows, vectors);
+    });
+  });
 }
 
 // Q K^T and P V of one window and head with the micro-kernels of gemm_core.h; the scratch of one thread.
@@ -84,8 +105,11 @@ class VectorHeads {
     }
     gemm_block<SignedDot>(
         prepare_rows<SignedDot>(q, stride, n_, d_, rows_), n_, steps, packed_k_, starts_k_, 0, units,
-        [scores = scores_, pitch = pitch_]<int V>(std::int64_t row, std::int64_t column, const Vi* acc)
-            SWIN_INLINE { std::memcpy(scores + row * pitch + column, acc, V * sizeof(Vi)); });
+        [scores = scores_, pitch = pitch_]<int V>(std::int64_t column) SWIN_INLINE {
+          return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
+            std::memcpy(scores + row * pitch + column, acc, V * sizeof(Vi));
+          };
+        });
   }
 
   // out = p v, row by row times factor; v s8 [n, d], `stride` apart; out rows `out_stride` apart.
@@ -99,11 +123,12 @@ class VectorHeads {
     const Rows p = NonNegativeDot::kInPlace ? Rows{reinterpret_cast<const char*>(p_), pitch_}
                                             : prepare_rows<NonNegativeDot>(p_, pitch_, n_, n_, rows_);
     gemm_block<NonNegativeDot>(p, n_, steps, packed_v_, starts_v_, 0, units,
-                               [out, out_stride, d = d_, factor = factor_]<int V>(std::int64_t row, std::int64_t column,
-                                                                                  const Vi* acc) SWIN_INLINE {
-                                 Vf y[V];
-                                 for (int i = 0; i < V; ++i) y[i] = __builtin_convertvector(acc[i], Vf) * factor[row];
-                                 store_s8_columns<V>(out + row * out_stride + column, y, d - column);
+                               [out, out_stride, d = d_, factor = factor_]<int V>(std::int64_t column) SWIN_INLINE {
+                                 return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
+                                   Vf y[V];
+                                   for (int i = 0; i < V; ++i) y[i] = __builtin_convertvector(acc[i], Vf) * factor[row];
+                                   store_s8_columns<V>(out + row * out_stride + column, y, d - column);
+                                 };
                                });
   }
 
@@ -229,8 +254,7 @@ void attend(const WindowAttentionArgs& args, Heads& heads_of, std::int64_t first
     const float* mask = args.mask ? args.mask.as<const float>() + window % masks * n * n : nullptr;
     heads_of.multiply_keys(q, q + c, 3 * c);
     const LogitRows logits{args.bias.as<const float>() + head * n * n, mask, n, args.qk_factor};
-    const SoftmaxRows rows{heads_of.scores(), logits, heads_of.p(), heads_of.factor(), pitch, args.pv_factor};
-    with_vectors(pitch / kLanes, [&](auto count) { softmax_rows<count.value>(rows); });
+    softmax_rows({heads_of.scores(), logits, heads_of.p(), heads_of.factor(), pitch, args.pv_factor});
     heads_of.multiply_values(q + 2 * c, 3 * c, args.out.as<std::int8_t>() + window * n * c + head * d, c);
   }
 }

@@ -117,8 +117,10 @@ def test_linear_s8_split_by_columns(variant, rng, record_ties, threads):
     assert_right(fused_reference.linear_s8(x, layer), out.check(), record_ties)
 
 
-# Windows of one vector, of whole vectors, with a rest, larger than the registers; heads of any width.
+# Windows of one vector, of whole vectors, with a rest, with one column beyond them, larger than the registers; heads of any
+# width.
 ATTENTION_SHAPES = [(4, 3, 49, 32), (1, 2, 64, 16), (3, 2, 5, 7), (2, 1, 144, 24), (1, 1, 1, 1), (2, 2, 16, 33), (1, 1, 200, 8)]
+ATTENTION_SHAPES += [(2, 1, 9, 4), (1, 2, 17, 12), (1, 1, 169, 8)]
 
 
 @pytest.mark.parametrize("windows,heads,n,d", ATTENTION_SHAPES)

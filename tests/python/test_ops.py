@@ -158,7 +158,7 @@ def test_norm_of_a_constant_row_is_beta(on: Target):
     assert torch.equal(out.check(), reference.quantize(beta, 63.5).q.expand(4, 48))
 
 
-@pytest.mark.parametrize("bw,heads,n,d", [(4, 3, 49, 32), (1, 1, 64, 16), (3, 2, 5, 7), (2, 4, 144, 24), (1, 1, 1, 1)])
+@pytest.mark.parametrize("bw,heads,n,d", [(4, 3, 49, 32), (1, 1, 64, 16), (3, 2, 5, 7), (2, 4, 144, 24), (1, 1, 1, 1), (2, 2, 17, 8), (1, 1, 169, 4)])
 def test_attention_ops(on: Target, rng, record_ties, bw, heads, n, d):
     c, m, pitch = heads * d, bw * n, (n + 15) // 16 * 16 + (16 if n == 5 else 0)
     qkv, bias = s8(rng, m, 3 * c), normal(rng, 3 * c).to(on.real)
@@ -191,10 +191,12 @@ def test_attention_ops(on: Target, rng, record_ties, bw, heads, n, d):
     assert_same_to_ties(out.check(), reference.pv_gemm(p[..., :n], v, factor), record_ties)
 
 
-def test_softmax_of_a_nan_bias_gives_zeros(on: Target, rng):
-    scores, bias = s8(rng, 1, 1, 20, 32), normal(rng, 1, 20, 20).to(on.real)
-    bias[0, 3, 19] = math.nan
-    out = GuardedOutput((1, 1, 20, 32), torch.int8)
+@pytest.mark.parametrize("n,column", [(20, 19), (49, 48), (49, 5)], ids=["last", "beyond whole vectors", "within them"])
+def test_softmax_of_a_nan_bias_gives_zeros(on: Target, rng, n, column):
+    pitch = (n + 15) // 16 * 16
+    scores, bias = s8(rng, 1, 1, n, pitch), normal(rng, 1, n, n).to(on.real)
+    bias[0, 3, column] = math.nan
+    out = GuardedOutput((1, 1, n, pitch), torch.int8)
     on.ops.softmax(scores, bias, None, 0.1, 0.5, 127.0, out.tensor)
     assert (out.check()[0, 0, 3] == 0).all() and (out.tensor[0, 0, :3] != 0).any(dim=1).all()
 
