@@ -62,9 +62,9 @@ static inline void configure_tiles(std::int64_t step) {
 struct TileGroup {
   const std::int8_t* rows[2];
   std::int64_t strides[2];
-  const std::int8_t *units, *ahead;  // ahead: as many weights, to be fetched to the second-level cache meanwhile; or null
+  const std::int8_t *units, *ahead;  // ahead: what to fetch to the second-level cache meanwhile, `fetched` bytes a step
   std::int32_t* results;             // [row_count][units * kTile]
-  std::int64_t row, row_count;
+  std::int64_t row, row_count, fetched;
 };
 
 // What all groups of a block share.
@@ -86,6 +86,7 @@ SWIN_INLINE static inline void multiply_group(const TileGroup& group, const Tile
   const std::int8_t *row0 = group.rows[0], *row1 = group.rows[1], *unit = group.units, *ahead = group.ahead;
   const std::int64_t stride0 = group.strides[0], stride1 = group.strides[1], unit_size = shared.unit_size;
   const std::int64_t step = shared.step, step_bytes = step * kTile, at_once = shared.rows_at_once;
+  const std::int64_t fetched = group.fetched;
   const std::int32_t* results = before.results;
   std::int64_t row = before.row;
   const std::int64_t end = row + before.row_count;
@@ -94,11 +95,8 @@ SWIN_INLINE static inline void multiply_group(const TileGroup& group, const Tile
   if constexpr (R == 2) _tile_zero(2);
   if constexpr (R == 2 && V == 2) _tile_zero(3);
   for (std::int64_t s = shared.steps; s > 0; --s) {
-    if (ahead != nullptr) {
 #pragma GCC unroll 1
-      for (std::int64_t line = 0; line < V * step_bytes; line += 64) __builtin_prefetch(ahead + line, 0, 2);
-      ahead += V * step_bytes;
-    }
+    for (const std::int8_t* end = ahead + fetched; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
     _tile_loadd(4, row0, stride0);
     _tile_loadd(6, unit, 64);
     if constexpr (V == 2) _tile_loadd(7, unit + unit_size, 64);
@@ -166,7 +164,7 @@ template <class Emit>
 static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
                                   const std::int8_t* units, std::int64_t first_unit, std::int64_t last_unit,
                                   void* scratch, bool prepared, bool fetch, Emit emit) {
-  const std::int64_t step = tile_step(k), padded = tile_padded(k), unit_size = padded * kTile;
+  const std::int64_t step = tile_step(k), padded = tile_padded(k), unit_size = padded * kTile, steps = padded / step;
   std::int32_t* results = static_cast<std::int32_t*>(scratch);
   std::int8_t* copies = static_cast<std::int8_t*>(scratch) + kResults;
   const std::int64_t in_place = padded == k ? rows / kTile * kTile : 0;  // rows that are read where they lie
@@ -187,13 +185,16 @@ static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std
       group.strides[i] = row < in_place ? stride : padded;
     }
     group.units = units + u * unit_size;
-    group.ahead = fetch && r == 0 && u + 2 * count <= last_unit ? group.units + count * unit_size : nullptr;
+    // Each group fetches its share of the next units: all at once they would hold up the tiles' own loads.
+    const std::int64_t share = ceil_div(ceil_div(count * unit_size, ceil_div(rows, 2 * kTile) * steps), 64) * 64;
+    group.fetched = fetch && u + 2 * count <= last_unit ? share : 0;
+    group.ahead = group.units + count * unit_size + r / (2 * kTile) * steps * share;
     group.results = results;
     results = static_cast<std::int32_t*>(scratch) + (results == scratch ? kGroupResults : 0);
     group.row = r;
     group.row_count = min_of(2 * kTile, rows - r);
   };
-  const TileSteps shared{padded / step, step, unit_size, ceil_div(2 * kTile / kEmitRows, padded / step) * kEmitRows};
+  const TileSteps shared{steps, step, unit_size, ceil_div(2 * kTile / kEmitRows, steps) * kEmitRows};
   const std::int64_t pairs_end = last_unit - (last_unit - first_unit) % 2;
   multiply_units<2>(rows, shared, first_unit, pairs_end, set_group, emit);
   if (pairs_end < last_unit) multiply_units<1>(rows, shared, pairs_end, last_unit, set_group, emit);
