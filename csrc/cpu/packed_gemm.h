@@ -152,9 +152,10 @@ static inline void parallel_blocks(const ExecContext& context, std::int64_t m, c
       const std::int64_t split = columns_first ? task / row_blocks : task % splits;
       const std::int64_t first = block * groups / row_blocks * kRowAlign;
       const std::int64_t last = min_of(m, (block + 1) * groups / row_blocks * kRowAlign);
-      body(BlockTask{first, last - first, split * units / splits, (split + 1) * units / splits, block, splits,
-                     task != first_task && split != 0 && !columns_first,
-                     columns_first ? task == first_task || block == 0 : block == first_task / splits},
+      const bool same_rows = task != first_task && split != 0 && !columns_first;
+      const bool new_weights = columns_first ? task == first_task || block == 0 : block == first_task / splits;
+      body(BlockTask{first, last - first, split * units / splits, (split + 1) * units / splits, block, splits, same_rows,
+                     new_weights},
            scratch);
     }
   });
@@ -170,7 +171,8 @@ static inline void parallel_row_blocks(const ExecContext& context, std::int64_t 
     for (std::int64_t block = first_block; block < last_block; ++block) {
       const std::int64_t first = block * groups / row_blocks * kRowAlign;
       const std::int64_t last = min_of(m, (block + 1) * groups / row_blocks * kRowAlign);
-      body(BlockTask{first, last - first, 0, 0, block, 1, false, block == first_block || weights > kWeightsOfOp}, scratch);
+      const bool new_weights = block == first_block || weights > kWeightsOfOp;
+      body(BlockTask{first, last - first, 0, 0, block, 1, false, new_weights}, scratch);
     }
   });
 }

@@ -340,7 +340,8 @@ SWIN_INLINE static inline void store_bytes(std::int8_t* target, const Vi* x, std
 // 2^t for t < 127, within 4e-7 of it, relatively; 2^-126 for t below -126, NaN for NaN. A polynomial of degree 5 on [-1/2, 1/2], times
 // 2^n by its exponent's bits.
 static inline Vf exp2_of(Vf t) {
-  const Vf magic = splat(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it leaves an integer next to t, plus 127, in the lowest bits
+  // Adding 1.5 * 2^23 leaves an integer next to t in the lowest bits, here with the exponent's bias of 127.
+  const Vf magic = splat(12582912.0f + 127.0f);
   const Vf clamped = max_of(splat(-126.0f), t);  // NaN stays NaN
   const Vf shifted = clamped + magic;
   const Vf r = clamped - (shifted - magic);
