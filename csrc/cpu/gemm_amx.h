@@ -96,7 +96,7 @@ SWIN_INLINE static inline void multiply_group(const TileGroup& group, const Tile
   if constexpr (R == 2 && V == 2) _tile_zero(3);
   for (std::int64_t s = shared.steps; s > 0; --s) {
 #pragma GCC unroll 1
-    for (const std::int8_t* end = ahead + fetched; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
+    for (const std::int8_t* until = ahead + fetched; ahead < until; ahead += 64) __builtin_prefetch(ahead, 0, 2);
     _tile_loadd(4, row0, stride0);
     _tile_loadd(6, unit, 64);
     if constexpr (V == 2) _tile_loadd(7, unit + unit_size, 64);
@@ -178,6 +178,9 @@ static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std
     std::memset(copies + (rows - in_place) * padded, 0, missing * padded);
   }
   configure_tiles(step);
+  // Each group fetches its share of the next units, so much of each a step: all at once they would hold up the tiles' own
+  // loads.
+  const std::int64_t share = ceil_div(ceil_div(unit_size, ceil_div(rows, 2 * kTile) * steps), 64) * 64;
   const auto set_group = [&](TileGroup& group, std::int64_t r, std::int64_t u, std::int64_t count) SWIN_INLINE {
     for (std::int64_t i = 0; i < 2; ++i) {
       const std::int64_t row = r + i * kTile;
@@ -185,10 +188,8 @@ static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std
       group.strides[i] = row < in_place ? stride : padded;
     }
     group.units = units + u * unit_size;
-    // Each group fetches its share of the next units: all at once they would hold up the tiles' own loads.
-    const std::int64_t share = ceil_div(ceil_div(count * unit_size, ceil_div(rows, 2 * kTile) * steps), 64) * 64;
-    group.fetched = fetch && u + 2 * count <= last_unit ? share : 0;
-    group.ahead = group.units + count * unit_size + r / (2 * kTile) * steps * share;
+    group.fetched = fetch && u + 2 * count <= last_unit ? count * share : 0;
+    group.ahead = group.units + count * unit_size + r / (2 * kTile) * steps * group.fetched;
     group.results = results;
     results = static_cast<std::int32_t*>(scratch) + (results == scratch ? kGroupResults : 0);
     group.row = r;
