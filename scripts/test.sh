@@ -51,6 +51,9 @@ run_sanitized() {
     SWIN_INT8_LIBRARY="$SWIN_ROOT/build/sanitize/lib/libswin_int8.so" run_pytest "$@"
 }
 
+# run_ctest BUILD: as many tests at a time as there are cores; the pool's, whose threads want them all, alone.
+run_ctest() { "$bin/ctest" --test-dir "build/$1" --output-on-failure --no-tests=error --parallel "$(nproc)"; }
+
 run_lint() {
   local status=0
   "$bin/ruff" check . || status=1
@@ -69,8 +72,8 @@ part "lint (ruff, shellcheck)" run_lint
 # In two processes: most tests compute on one thread, or wait for processes of their own. (tests/python: of a folder above it,
 # pytest-xdist would not load the conftest.py that prints what was skipped.)
 part "Python tests (pytest -n 2 tests/python)" run_pytest skipped_tests.txt -n 2 tests/python
-part "C++ tests (ctest, release build)" "$bin/ctest" --test-dir build/release --output-on-failure --no-tests=error
-part "C++ tests (ctest, ASan + UBSan build)" "$bin/ctest" --test-dir build/sanitize --output-on-failure --no-tests=error
+part "C++ tests (ctest, release build)" run_ctest release
+part "C++ tests (ctest, ASan + UBSan build)" run_ctest sanitize
 
 # A sanitized library inside an unsanitized Python needs the sanitizers' libraries loaded first.
 asan="$(${CXX:-g++} -print-file-name=libasan.so)" ubsan="$(${CXX:-g++} -print-file-name=libubsan.so)"

@@ -201,6 +201,8 @@ void check_linear(const char* op, const TensorView& x, const PackedWeight* w, co
   expect(op, "x", x, DType::kS8, {x.dim(0), w->k});
   SWIN_CHECK(ShapeError, op, w->k > 0 && w->k < kMaxGemmK, "K is ", w->k, "; 1 to ", kMaxGemmK - 1,
              " keeps int32 exact");
+  SWIN_CHECK(ValueError, op, w->input == InputRange::kSigned,
+             "the weight was packed for inputs of 0..127; here they are any int8");
   expect(op, "scale", scale, f, {w->n});
   if (bias) expect(op, "bias", bias, f, {w->n});
 }

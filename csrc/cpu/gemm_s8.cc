@@ -15,8 +15,8 @@ void run(const GemmS8Args& args, const ExecContext& context, Emit emit_columns) 
   const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
   const std::int64_t m = args.x.dim(0), k = w.k;
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
-    multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch,
-                   emit_columns(task.first));
+    multiply_block<Inputs::kAny>(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch,
+                                 emit_columns(task.first));
   });
 }
 

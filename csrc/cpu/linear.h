@@ -65,6 +65,11 @@ struct ResidualAdd {
   }
 };
 
+// multiply_block whose results are added to the residual stream: once for all operations that do so (linear_residual_norm.cc),
+// as its kernels take long to compile.
+void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
+                      const ResidualAdd& add);
+
 // Counts the tasks of each block of rows that are done; the last of a block may go on with its whole rows.
 class BlockCounts {
  public:

@@ -6,6 +6,11 @@
 
 namespace swin::cpu::SWIN_ISA {
 
+void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
+                      const ResidualAdd& add) {
+  multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, add);
+}
+
 void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext& context) {
   const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
   const std::int64_t m = args.x.dim(0), k = w.k, c = w.n;
@@ -16,8 +21,8 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
     std::int64_t target[kBlockRows];
     ImageRows rows(args.geometry, task.first);
     for (std::int64_t r = 0; r < task.rows; ++r, rows.next()) target[r] = rows.row();
-    multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch,
-                   ResidualAdd{channels, residual, target});
+    multiply_and_add(w, args.x.as<const std::int8_t>() + task.first * k, task, scratch,
+                     ResidualAdd{channels, residual, target});
     if (!counts.completes(task)) return;
     NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
     for (std::int64_t r = 0; r < task.rows; ++r) {

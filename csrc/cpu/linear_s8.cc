@@ -11,7 +11,7 @@ void linear_s8(const LinearS8Args& args, const ExecContext& context) {
   const Channels channels(args.scale, args.bias, n);
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     const auto multiply = [&](auto&& emit) {
-      multiply_block(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch, emit);
+      multiply_block<Inputs::kSigned>(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch, emit);
     };
     if (args.out.dtype == DType::kS8) {
       std::int8_t* out = args.out.as<std::int8_t>() + task.first * n;

@@ -30,14 +30,15 @@ struct Mlp {
   // Hidden columns of `task`'s rows, to `hidden` [rows, f].
   void first(const BlockTask& task, std::int8_t* hidden, void* scratch) const {
     const auto multiply = [&]<bool kRelu>(auto activate) {
-      multiply_block(w1, args.x.as<const std::int8_t>() + task.first * c, c, task, scratch,
-                     [=, channels = channels1, f = f]<int V>(std::int64_t column) SWIN_INLINE {
-                       return [=, columns = channels.template at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
-                         Vf y[V];
-                         for (int v = 0; v < V; ++v) y[v] = activate(columns.value(acc, v));
-                         store_s8_columns<V, kRelu>(hidden + row * f + column, y, f - column);
-                       };
-                     });
+      multiply_block<Inputs::kSigned>(
+          w1, args.x.as<const std::int8_t>() + task.first * c, c, task, scratch,
+          [=, channels = channels1, f = f]<int V>(std::int64_t column) SWIN_INLINE {
+            return [=, columns = channels.template at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
+              Vf y[V];
+              for (int v = 0; v < V; ++v) y[v] = activate(columns.value(acc, v));
+              store_s8_columns<V, kRelu>(hidden + row * f + column, y, f - column);
+            };
+          });
     };
     if (args.activation == Activation::kRelu) {
       multiply.template operator()<true>([](Vf y) SWIN_INLINE { return y; });
@@ -51,7 +52,7 @@ struct Mlp {
   void second(const BlockTask& task, const std::int8_t* hidden, void* scratch) const {
     std::int64_t target[kBlockRows];
     for (std::int64_t r = 0; r < task.rows; ++r) target[r] = task.first + r;
-    multiply_block(w2, hidden, f, task, scratch, ResidualAdd{channels2, args.residual.as<float>(), target});
+    multiply_and_add(w2, hidden, task, scratch, ResidualAdd{channels2, args.residual.as<float>(), target});
   }
 
   void finish(const BlockTask& task) const {

@@ -71,8 +71,10 @@ struct BlockTask {
 
 // acc[r, n] of the task's rows, which begin at x (`stride` bytes apart), for its units of w. What becomes of them:
 // emit_columns.operator()<V>(column) gives a function of (row, const Vi* acc), for V vectors of columns from `column` on,
-// that holds what its rows share. `scratch` holds block_bytes(w, rows).
-template <class Emit>
+// that holds what its rows share. `scratch` holds block_bytes(w, rows). The kernels are compiled for each Emit and kInputs:
+// kSigned where the operation takes no weight packed for inputs of 0..127.
+enum class Inputs { kSigned, kAny };
+template <Inputs kInputs, class Emit>
 static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x, std::int64_t stride,
                                   const BlockTask& task, void* scratch, Emit emit_columns) {
 #if defined(__AMX_INT8__)
@@ -94,11 +96,10 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
                             : prepare_rows<Dot>(x, stride, task.rows, w.k, scratch);
     gemm_block<Dot>(packed, task.rows, steps, w.units, w.starts, task.first_unit, task.last_unit, emit_columns);
   };
-  if (w.input == InputRange::kNonNegative) {
-    run(NonNegativeDot{});
-  } else {
-    run(SignedDot{});
+  if constexpr (kInputs == Inputs::kAny) {
+    if (w.input == InputRange::kNonNegative) return run(NonNegativeDot{});
   }
+  run(SignedDot{});
 #endif
 }
 

@@ -154,6 +154,25 @@ void a_missing_op_is_an_error_that_names_it() {
   expect_error<swin::ValueError>("no operation", [] { swin::op_cost(swin::OpArgs{}); }, __LINE__);
 }
 
+void a_linear_operation_refuses_a_weight_for_other_inputs() {
+  swin::OpTable table;
+  table.linear_s8 = [](const swin::LinearS8Args&, const swin::ExecContext&) {};
+  const TestBackend backend{table};
+  std::int8_t x[8] = {}, w[12] = {}, out[6] = {};
+  float scale[3] = {};
+  const auto run = [&](swin::InputRange input) {
+    const auto packed = backend.pack_weight({w, swin::DType::kS8, {3, 4}}, input);
+    swin::LinearS8Args args;
+    args.x = {x, swin::DType::kS8, {2, 4}};
+    args.w = packed.get();
+    args.scale = {scale, swin::DType::kF32, {3}};
+    args.out = {out, swin::DType::kS8, {2, 3}};
+    swin::run_op(backend.ops(), "test", args, {});
+  };
+  run(swin::InputRange::kSigned);
+  expect_error<swin::ValueError>("packed for inputs of 0..127", [&] { run(swin::InputRange::kNonNegative); }, __LINE__);
+}
+
 void a_plan_notices_writes_behind_a_buffer() {
   swin::OpTable table;
   table.dequantize = [](const swin::DequantizeArgs& a, const swin::ExecContext&) {
@@ -209,6 +228,7 @@ int main() {
   pool_serves_concurrent_and_nested_callers();
   scratch_is_aligned_and_each_threads_own();
   a_missing_op_is_an_error_that_names_it();
+  a_linear_operation_refuses_a_weight_for_other_inputs();
   a_plan_notices_writes_behind_a_buffer();
   half_precision_parameters_are_exact();
   configurations_that_are_no_swin_are_refused();
