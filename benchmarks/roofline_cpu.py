@@ -1,8 +1,8 @@
 """How far each operation of the engine is from what this CPU can do at most, for each instruction set: a roofline.
 
-The ceilings (integer dot products in registers, f32 arithmetic, copying) are measured in the same run, before and after
-each graph. An operation's bound is the larger of its bytes over the copy bandwidth and its arithmetic over the
-ceiling of its kind; operations are timed by themselves.
+The ceilings (integer dot products in registers, f32 arithmetic, copying) are measured in the same run, in alternation
+with passes over a graph's operations, each timed by itself. An operation's bound is the larger of its bytes over the
+copy bandwidth and its arithmetic over the ceiling of its kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ if not __package__:  # run as a file: Python put this folder on the path in the 
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,23 +114,67 @@ def rows_of(ops: Sequence[OpInfo], direct_ms: Sequence[float], ceilings: Ceiling
     return sorted(rows, key=lambda row: -row.direct_ms)
 
 
-def gemm_summary(rows: Sequence[RooflineRow], ceilings: Mapping[str, float]) -> dict[str, Any]:
-    """All GEMMs of one graph together: their milliseconds and share of all ops' time, the GOP/s they attain, that over
-    each integer ceiling (names ending in `_gop_s`), and their bounds over their time. Zeros where there is no GEMM."""
+@dataclass(frozen=True)
+class Round:
+    """Milliseconds of each operation in one pass, and the ceilings as they were then."""
+
+    direct_ms: Sequence[float]
+    ceilings: Mapping[str, float]
+
+
+def time_rounds(
+    time_ops: Callable[[], Sequence[float]], measure_ceilings: Callable[[], Mapping[str, float]], runs: int
+) -> list[Round]:
+    """`runs` passes over all operations, each between two measurements of the ceilings, whose mean is the round's: what
+    a neighbour takes from the one it takes from the other."""
+    rounds, before = [], measure_ceilings()
+    for _ in range(runs):
+        direct_ms, after = time_ops(), measure_ceilings()
+        rounds.append(Round(direct_ms, {name: (value + after[name]) / 2 for name, value in before.items()}))
+        before = after
+    return rounds
+
+
+def median_times(rounds: Sequence[Round]) -> list[float]:
+    """Of each operation, over the rounds; milliseconds."""
+    return [statistics.median(times) for times in zip(*(entry.direct_ms for entry in rounds), strict=True)]
+
+
+def shares_of_ceilings(ops: Sequence[OpInfo], rounds: Sequence[Round]) -> dict[str, float]:
+    """What all GEMMs together attain over each integer ceiling (names ending in `_gop_s`): the median of the rounds."""
+    gemms = [i for i, op in enumerate(ops) if is_gemm(op.kind, op.name)]
+    operations = sum(ops[i].operations for i in gemms)
+    shares: dict[str, list[float]] = {}
+    for entry in rounds:
+        milliseconds = sum(entry.direct_ms[i] for i in gemms)
+        for name, value in entry.ceilings.items():
+            if name.endswith("_gop_s") and value > 0 and milliseconds > 0:
+                shares.setdefault(name, []).append(operations / milliseconds / 1e6 / value)
+    return {name: statistics.median(found) for name, found in shares.items()}
+
+
+def gemm_summary(rows: Sequence[RooflineRow], of_ceiling: Mapping[str, float]) -> dict[str, Any]:
+    """All GEMMs of one graph together: their milliseconds and share of all ops' time, the GOP/s they attain, their
+    shares of the integer ceilings (shares_of_ceilings), and their bounds over their time. Zeros where there is none."""
     gemms = [row for row in rows if is_gemm(row.kind, row.op)]
     milliseconds, total = sum(row.direct_ms for row in gemms), sum(row.direct_ms for row in rows)
     attained = sum(row.operations for row in gemms) / milliseconds / 1e6 if milliseconds > 0 else 0.0
-    integer = {name: value for name, value in ceilings.items() if name.endswith("_gop_s")}
     return {
         "gemm_ms": milliseconds,
         "time_share": milliseconds / total if total > 0 else 0.0,
         "attained_gop_s": attained,
         "bound_share": sum(row.bound_ms for row in gemms) / milliseconds if milliseconds > 0 else 0.0,
-        "of_ceiling": {name: attained / value for name, value in integer.items() if value > 0},
+        "of_ceiling": dict(of_ceiling),
     }
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
+
+
+_PAIRED = (
+    "The shares of them are medians of {} rounds, each over the ceilings measured right before and after it; beside "
+    "them the highest of the run. "
+)
 
 
 def _percent(value: float | None) -> str:
@@ -161,8 +207,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "\nGEMMs: all of a forward pass together, each timed by itself. Ceilings: the engine's own integer dot "
         "products in registers only, measured in the same run: s8, of any input; u8, of inputs within 0..127; "
         "grouped, AVX2's for weights that allow full groups (docs/epilogues.md), which is how a GEMM can pass the s8 "
-        "ceiling there. Of the roofline: the least time that the highest of them and the copy bandwidth allow, over "
-        "the time taken.\n"
+        f"ceiling there. {_PAIRED.format(meta['rounds']) if 'rounds' in meta else ''}"
+        "Of the roofline: the least time that the highest of them and the copy bandwidth allow, over the time taken.\n"
         f"\nMeasured: {meta['model']}; {results.conditions(meta)}.\n"
     )
     text += f"{results.REST_OF_FILE}operations\n"
@@ -299,8 +345,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="images per call (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument(
-        "--runs", type=int, default=DEFAULT_RUNS, metavar="N", help="runs of each operation (default: %(default)s)"
-    )
+        "--runs", type=int, default=DEFAULT_RUNS, metavar="N",
+        help="rounds: each operation once, and the ceilings (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=results.ROOT / "results" / "local", metavar="DIR",
         help="folder of roofline_cpu.json, .csv, .md and the pictures (default: results/local)",
@@ -319,9 +366,9 @@ def chosen_variants(wanted: Sequence[str] | None) -> list[str]:
     return list(wanted or [name for name in known if name != "portable"] or known)
 
 
-def highest(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """The higher of two measurements of the ceilings, figure by figure: a neighbour can only lower them."""
-    return {name: max(value, after[name]) for name, value in before.items()}
+def highest(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The highest of several measurements of the ceilings, figure by figure: a neighbour can only lower them."""
+    return {name: max(ceilings[name] for ceilings in measured) for name in measured[0]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -334,7 +381,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pyharness.random_engine import random_engine_file
 
     variants, threads = chosen_variants(args.isa), measure.set_threads(args.threads)
-    meta = {**measure.environment(engine.engine_info(), threads), "model": args.model, "ceilings": {}, "summary": []}
+    meta = {**measure.environment(engine.engine_info(), threads), "model": args.model, "rounds": args.runs,
+            "ceilings": {}, "summary": []}  # fmt: skip
     config = config_of(create_model(args.model), args.model)
     files = {graph: random_engine_file(config, graph) for graph in args.graphs}
     if FUSED_GRAPH in files:
@@ -346,23 +394,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         before = engine.select_cpu_variant(isa)
         try:
             report(f"{isa}: measure the ceilings")
-            ceilings = dict(engine.measure_ceilings(threads))
+            measured = [engine.measure_ceilings(threads)]
+
+            def measure_ceilings(measured: list[dict[str, float]] = measured) -> dict[str, float]:
+                measured.append(engine.measure_ceilings(threads))
+                return measured[-1]
+
             timed = []
             for (graph, model), batch in ((item, batch) for item in engines.items() for batch in args.batch):
-                if graph in FOR_AVX2 and "grouped_gop_s" not in ceilings:
+                if graph in FOR_AVX2 and "grouped_gop_s" not in measured[0]:
                     continue  # the same integers in the same time
-                report(f"{isa}: {graph}, batch {batch}: each operation by itself, {args.runs} runs")
-                images = measure.random_images(config, batch)
+                report(f"{isa}: {graph}, batch {batch}: {args.runs} rounds of operations and ceilings")
+                time_ops = functools.partial(model.time_ops, measure.random_images(config, batch), 1)
                 with torch.inference_mode():
-                    timed.append((graph, batch, model.ops(batch), model.time_ops(images, args.runs)))
-                ceilings = highest(ceilings, engine.measure_ceilings(threads))
+                    timed.append((graph, batch, model.ops(batch), time_rounds(time_ops, measure_ceilings, args.runs)))
         finally:
             engine.select_cpu_variant(before)
+        ceilings = highest(measured)
         known = Ceilings.of(ceilings)
         meta["ceilings"][isa] = ceilings
-        for graph, batch, ops, direct_ms in timed:
-            new = rows_of(ops, direct_ms, known, Conditions(args.model, batch, threads, isa, graph))
-            meta["summary"].append({"isa": isa, "graph": graph, "batch": batch, "gemms": gemm_summary(new, ceilings)})
+        for graph, batch, ops, rounds in timed:
+            new = rows_of(ops, median_times(rounds), known, Conditions(args.model, batch, threads, isa, graph))
+            gemms = gemm_summary(new, shares_of_ceilings(ops, rounds))
+            meta["summary"].append({"isa": isa, "graph": graph, "batch": batch, "gemms": gemms})
             rows += new
         document = write(args.out, meta, rows)
     drawn = plot(document, args.out)

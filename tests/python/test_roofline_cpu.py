@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import roofline_cpu
-from benchmarks.roofline_cpu import Conditions
+from benchmarks.roofline_cpu import Conditions, Round
 from pyharness import engine
 from pyharness.config import MICRO_DIGITS
 from pyharness.engine import OpInfo
@@ -45,17 +45,39 @@ def test_calls_are_summed_and_bounded_one_by_one() -> None:
 
 
 def test_gemms_against_every_integer_ceiling() -> None:
-    found = roofline_cpu.gemm_summary(rows(), {**CEILINGS, "u8s8_gop_s": 800.0})
+    ceilings = {**CEILINGS, "u8s8_gop_s": 800.0}
+    shares = roofline_cpu.shares_of_ceilings(OPS, [Round(DIRECT, ceilings)])
+    found = roofline_cpu.gemm_summary(rows(), shares)
     assert found["gemm_ms"] == 6.0 and found["time_share"] == pytest.approx(6 / 7)
     assert found["attained_gop_s"] == pytest.approx(800 / 6)
     assert found["of_ceiling"] == {"s8_gop_s": pytest.approx(1 / 3), "u8s8_gop_s": pytest.approx(1 / 6)}
     assert found["bound_share"] == pytest.approx(4 / 6)
-    assert roofline_cpu.gemm_summary([], CEILINGS)["attained_gop_s"] == 0
+    assert roofline_cpu.gemm_summary([], {})["attained_gop_s"] == 0
+    assert roofline_cpu.shares_of_ceilings([], [Round([], ceilings)]) == {}
 
 
 def test_a_neighbour_only_lowers_a_ceiling() -> None:
     after = {"copy_gb_s": 12.0, "s8_gop_s": 300.0, "f32_gflop_s": 100.0}
-    assert roofline_cpu.highest(CEILINGS, after) == {"copy_gb_s": 12.0, "s8_gop_s": 400.0, "f32_gflop_s": 100.0}
+    assert roofline_cpu.highest([CEILINGS, after]) == {"copy_gb_s": 12.0, "s8_gop_s": 400.0, "f32_gflop_s": 100.0}
+
+
+def test_a_share_is_of_the_ceiling_of_its_own_round() -> None:
+    """A neighbour halves the ceilings and the operations' speed from the first round's end on."""
+    speed = iter([1.0, 1.0, 0.5, 0.5, 0.5])  # of the ceilings and of the operations in turn
+
+    def ceilings_now() -> dict[str, float]:
+        now = next(speed)
+        return {name: value * now for name, value in CEILINGS.items()}
+
+    def times_now() -> list[float]:
+        now = next(speed)
+        return [ms / now for ms in DIRECT]
+
+    rounds = roofline_cpu.time_rounds(times_now, ceilings_now, 2)
+    assert [entry.ceilings["s8_gop_s"] for entry in rounds] == [300.0, 200.0]  # 400 and 200 around the first
+    assert roofline_cpu.median_times(rounds) == [3.0, 1.5, 6.0]
+    of_first, of_second = 800 / 6 / 300, 800 / 12 / 200
+    assert roofline_cpu.shares_of_ceilings(OPS, rounds) == {"s8_gop_s": pytest.approx((of_first + of_second) / 2)}
 
 
 def test_an_unknown_instruction_set() -> None:
@@ -85,3 +107,4 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }  # fmt: skip
     text = (tmp_path / "roofline_cpu.md").read_text()
     assert "`ft_int8` on portable, batch 2:" in text and "| softmax " in text
+    assert "medians of 2 rounds" in text
