@@ -243,8 +243,20 @@ def write(folder: Path, meta: Mapping[str, Any], rows: Sequence[RooflineRow]) ->
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 GEMM_COLOUR, OTHER_COLOUR = "#0072B2", "#D55E00"
+SAME_HEIGHT = 1.1
+"""Ceilings no further apart share a label in the picture."""
 LABELLED = 0.03
 """Operations with at least this share of the time have their name in the picture."""
+
+
+def ceiling_labels(ceilings: Mapping[str, float]) -> list[tuple[str, float]]:
+    """A label for each ceiling and its height; one for those that would lie on each other, as AMX's s8 and u8 do."""
+    groups: list[dict[str, float]] = []
+    for name, value in sorted(ceilings.items(), key=lambda item: -item[1]):
+        if not groups or max(groups[-1].values()) > SAME_HEIGHT * value:
+            groups.append({})
+        groups[-1][name.removesuffix("_gop_s").removesuffix("_gflop_s")] = value
+    return [(f"{', '.join(group)} {max(group.values()):.0f} GOP/s", max(group.values())) for group in groups]
 
 
 def _place_labels(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -285,15 +297,14 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
             axis.set_visible(bool(mine))
             whole = sum(row["direct_ms"] for row in mine)
             x = np.logspace(-1, 4.3, 200)
-            for name, value in ceilings.items():
-                if name == "copy_gb_s":
-                    continue
-                what, dash = ("f32", "--") if name == "f32_gflop_s" else (name.removesuffix("_gop_s"), "-")
+            arithmetic = {name: value for name, value in ceilings.items() if name != "copy_gb_s"}
+            for name, value in arithmetic.items():
+                dash = "--" if name == "f32_gflop_s" else "-"
                 axis.plot(x, np.minimum(x * ceilings["copy_gb_s"], value), dash, color="#444444", linewidth=1.1)
+            for label, value in ceiling_labels(arithmetic):
                 axis.annotate(
-                    f"{what} {value:.0f} GOP/s", (x[-1], value), xytext=(-2, 3), textcoords="offset points",
-                    ha="right", fontsize=8,
-                )  # fmt: skip
+                    label, (x[-1], value), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8
+                )
             axis.annotate(
                 f"copy {ceilings['copy_gb_s']:.1f} GB/s", (5, 5 * ceilings["copy_gb_s"]), xytext=(-6, 6),
                 textcoords="offset points", ha="right", fontsize=8,

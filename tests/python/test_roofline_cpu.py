@@ -80,6 +80,11 @@ def test_a_share_is_of_the_ceiling_of_its_own_round() -> None:
     assert roofline_cpu.shares_of_ceilings(OPS, rounds) == {"s8_gop_s": pytest.approx((of_first + of_second) / 2)}
 
 
+def test_ceilings_of_one_height_share_a_label() -> None:
+    found = roofline_cpu.ceiling_labels({"s8_gop_s": 400.0, "u8_gop_s": 410.0, "f32_gflop_s": 100.0})
+    assert found == [("u8, s8 410 GOP/s", 410.0), ("f32 100 GOP/s", 100.0)]
+
+
 def test_an_unknown_instruction_set() -> None:
     with pytest.raises(EngineError, match="--isa: mmx not on this machine; the engine has .*portable"):
         roofline_cpu.chosen_variants(["mmx"])
