@@ -6,6 +6,7 @@
 # Every part runs even when one before it failed. Ends with one line per part, with what was skipped and why; the status
 # is 0 only if every part passed. 15 minutes on 2 cores on a fresh machine, 25 where others use them too; more than half of it
 # is downloads and compilation.
+
 # shellcheck disable=SC2329  # functions are run by name, through `part`
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
