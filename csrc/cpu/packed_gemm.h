@@ -69,11 +69,12 @@ struct BlockTask {
   bool new_weights;                    // to this thread, as far as is known: its second-level cache may not hold them
 };
 
+// The weights that an operation takes: kSigned none that were packed for inputs of 0..127, whose kernels are then not compiled.
+enum class Inputs { kSigned, kAny };
+
 // acc[r, n] of the task's rows, which begin at x (`stride` bytes apart), for its units of w. What becomes of them:
 // emit_columns.operator()<V>(column) gives a function of (row, const Vi* acc), for V vectors of columns from `column` on,
-// that holds what its rows share. `scratch` holds block_bytes(w, rows). The kernels are compiled for each Emit and kInputs:
-// kSigned where the operation takes no weight packed for inputs of 0..127.
-enum class Inputs { kSigned, kAny };
+// that holds what its rows share. `scratch` holds block_bytes(w, rows).
 template <Inputs kInputs, class Emit>
 static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x, std::int64_t stride,
                                   const BlockTask& task, void* scratch, Emit emit_columns) {
