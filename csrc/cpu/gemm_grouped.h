@@ -5,11 +5,11 @@
 // hence top 255; 127 behind a ReLU), sum_i u_i w_i lies in [-top * N, top * P], where P and N are the sums of the
 // positive weights and of the negative ones' amounts. As long as P and N stay within 32767 / top, neither an instruction
 // saturates nor a sum in int16 overflows, whatever the input. So for each unit of kLanes columns, the words of 4 k are put
-// into groups of up to four that keep this bound in every lane, as the order of an integer sum is free:
+// into groups of up to six that keep this bound in every lane, as the order of an integer sum is free:
 //
-//   t = vpmaddubsw(word 0) + ... + vpmaddubsw(word 3) in int16; acc += vpmaddwd(t, 1) in int32
+//   t = vpmaddubsw(word 0) + ... + vpmaddubsw(word 5) in int16; acc += vpmaddwd(t, 1) in int32
 //
-// which is 9 instructions for 4 words where vpmaddwd needs 16. How full groups get depends on the weights
+// which is 13 instructions for 6 words where vpmaddwd needs 24. How full groups get depends on the weights
 // (docs/epilogues.md); where they would not gain, pack_weight takes the form of gemm_core.h.
 //
 // Weights that fill int8, as with a scale per output channel, have lanes whose own two weights are beyond the bound. Which
@@ -17,10 +17,12 @@
 // its weights, and the constant that it adds is known. So a panel may hold each word in several forms, and each item reads
 // the one that suits its 16 lanes. A lane that is beyond the bound in every form leaves its larger weight to a second item.
 //
-// Items of a unit: the groups of four, then of three, two and one; for each item a word (as 4 * the number of its form in
-// the panel) and kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, form by form, so that an item needs one
+// Items of a unit: the groups of six, then of four, three, two and one; for each item a word (as 4 * the number of its
+// form in the panel) and kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, form by form, so that an item needs one
 // address.
 #pragma once
+
+#include <utility>
 
 #include "gemm_core.h"
 
@@ -33,10 +35,13 @@ static_assert(kLanes == 8);
 #if defined(__SANITIZE_ADDRESS__)
 inline constexpr int kGroupRows = 3;  // as kMaxRows
 #else
-inline constexpr int kGroupRows = 8;  // accumulators; beside them 4 vectors of weights, and what a step needs
+inline constexpr int kGroupRows = 8;  // accumulators; beside them kWordsInRegisters of weights, and what a step needs
 #endif
 inline constexpr std::int64_t kPanelWordBytes = 4 * 8;  // a word of each row of a panel, at most 8, in one form
-inline constexpr int kMaxGroup = 4;
+inline constexpr int kMaxGroup = 6;
+inline constexpr int kGroupSizes[] = {6, 4, 3, 2, 1};  // a loop each, whose end costs a wrong branch
+inline constexpr int kSizes = 5;
+inline constexpr int kWordsInRegisters = 4;  // of a group: its other weights are read anew for each row
 inline constexpr std::int64_t kItemBytes = kLanes * 4;
 inline constexpr std::int64_t kCacheLine = 64;
 inline constexpr std::int64_t kUnitsInCache = 96 << 10;  // bytes of weights that a second-level cache holds beside the rest
@@ -51,9 +56,13 @@ class GroupedWeight {
  public:
   struct Unit {
     std::int64_t first_item;
-    std::int32_t groups[kMaxGroup];  // of 4, 3, 2 and 1 items
+    std::int32_t groups[kSizes];  // of each of kGroupSizes
 
-    std::int64_t items() const { return 4 * groups[0] + 3 * groups[1] + 2 * groups[2] + groups[3]; }
+    std::int64_t items() const {
+      std::int64_t sum = 0;
+      for (int i = 0; i < kSizes; ++i) sum += kGroupSizes[i] * groups[i];
+      return sum;
+    }
   };
 
   GroupedWeight(std::int64_t n_units, std::int64_t n_items, int n_forms)
@@ -164,8 +173,8 @@ static inline void pack_panels(const std::int8_t* x, std::int64_t stride, std::i
   }
 }
 
-// Where a kernel is in its unit's items, and what it fetches to the second-level cache meanwhile: a line per group, from
-// `ahead` up to `end`, beyond which there is the next panel's share, or nothing to fetch.
+// Where a kernel is in its unit's items, and what it fetches to the second-level cache meanwhile: a line per group, two per
+// group of more than four, from `ahead` up to `end`, beyond which there is the next panel's share, or nothing to fetch.
 struct GroupCursor {
   const std::uint16_t* words;
   const std::int8_t *weights, *ahead, *end;
@@ -193,24 +202,30 @@ template <int R, int G>
 SWIN_INLINE static inline void add_groups(GroupSums& sums, const char* panel, std::int32_t count, GroupCursor& at) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (; count > 0; --count) {
-    __m256i w[G];
+    constexpr int kHeld = G < kWordsInRegisters ? G : kWordsInRegisters;
+    const __m256i* weights = reinterpret_cast<const __m256i*>(at.weights);
+    __m256i w[kHeld];
     const char* a[G];
-    for (int i = 0; i < G; ++i) {
-      w[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(at.weights + i * kItemBytes));
-      a[i] = panel + at.words[i] * (kPanelWordBytes / 4);
-    }
+    for (int i = 0; i < kHeld; ++i) w[i] = _mm256_load_si256(weights + i);
+    for (int i = 0; i < G; ++i) a[i] = panel + at.words[i] * (kPanelWordBytes / 4);
     at.words += G;
     at.weights += G * kItemBytes;
-    __builtin_prefetch(at.ahead < at.end ? at.ahead : at.weights, 0, 2);
-    at.ahead += kCacheLine;
+    for (int i = 0; i < G; i += kWordsInRegisters) {
+      __builtin_prefetch(at.ahead < at.end ? at.ahead : at.weights, 0, 2);
+      at.ahead += kCacheLine;
+    }
     sums.each<R>([&](__m256i& sum, int r) SWIN_INLINE {
       const auto product = [&](int i) SWIN_INLINE {
         std::int32_t word;
         std::memcpy(&word, a[i] + 4 * r, 4);
-        return _mm256_maddubs_epi16(_mm256_set1_epi32(word), w[i]);
+        const __m256i input = _mm256_set1_epi32(word);
+        if (i < kHeld) return _mm256_maddubs_epi16(input, w[i]);
+        __m256i result;  // as an intrinsic the weights would be read once, and then moved out of registers and in again
+        asm("vpmaddubsw %2, %1, %0" : "=x"(result) : "x"(input), "m"(weights[i]));
+        return result;
       };
       __m256i t = product(0);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 1; i < G; ++i) {
         t = _mm256_add_epi16(t, product(i));
         asm("" : "+x"(t));  // one after the other: all products at once are more than the registers hold
@@ -229,10 +244,9 @@ SWIN_INLINE static inline void grouped_kernel(const GroupedWeight::Unit& unit, G
     sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
     asm("" : "+x"(sum));  // of its own from here: what GCC takes for one value it would copy in every loop
   });
-  add_groups<R, 4>(sums, panel, unit.groups[0], at);
-  add_groups<R, 3>(sums, panel, unit.groups[1], at);
-  add_groups<R, 2>(sums, panel, unit.groups[2], at);
-  add_groups<R, 1>(sums, panel, unit.groups[3], at);
+  [&]<int... I>(std::integer_sequence<int, I...>) SWIN_INLINE {
+    (add_groups<R, kGroupSizes[I]>(sums, panel, unit.groups[I], at), ...);
+  }(std::make_integer_sequence<int, kSizes>{});
   const auto emit_row = emit.template operator()<1>();
   sums.each<R>([&](const __m256i& sum, int r) SWIN_INLINE {
     const Vi result = reinterpret_cast<Vi>(sum);

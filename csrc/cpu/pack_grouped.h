@@ -99,10 +99,11 @@ class UnitPlanner {
   GroupedWeight::Unit write(std::int64_t first_item, std::uint16_t* words, std::int8_t* weights,
                             std::int32_t* starts) const {
     GroupedWeight::Unit result{first_item, {}};
-    for (int size = kMaxGroup; size > 0; --size) {
+    for (int s = 0; s < kSizes; ++s) {
+      const int size = kGroupSizes[s];
       for (std::int64_t g = 0; g < group_count_; ++g) {
         if (groups_[g].size != size) continue;
-        ++result.groups[kMaxGroup - size];
+        ++result.groups[s];
         for (int i = 0; i < size; ++i) {
           const GroupItem& item = items_[groups_[g].items[i]];
           *words++ = static_cast<std::uint16_t>(4 * (item.word * forms_ + item.form));
@@ -165,8 +166,15 @@ class UnitPlanner {
     }
   }
 
+  static bool is_group_size(int size) {
+    for (const int allowed : kGroupSizes) {
+      if (size == allowed) return true;
+    }
+    return false;
+  }
+
   // The groups of choices [first, last): the largest first, with the largest that still fit, each in the form that leaves
-  // the most room.
+  // the most room. What makes a group one too large for a loop waits for another.
   void group(std::int64_t first, std::int64_t last) {
     std::int32_t order[kPlannedItems];
     int left = 0;
@@ -180,7 +188,8 @@ class UnitPlanner {
       Group& group = groups_[group_count_++];
       group.size = 0;
       __m256i positive = _mm256_setzero_si256(), negative = positive;
-      int kept = 0;
+      int kept = 0, last_kept = 0;
+      std::int32_t last = -1;
       for (int i = 0; i < left; ++i) {
         const Choice choice = choices_[order[i]];
         std::int32_t best = -1;
@@ -202,8 +211,14 @@ class UnitPlanner {
         positive = _mm256_add_epi16(positive, load_lanes(items_[best].positive));
         negative = _mm256_add_epi16(negative, load_lanes(items_[best].negative));
         group.items[group.size++] = best;
+        last = order[i];
+        last_kept = kept;
       }
       left = kept;
+      if (is_group_size(group.size)) continue;
+      --group.size;
+      for (int i = left++; i > last_kept; --i) order[i] = order[i - 1];
+      order[last_kept] = last;
     }
   }
 

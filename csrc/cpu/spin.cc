@@ -68,7 +68,7 @@ std::int64_t spin_u8(std::int64_t iterations) {
 #endif
 }
 
-// Groups of four words, as full as weights allow; 0 where the GEMM has no such form.
+// Groups of kMaxGroup words, as full as weights allow; 0 where the GEMM has no such form.
 std::int64_t spin_grouped([[maybe_unused]] std::int64_t iterations) {
 #if defined(SWIN_GROUPED)
   const __m256i ones = _mm256_set1_epi16(1);
@@ -77,7 +77,7 @@ std::int64_t spin_grouped([[maybe_unused]] std::int64_t iterations) {
 #pragma GCC unroll 8
     for (int r = 0; r < kGroupRows; ++r) {
       __m256i t = _mm256_setzero_si256();
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int word = 0; word < kMaxGroup; ++word) {
         asm volatile("" : "+x"(a));  // as in spin_dot
         const __m256i product = _mm256_maddubs_epi16(a, w);
