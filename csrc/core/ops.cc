@@ -195,7 +195,7 @@ void check(const DequantizeArgs& a, DType f) {
 
 // The operands of a GEMM whose result has a scale and a bias per channel; an absent bias is 0.
 void check_linear(const char* op, const TensorView& x, const PackedWeight* w, const TensorView& scale,
-                  const TensorView& bias, DType f) {
+                  const TensorView& bias) {
   SWIN_CHECK(ShapeError, op, w != nullptr, "weight is missing");
   expect_rank(op, "x", x, 2);
   expect(op, "x", x, DType::kS8, {x.dim(0), w->k});
@@ -203,13 +203,13 @@ void check_linear(const char* op, const TensorView& x, const PackedWeight* w, co
              " keeps int32 exact");
   SWIN_CHECK(ValueError, op, w->input == InputRange::kSigned,
              "the weight was packed for inputs of 0..127; here they are any int8");
-  expect(op, "scale", scale, f, {w->n});
-  if (bias) expect(op, "bias", bias, f, {w->n});
+  expect(op, "scale", scale, DType::kF32, {w->n});
+  if (bias) expect(op, "bias", bias, DType::kF32, {w->n});
 }
 
 void check(const LinearS8Args& a, DType f) {
   const char* op = "linear_s8";
-  check_linear(op, a.x, a.w, a.scale, a.bias, f);
+  check_linear(op, a.x, a.w, a.scale, a.bias);
   SWIN_CHECK(DTypeError, op, a.out.dtype == DType::kS8 || a.out.dtype == f, "out is ", a.out.describe(), "; int8 or ",
              name_of(f), " is needed");
   expect(op, "out", a.out, a.out.dtype, {a.x.dim(0), a.w->n});
@@ -245,7 +245,7 @@ void check_residual_norm(const char* op, const TensorView& residual, const Tenso
 void check(const LinearResidualNormArgs& a, DType f) {
   const char* op = "linear_residual_norm";
   check_geometry(op, a.geometry);
-  check_linear(op, a.x, a.w, a.scale, a.bias, f);
+  check_linear(op, a.x, a.w, a.scale, a.bias);
   SWIN_CHECK(ShapeError, op, a.x.dim(0) == a.geometry.tokens(), "x is ", a.x.describe(), "; ", a.geometry.tokens(),
              " rows are needed");
   check_residual_norm(op, a.residual, a.gamma, a.beta, a.out, a.x.dim(0), a.w->n, f);
@@ -253,12 +253,12 @@ void check(const LinearResidualNormArgs& a, DType f) {
 
 void check(const MlpResidualNormArgs& a, DType f) {
   const char* op = "mlp_residual_norm";
-  check_linear(op, a.x, a.w1, a.scale1, a.bias1, f);
+  check_linear(op, a.x, a.w1, a.scale1, a.bias1);
   const std::int64_t m = a.x.dim(0), c = a.w1->k, hidden = a.w1->n;
   SWIN_CHECK(ShapeError, op, a.w2 != nullptr && a.w2->n == c && a.w2->k == hidden, "the second weight must be [", c,
              ", ", hidden, "]");
-  expect(op, "scale2", a.scale2, f, {c});
-  if (a.bias2) expect(op, "bias2", a.bias2, f, {c});
+  expect(op, "scale2", a.scale2, DType::kF32, {c});
+  if (a.bias2) expect(op, "bias2", a.bias2, DType::kF32, {c});
   const bool relu = a.activation == Activation::kRelu;
   SWIN_CHECK(ValueError, op, relu != bool(a.bias1),
              relu ? "with ReLU there is no FC1 bias" : "GELU needs the FC1 bias");

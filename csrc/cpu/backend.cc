@@ -59,6 +59,8 @@ class CpuBackend : public Backend {
     return p;
   }
 
+  Parameter upload_float32(const TensorView& host) const override { return upload_parameter(host); }
+
   std::unique_ptr<PackedWeight> pack_weight(const TensorView& host, InputRange input) const override {
     SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
                "; int8 [N, K] is needed");
@@ -68,7 +70,16 @@ class CpuBackend : public Backend {
   // A whole number of 16-byte vectors, which for the windows of 7 and 8 is one cache line.
   std::int64_t score_pitch(std::int64_t window_area) const override { return (window_area + 15) / 16 * 16; }
 
+  bool mlp_keeps_hidden(std::int64_t rows, std::int64_t dim, std::int64_t hidden) const override {
+    return rows <= kFewRows || 2 * dim * hidden > kMlpWeightsInCache;
+  }
+
  private:
+  // Up to this many bytes of FC1 and FC2 weights stay in a core's cache while row after row passes them. With more, or with
+  // few rows, each GEMM of an MLP runs over all rows before the next.
+  static constexpr std::int64_t kMlpWeightsInCache = 1536 << 10;
+  static constexpr std::int64_t kFewRows = 256;
+
   const std::string variant_;
   const cpu::Kernels& kernels_;
 };

@@ -11,6 +11,7 @@
 
 #include "kernels_table.h"
 #include "packed_weight.h"
+#include "row_blocks.h"
 #include "swin/cuda.h"
 #include "swin/error.h"
 #include "swin/half.h"
@@ -138,16 +139,27 @@ class CudaBackend : public Backend {
     return p;
   }
 
-  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host, InputRange) const override {
+  Parameter upload_float32(const TensorView& host) const override {
+    SWIN_CHECK(DTypeError, "upload_float32", host.dtype == DType::kF32, "found ", host.describe(), "; float32 is needed");
+    Parameter p{allocate(host.nbytes()), host};
+    p.view.data = p.owner.get();
+    SWIN_CUDA("upload_float32", cudaMemcpy(p.view.data, host.data, host.nbytes(), cudaMemcpyHostToDevice));
+    return p;
+  }
+
+  std::unique_ptr<PackedWeight> pack_weight(const TensorView& host, InputRange input) const override {
     SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
                "; int8 [N, K] is needed");
     DeviceBuffer memory = allocate(host.nbytes());
     SWIN_CUDA("pack_weight", cudaMemcpy(memory.get(), host.data, host.nbytes(), cudaMemcpyHostToDevice));
-    return std::make_unique<cuda::CudaPackedWeight>(host.dim(0), host.dim(1), std::move(memory));
+    return std::make_unique<cuda::CudaPackedWeight>(host.dim(0), host.dim(1), input, std::move(memory));
   }
 
   // Whole 16-byte vectors, and for tensor cores a K of PV that is a multiple of 16.
   std::int64_t score_pitch(std::int64_t window_area) const override { return (window_area + 15) / 16 * 16; }
+  bool mlp_keeps_hidden(std::int64_t rows, std::int64_t dim, std::int64_t hidden) const override {
+    return !cuda::mlp_in_blocks(rows, dim, hidden);
+  }
 
  private:
   struct Event {

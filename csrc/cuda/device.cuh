@@ -31,10 +31,13 @@ __device__ __forceinline__ To bits_as(const From& from) {
 // ---------------------------------------------------------------------------------------------------------------- PTX
 
 #if defined(SWIN_HOST_SHIM)
+using shim::commit_copies;
+using shim::copy16_async;
 using shim::exp2_approx;
 using shim::mma_s8_16832;
 using shim::pack_saturated_s8;
 using shim::reciprocal_approx;
+using shim::wait_copies;
 #else
 // 2^x within 2 ulp, subnormal results as 0.
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -80,6 +83,30 @@ __device__ __forceinline__ void mma_s8_16832(int (&acc)[4], const std::uint32_t 
                    : "r"(a[2 * k + half]), "r"(b[k]));
     }
   }
+#endif
+}
+
+// 16 bytes from global to shared memory, zeros where they do not `exist`; there once wait_copies has said so to this thread,
+// and after a barrier for the others. Turing has no such copies and does it at once.
+__device__ __forceinline__ void copy16_async(void* shared, const void* global, bool exist) {
+#if __CUDA_ARCH__ >= 800
+  const std::uint32_t target = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(exist ? 16 : 0) : "memory");
+#else
+  *static_cast<uint4*>(shared) = exist ? *static_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
+#endif
+}
+// Ends a group of copies.
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits for this thread's groups but for the latest kPending.
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #endif
 }
 #endif
@@ -357,6 +384,13 @@ void launch(const char* op, const char* file, int line, void (*kernel)(Parameter
 // and throws where CUDA reports an error. Never synchronises.
 #define SWIN_LAUNCH(op, kernel, grid, block, shared, stream, ...) \
   ::swin::cuda::launch(op, __FILE__, __LINE__, kernel, dim3(grid), dim3(block), shared, stream, __VA_ARGS__)
+
+// The block's dynamic shared memory, as many bytes as the launch named.
+#if defined(SWIN_HOST_SHIM)
+#define SWIN_DYNAMIC_SHARED(name) std::int8_t* const name = shim::dynamic_shared()
+#else
+#define SWIN_DYNAMIC_SHARED(name) extern __shared__ __align__(16) std::int8_t name[]
+#endif
 
 // Defines one op's entry for both float types.
 #define SWIN_INSTANTIATE(op, Args)                           \

@@ -9,7 +9,7 @@ namespace swin::cuda {
 #define SWIN_DECLARE_KERNEL(name, Args) \
   template <class T>                    \
   void name(const Args&, const ExecContext&);
-SWIN_FOR_EACH_FT_OP(SWIN_DECLARE_KERNEL)
+SWIN_FOR_EACH_OP(SWIN_DECLARE_KERNEL)
 #undef SWIN_DECLARE_KERNEL
 
 // T is __half or __nv_bfloat16.

@@ -11,8 +11,8 @@ namespace swin::cuda {
 class CudaPackedWeight : public PackedWeight {
  public:
   // `memory` holds n * k bytes on the device, aligned to at least 16.
-  CudaPackedWeight(std::int64_t n, std::int64_t k, DeviceBuffer memory)
-      : PackedWeight(n, k), owner(std::move(memory)), data(static_cast<const std::int8_t*>(owner.get())) {}
+  CudaPackedWeight(std::int64_t n, std::int64_t k, InputRange input, DeviceBuffer memory)
+      : PackedWeight(n, k, input), owner(std::move(memory)), data(static_cast<const std::int8_t*>(owner.get())) {}
 
   const DeviceBuffer owner;
   const std::int8_t* const data;

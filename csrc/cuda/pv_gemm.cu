@@ -12,6 +12,7 @@
 // Floor: N*pitch + 2*N*d bytes a window and head. Not timed yet.
 #include "attention.cuh"
 #include "kernels.h"
+#include "transpose_bytes.cuh"
 
 namespace swin::cuda {
 namespace {
@@ -39,16 +40,6 @@ __device__ __forceinline__ std::uint32_t load_word(const std::int8_t* row, int c
     }
   }
   return word;
-}
-
-// out[i] = byte i of in[0], in[1], in[2], in[3].
-__device__ __forceinline__ void transpose_bytes(const std::uint32_t* in, std::uint32_t (&out)[4]) {
-  const std::uint32_t low01 = __byte_perm(in[0], in[1], 0x5140), high01 = __byte_perm(in[0], in[1], 0x7362);
-  const std::uint32_t low23 = __byte_perm(in[2], in[3], 0x5140), high23 = __byte_perm(in[2], in[3], 0x7362);
-  out[0] = __byte_perm(low01, low23, 0x5410);
-  out[1] = __byte_perm(low01, low23, 0x7632);
-  out[2] = __byte_perm(high01, high23, 0x5410);
-  out[3] = __byte_perm(high01, high23, 0x7632);
 }
 
 template <bool kAligned, bool kMagic>

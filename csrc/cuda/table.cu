@@ -23,7 +23,7 @@ OpTable make_table() {
   OpTable table;
   table.float_dtype = FloatType<T>::kDType;
 #define SWIN_FILL_OP(name, Args) table.name = name<T>;
-  SWIN_FOR_EACH_FT_OP(SWIN_FILL_OP)
+  SWIN_FOR_EACH_OP(SWIN_FILL_OP)
 #undef SWIN_FILL_OP
   return table;
 }

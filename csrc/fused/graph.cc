@@ -8,15 +8,6 @@
 namespace swin::fused_int8 {
 namespace {
 
-// Up to this many bytes of FC1 and FC2 weights stay in a core's cache while row after row passes them. With more, or with
-// few rows, each GEMM of an MLP runs over all rows before the next.
-constexpr std::int64_t kMlpWeightsInCache = 1536 << 10;
-constexpr std::int64_t kFewRows = 256;
-
-bool keeps_hidden(const StageGeometry& g, std::int64_t rows) {
-  return rows <= kFewRows || 2 * g.dim * g.hidden > kMlpWeightsInCache;
-}
-
 // The memory one forward pass works in, sized for the largest stage and shared by all blocks. QKV and the hidden rows are
 // never needed at the same time.
 struct Buffers {
@@ -31,7 +22,7 @@ struct Buffers {
       const std::int64_t rows = plan.batch() * g.height * g.width;
       tokens_c = std::max(tokens_c, rows * g.dim);
       wide_c = std::max(wide_c, rows * 3 * g.dim);
-      if (keeps_hidden(g, rows)) wide_c = std::max(wide_c, rows * g.hidden);
+      if (plan.backend().mlp_keeps_hidden(rows, g.dim, g.hidden)) wide_c = std::max(wide_c, rows * g.hidden);
       if (&g != &stages.front()) merged_c = std::max(merged_c, rows * g.dim);
     }
     const DType wide_type = plan.backend().ops().float_dtype;
@@ -154,7 +145,7 @@ class FusedInt8 : public Graph {
                             .activation = weights_.activation,
                             .hidden_quant = w.hidden_quant,
                             .quant = 0};
-    if (keeps_hidden(g, m)) mlp.hidden = TensorView(b.wide, DType::kS8, {m, g.hidden});
+    if (backend_.mlp_keeps_hidden(m, g.dim, g.hidden)) mlp.hidden = TensorView(b.wide, DType::kS8, {m, g.hidden});
     if (next != nullptr) {
       mlp.gamma = next->norm1_gamma.view;
       mlp.beta = next->norm1_beta.view;

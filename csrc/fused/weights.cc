@@ -48,10 +48,10 @@ class LinearReader {
   Linear fold(Factor&& factor, BiasFactor&& bias_factor) {
     std::vector<float> scale(n_), bias(n_);
     for (std::int64_t i = 0; i < n_; ++i) scale[i] = static_cast<float>(double(scale_[i]) * factor(i));
-    linear_.scale = backend_.upload_parameter(TensorView(scale.data(), DType::kF32, {n_}));
+    linear_.scale = backend_.upload_float32(TensorView(scale.data(), DType::kF32, {n_}));
     if (bias_ != nullptr) {
       for (std::int64_t i = 0; i < n_; ++i) bias[i] = static_cast<float>(double(bias_[i]) * bias_factor(i));
-      linear_.bias = backend_.upload_parameter(TensorView(bias.data(), DType::kF32, {n_}));
+      linear_.bias = backend_.upload_float32(TensorView(bias.data(), DType::kF32, {n_}));
     }
     return std::move(linear_);
   }

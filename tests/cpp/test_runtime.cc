@@ -136,10 +136,12 @@ class TestBackend : public swin::Backend {
   swin::Parameter upload_parameter(const swin::TensorView& t) const override {
     return swin::cpu_backend().upload_parameter(t);
   }
+  swin::Parameter upload_float32(const swin::TensorView& t) const override { return upload_parameter(t); }
   std::unique_ptr<swin::PackedWeight> pack_weight(const swin::TensorView& t, swin::InputRange input) const override {
     return swin::cpu_backend().pack_weight(t, input);
   }
   std::int64_t score_pitch(std::int64_t n) const override { return n; }
+  bool mlp_keeps_hidden(std::int64_t, std::int64_t, std::int64_t) const override { return true; }
 
  private:
   swin::OpTable table_;

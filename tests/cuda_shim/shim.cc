@@ -3,7 +3,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -93,6 +95,12 @@ struct Context {
 
 enum class State { kReady, kAtWarp, kAtBlock, kDone };
 
+struct Copy {
+  void* target;
+  const void* source;
+  bool exist;
+};
+
 struct Fiber {
   Context context;
   State state;
@@ -101,6 +109,7 @@ struct Fiber {
   const char* what;
   unsigned meetings;  // this lane has taken part in
   Deposit deposit;
+  std::deque<std::vector<Copy>> groups;  // of copies not waited for, the open one last
 };
 
 struct Machine {
@@ -116,6 +125,10 @@ struct Machine {
   std::string failure;
   Order order = Order::kForward;
   std::uint64_t shuffle = 1;
+  struct Free {
+    void operator()(std::int8_t* p) const { ::operator delete(p, std::align_val_t{16}); }
+  };
+  std::unique_ptr<std::int8_t, Free> dynamic;
   cudaError_t pending = cudaSuccess;
   bool fail_next = false;
   Counters counters{};
@@ -215,6 +228,7 @@ void run_block(int threads) {
     f.state = State::kReady;
     f.fake_stack = nullptr;
     f.meetings = 0;
+    f.groups.assign(1, {});
 #if defined(SHIM_ASAN)
     __asan_unpoison_memory_region(stack_of(i), kStackBytes);
 #endif
@@ -282,7 +296,9 @@ const Deposit* meet(unsigned mask, const char* what, const Deposit& mine) {
   return m.shared[f.meetings++ & 1] + first;
 }
 
-void launch_threads(dim3 grid, dim3 block, std::size_t, void*, void (*body)(void*), void* closure) {
+std::int8_t* dynamic_shared() { return machine().dynamic.get(); }
+
+void launch_threads(dim3 grid, dim3 block, std::size_t shared, void*, void (*body)(void*), void* closure) {
   Machine& m = machine();
   if (m.fail_next) {
     m.fail_next = false;
@@ -301,6 +317,9 @@ void launch_threads(dim3 grid, dim3 block, std::size_t, void*, void (*body)(void
   m.threads = static_cast<int>(threads);
   m.body = body;
   m.closure = closure;
+  // Of just that size, for AddressSanitizer to see what lies beyond; filled, for nobody to count on zeros.
+  m.dynamic.reset(static_cast<std::int8_t*>(::operator new(shared, std::align_val_t{16})));
+  std::memset(m.dynamic.get(), 0x7D, shared);
   gridDim = grid;
   blockDim = block;
   ++m.counters.launches;
@@ -332,6 +351,27 @@ std::uint32_t pack_saturated_s8(int a, int b, int c, int d) {
     all |= (static_cast<std::uint32_t>(clamped) & 255u) << (8 * i);
   }
   return all;
+}
+
+void copy16_async(void* shared, const void* global, bool exist) {
+  if (reinterpret_cast<std::uintptr_t>(shared) % 16 != 0 || reinterpret_cast<std::uintptr_t>(global) % 16 != 0) {
+    std::fprintf(stderr, "shim: %s copies 16 bytes that are not aligned\n", where(machine().running).c_str());
+    std::abort();
+  }
+  machine().fibers[machine().running].groups.back().push_back({shared, global, exist});
+}
+void commit_copies() { machine().fibers[machine().running].groups.emplace_back(); }
+void wait_for_copies(int pending) {
+  std::deque<std::vector<Copy>>& groups = machine().fibers[machine().running].groups;
+  for (; static_cast<int>(groups.size()) > pending + 1; groups.pop_front()) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.exist) {
+        std::memcpy(copy.target, copy.source, 16);
+      } else {
+        std::memset(copy.target, 0, 16);
+      }
+    }
+  }
 }
 
 void mma_s8_16832(int (&acc)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {

@@ -2,7 +2,7 @@
 // and a warp's collectives (shuffles, tensor-core products) and __syncthreads are where fibers wait for each other.
 //
 // What this finds: wrong results, out-of-bounds and misaligned accesses (under AddressSanitizer and UBSan), a
-// collective not reached by all lanes it names, a block whose threads wait for different things (both are errors, not
+// collective not reached by all lanes it names, asynchronous copies read before they were waited for, a block whose threads wait for different things (both are errors, not
 // hangs). The order in which fibers run can be reversed or shuffled (shim::set_order), so that a missing barrier
 // changes results. What it cannot find: what only real concurrency shows (races between accesses of the same barrier
 // interval that happen to agree in every order tried), resource limits, and anything about speed.
@@ -58,8 +58,14 @@ extern dim3 blockDim, gridDim;
 // runtime
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorNoKernelImageForDevice = 209 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorNoKernelImageForDevice = 209 };
 cudaError_t cudaGetLastError();
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+// As on Turing, whose blocks have the least.
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  return bytes <= 64 << 10 ? cudaSuccess : cudaErrorInvalidValue;
+}
 const char* cudaGetErrorString(cudaError_t);
 
 namespace shim {
@@ -106,6 +112,18 @@ float exp2_approx(float x);
 float reciprocal_approx(float x);
 std::uint32_t pack_saturated_s8(int a, int b, int c, int d);
 void mma_s8_16832(int (&acc)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+
+// The running block's dynamic shared memory: as many bytes as its launch named, aligned to 16.
+std::int8_t* dynamic_shared();
+
+// Asynchronous copies arrive as late as they may: when this thread waits for their group.
+void copy16_async(void* shared, const void* global, bool exist);
+void commit_copies();
+void wait_for_copies(int pending);
+template <int kPending>
+void wait_copies() {
+  wait_for_copies(kPending);
+}
 
 }  // namespace shim
 

@@ -1,5 +1,5 @@
-// Whole models on the host: both graphs (FT baseline and GELU-less) run on the CUDA kernels through the shim, with
-// random weights, beside the CPU backend. What single kernels cannot show is here: that geometry, score pitch, buffers,
+// Whole models on the host: the graphs (FT baseline, GELU-less, and the fused one with either activation) run on the CUDA
+// kernels through the shim, with random weights, beside the CPU backend. What single kernels cannot show is here: that geometry, score pitch, buffers,
 // alignment and in-place updates fit together. Outputs are poisoned before each operation and guard bytes checked after
 // it.
 //
@@ -17,8 +17,10 @@
 #include "device.cuh"
 #include "kernels.h"
 #include "packed_weight.h"
+#include "row_blocks.h"
 #include "swin/cpu.h"
 #include "swin/ft_format.h"
+#include "swin/geometry.h"
 #include "swin/graph.h"
 
 namespace {
@@ -46,12 +48,16 @@ class ShimBackend : public swin::Backend {
     }
     return p;
   }
-  std::unique_ptr<swin::PackedWeight> pack_weight(const TensorView& host, swin::InputRange) const override {
+  std::unique_ptr<swin::PackedWeight> pack_weight(const TensorView& host, swin::InputRange input) const override {
     swin::DeviceBuffer memory = allocate(host.nbytes());
     std::memcpy(memory.get(), host.data, host.nbytes());
-    return std::make_unique<swin::cuda::CudaPackedWeight>(host.dim(0), host.dim(1), std::move(memory));
+    return std::make_unique<swin::cuda::CudaPackedWeight>(host.dim(0), host.dim(1), input, std::move(memory));
   }
+  swin::Parameter upload_float32(const TensorView& host) const override { return swin::cpu_backend().upload_parameter(host); }
   std::int64_t score_pitch(std::int64_t area) const override { return (area + 15) / 16 * 16; }
+  bool mlp_keeps_hidden(std::int64_t rows, std::int64_t dim, std::int64_t hidden) const override {
+    return !swin::cuda::mlp_in_blocks(rows, dim, hidden);
+  }
 
  private:
   const swin::OpTable table_ = swin::cuda::make_table<T>();
@@ -69,10 +75,130 @@ struct Random {
   double normal() { return std::sqrt(-2 * std::log(uniform() + 1e-300)) * std::cos(6.283185307179586 * uniform()); }
 };
 
-// A random FT weight list (docs/weight_format.md) whose activations stay in range.
+// Tensors of a random weight list.
 class WeightList {
  public:
-  WeightList(const swin::ModelConfig& c, bool with_fc1_bias, std::uint64_t seed) : random_{seed} {
+  std::vector<TensorView> views;
+
+ protected:
+  WeightList(std::uint64_t seed, DType float_type) : random_{seed}, float_type_(float_type) {}
+
+  void* memory(std::size_t bytes) {
+    owners_.push_back(std::make_unique<std::uint64_t[]>(bytes / 8 + 1));
+    return owners_.back().get();
+  }
+  void add(DType dtype, std::initializer_list<std::int64_t> dims) {
+    views.emplace_back(nullptr, dtype, dims);
+    views.back().data = memory(views.back().numel() * swin::size_of(dtype));
+  }
+  void set(std::int64_t i, double x) {
+    const TensorView& t = views.back();
+    if (t.dtype == DType::kF16) {
+      t.as<__half>()[i] = __float2half_rn(static_cast<float>(x));
+    } else {
+      t.as<float>()[i] = static_cast<float>(x);
+    }
+  }
+  void floats(std::initializer_list<std::int64_t> dims, double deviation, double mean = 0) {
+    add(float_type_, dims);
+    for (std::int64_t i = 0; i < views.back().numel(); ++i) set(i, mean + deviation * random_.normal());
+  }
+  void norm(std::int64_t c) {
+    floats({c}, 0.1, 1);
+    floats({c}, 0.1);
+  }
+  // Deviation 127/4 of the int8 range: 1/sqrt(k) with an amax of 4/sqrt(k).
+  void weight(std::int64_t n, std::int64_t k) {
+    add(DType::kS8, {n, k});
+    for (std::int64_t i = 0; i < n * k; ++i) {
+      views.back().as<std::int8_t>()[i] =
+          static_cast<std::int8_t>(std::lrint(std::clamp(random_.normal() * 127 / 4, -127.0, 127.0)));
+    }
+  }
+  void empty() { views.emplace_back(nullptr, float_type_, std::initializer_list<std::int64_t>{0}); }
+  void masks(std::int64_t windows, std::int64_t area) {
+    add(float_type_, {windows, area, area});
+    for (std::int64_t i = 0; i < views.back().numel(); ++i) {
+      const bool diagonal = i / area % area == i % area;
+      set(i, !diagonal && random_.uniform() < 0.7 ? -100.0 : 0.0);
+    }
+  }
+  void patch_embed_and_classifier(const swin::ModelConfig& c) {
+    floats({c.embed_dim, c.in_chans * c.patch_size * c.patch_size},
+           1 / std::sqrt(c.in_chans * c.patch_size * c.patch_size));
+    floats({c.embed_dim}, 0.1);
+    if (c.patch_norm) {
+      norm(c.embed_dim);
+    } else {
+      empty();
+      empty();
+    }
+    norm(c.num_features());
+    floats({c.num_classes, c.num_features()}, 1 / std::sqrt(c.num_features()));
+    floats({c.num_classes}, 0.1);
+  }
+
+  Random random_;
+
+ private:
+  const DType float_type_;
+  std::vector<std::unique_ptr<std::uint64_t[]>> owners_;
+};
+
+// The fused graph's (docs/fused.md), activations in range.
+class FusedList : public WeightList {
+ public:
+  FusedList(const swin::ModelConfig& c, bool with_fc1_bias, std::uint64_t seed) : WeightList(seed, DType::kF32) {
+    for (const swin::StageGeometry& g : swin::stage_geometries(c)) {
+      const std::int64_t dim = g.dim;
+      for (std::int64_t block = 0; block < c.depths[stage_]; ++block) {
+        linear(3 * dim, dim);
+        c.qkv_bias ? floats({3 * dim}, 0.3) : empty();
+        linear(dim, dim);
+        floats({dim}, 0.1);
+        linear(g.hidden, dim);
+        with_fc1_bias ? floats({g.hidden}, 0.3) : empty();
+        linear(dim, g.hidden);
+        floats({dim}, 0.1);
+        norm(dim);
+        norm(dim);
+        add(DType::kF32, {7});
+        for (std::int64_t i = 0; i < 7; ++i) set(i, i == 6 ? 3 : 4);
+        floats({g.heads, g.window_area(), g.window_area()}, 2);
+      }
+      if (g.has_downsample) {
+        norm(4 * dim);
+        linear(2 * dim, 4 * dim);
+        add(DType::kF32, {1});
+        set(0, 4);
+      } else {
+        for (int i = 0; i < 5; ++i) empty();
+      }
+      if (g.shifts) {
+        masks(g.windows(), g.window_area());
+      } else {
+        empty();
+      }
+      ++stage_;
+    }
+    patch_embed_and_classifier(c);
+  }
+
+ private:
+  // Each channel a step of its own.
+  void linear(std::int64_t n, std::int64_t k) {
+    weight(n, k);
+    add(DType::kF32, {n});
+    for (std::int64_t i = 0; i < n; ++i) set(i, 4 / std::sqrt(k) / 127 * (0.7 + 0.6 * random_.uniform()));
+  }
+
+  std::size_t stage_ = 0;
+};
+
+// FT's (docs/weight_format.md), activations in range.
+class FtList : public WeightList {
+ public:
+  FtList(const swin::ModelConfig& c, bool with_fc1_bias, std::uint64_t seed) : WeightList(seed, DType::kF16) {
     for (std::size_t i = 0; i < c.depths.size(); ++i) {
       const std::int64_t dim = c.embed_dim << i, hidden = static_cast<std::int64_t>(dim * c.mlp_ratio);
       const std::int64_t h = (c.img_h / c.patch_size) >> i, w = (c.img_w / c.patch_size) >> i;
@@ -81,17 +207,17 @@ class WeightList {
       const bool shifts = c.depths[i] > 1 && (h > c.window_size[i] || w > c.window_size[i]);
       for (std::int64_t block = 0; block < c.depths[i]; ++block) {
         weight(3 * dim, dim);
-        c.qkv_bias ? halves({3 * dim}, 0.3) : empty();
+        c.qkv_bias ? floats({3 * dim}, 0.3) : empty();
         weight(dim, dim);
-        halves({dim}, 0.1);
+        floats({dim}, 0.1);
         weight(hidden, dim);
-        with_fc1_bias ? halves({hidden}, 0.3) : empty();
+        with_fc1_bias ? floats({hidden}, 0.3) : empty();
         weight(dim, hidden);
-        halves({dim}, 0.1);
+        floats({dim}, 0.1);
         norm(dim);
         norm(dim);
         for (int copy = 0; copy < 2; ++copy) scales(dim, dim / c.num_heads[i], hidden, c.version, block);
-        halves({c.num_heads[i], area, area}, 2, c.version == 2 ? 8 : 0);
+        floats({c.num_heads[i], area, area}, 2, c.version == 2 ? 8 : 0);
         empty();
         if (c.version == 2) logit_scales(c.num_heads[i]);
       }
@@ -108,57 +234,10 @@ class WeightList {
       }
       empty();
     }
-    halves({c.embed_dim, c.in_chans * c.patch_size * c.patch_size},
-           1 / std::sqrt(c.in_chans * c.patch_size * c.patch_size));
-    halves({c.embed_dim}, 0.1);
-    if (c.patch_norm) {
-      norm(c.embed_dim);
-    } else {
-      empty();
-      empty();
-    }
-    norm(c.num_features());
-    halves({c.num_classes, c.num_features()}, 1 / std::sqrt(c.num_features()));
-    halves({c.num_classes}, 0.1);
+    patch_embed_and_classifier(c);
   }
-
-  std::vector<TensorView> views;
 
  private:
-  void* memory(std::size_t bytes) {
-    owners_.push_back(std::make_unique<std::uint64_t[]>(bytes / 8 + 1));
-    return owners_.back().get();
-  }
-  void add(DType dtype, std::initializer_list<std::int64_t> dims) {
-    views.emplace_back(nullptr, dtype, dims);
-    views.back().data = memory(views.back().numel() * swin::size_of(dtype));
-  }
-  void halves(std::initializer_list<std::int64_t> dims, double deviation, double mean = 0) {
-    add(DType::kF16, dims);
-    for (std::int64_t i = 0; i < views.back().numel(); ++i) {
-      views.back().as<__half>()[i] = __float2half_rn(static_cast<float>(mean + deviation * random_.normal()));
-    }
-  }
-  void norm(std::int64_t c) {
-    halves({c}, 0.1, 1);
-    halves({c}, 0.1);
-  }
-  // Deviation 127/4 of the int8 range: 1/sqrt(k) with an amax of 4/sqrt(k).
-  void weight(std::int64_t n, std::int64_t k) {
-    add(DType::kS8, {n, k});
-    for (std::int64_t i = 0; i < n * k; ++i) {
-      views.back().as<std::int8_t>()[i] =
-          static_cast<std::int8_t>(std::lrint(std::clamp(random_.normal() * 127 / 4, -127.0, 127.0)));
-    }
-  }
-  void empty() { views.emplace_back(nullptr, DType::kF16, std::initializer_list<std::int64_t>{0}); }
-  void masks(std::int64_t windows, std::int64_t area) {
-    add(DType::kF16, {windows, area, area});
-    for (std::int64_t i = 0; i < views.back().numel(); ++i) {
-      const bool diagonal = i / area % area == i % area;
-      views.back().as<__half>()[i] = __float2half_rn(!diagonal && random_.uniform() < 0.7 ? -100.0f : 0.0f);
-    }
-  }
   // The 96 numbers of docs/weight_format.md: quadruples from 0, weight amaxes from 72, GEMM factors from 77.
   // Swin-V2: q and k have length 1, and what enters the GEMMs is the residual stream, which grows from block to block.
   void scales(std::int64_t dim, std::int64_t d, std::int64_t hidden, int version, std::int64_t block) {
@@ -192,10 +271,12 @@ class WeightList {
       views.back().as<float>()[h] = static_cast<float>(2.3 + 0.3 * random_.normal());
     }
   }
-
-  Random random_;
-  std::vector<std::unique_ptr<std::uint64_t[]>> owners_;
 };
+
+std::unique_ptr<WeightList> random_weights(const std::string& graph, bool gelu, const swin::ModelConfig& config) {
+  if (graph == "fused_int8") return std::make_unique<FusedList>(config, gelu, 99);
+  return std::make_unique<FtList>(config, gelu, 99);
+}
 
 struct Outputs {
   std::vector<float> features, logits;
@@ -257,16 +338,23 @@ void test(const Case& c, const char* type, double bound) {
   Random random{12345};
   std::vector<float> images(c.batch * c.config.in_chans * c.config.img_h * c.config.img_w);
   for (float& x : images) x = static_cast<float>(random.normal());
-  for (const char* graph : {"ft_int8", "geluless_int8"}) {
-    const WeightList weights(c.config, std::strcmp(graph, "ft_int8") == 0, 99);
+  const struct {
+    const char* graph;
+    bool gelu;
+  } kGraphs[] = {{"ft_int8", true}, {"geluless_int8", false}, {"fused_int8", true}, {"fused_int8", false}};
+  for (const auto& [graph, gelu] : kGraphs) {
+    const bool fused = std::strcmp(graph, "fused_int8") == 0;
+    if (fused && c.config.version == 2) continue;  // FT's graphs alone run it
+    const std::unique_ptr<WeightList> list = random_weights(graph, gelu, c.config);
+    const WeightList& weights = *list;
     const Outputs wanted = forward(graph, c.config, weights, swin::cpu_backend(), images, c.batch);
     const Outputs got = forward(graph, c.config, weights, backend, images, c.batch);
     const double features = sqnr(wanted.features, got.features), logits = sqnr(wanted.logits, got.logits);
     // The same weights but for a mask shifted by one window must be told apart.
     bool masked = false;
-    WeightList damaged(c.config, std::strcmp(graph, "ft_int8") == 0, 99);
-    for (TensorView& t : damaged.views) {
-      if (t.rank == 3 && t.dtype == DType::kF16 && t.dim(0) > 1 && t.dim(0) != c.config.num_heads[0] &&
+    const std::unique_ptr<WeightList> damaged = random_weights(graph, gelu, c.config);
+    for (TensorView& t : damaged->views) {
+      if (t.rank == 3 && t.dim(0) > 1 && t.dim(0) != c.config.num_heads[0] &&
           t.dim(0) != c.config.num_heads[1]) {
         const std::size_t one = t.nbytes() / t.dim(0);
         std::vector<char> first(one);
@@ -276,11 +364,11 @@ void test(const Case& c, const char* type, double bound) {
         masked = true;
       }
     }
-    const double broken = sqnr(wanted.logits, forward(graph, c.config, damaged, backend, images, c.batch).logits);
+    const double broken = sqnr(wanted.logits, forward(graph, c.config, *damaged, backend, images, c.batch).logits);
     const bool ok = features > bound && logits > bound && masked && broken < logits - 6;
     g_failures += !ok;
-    std::printf("%-6s %-14s %-8s %-28s features %5.1f dB, logits %5.1f dB (bound %.0f", ok ? "ok" : "FAILED", graph,
-                type, c.name, features, logits, bound);
+    std::printf("%-6s %-14s %-4s %-8s %-28s features %5.1f dB, logits %5.1f dB (bound %.0f", ok ? "ok" : "FAILED", graph,
+                gelu ? "gelu" : "", type, c.name, features, logits, bound);
     std::printf(", masks moved %.1f)\n", broken);
   }
 }

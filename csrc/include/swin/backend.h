@@ -49,12 +49,16 @@ class Backend {
 
   // `host` is float16 or float32 in host memory; the result is in ops().float_dtype.
   virtual Parameter upload_parameter(const TensorView& host) const = 0;
+  // `host` is float32 in host memory and stays so: what accumulators are scaled with is beyond float16's range.
+  virtual Parameter upload_float32(const TensorView& host) const = 0;
   // `host` is s8 [N, K] in host memory. `input`: what the weight will be multiplied by.
   virtual std::unique_ptr<PackedWeight> pack_weight(const TensorView& host,
                                                     InputRange input = InputRange::kSigned) const = 0;
 
   // Columns of one row of attention scores in memory, at least `window_area`.
   virtual std::int64_t score_pitch(std::int64_t window_area) const = 0;
+  // Whether mlp_residual_norm wants memory for all hidden rows, [rows, hidden].
+  virtual bool mlp_keeps_hidden(std::int64_t rows, std::int64_t dim, std::int64_t hidden) const = 0;
 };
 
 }  // namespace swin

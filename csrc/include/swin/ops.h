@@ -143,10 +143,11 @@ struct DequantizeArgs {
   float dequant = 0;
 };
 
-// --- the fused graph's (docs/fused.md); float32 scales, biases and factors
+// --- the fused graph's (docs/fused.md). Scales and biases of channels are f32 on every backend: in float16 a scale would
+// lose its bits, or be 0.
 
 // acc as in gemm_s8. out s8: clamp(rne(float(acc) * scale[n] + bias[n]), -128, 127); out float: the same sum, unrounded.
-// x s8 [M, K], w's InputRange kSigned, scale, bias float [N] (no bias: 0) -> out s8 or float [M, N].
+// x s8 [M, K], w's InputRange kSigned, scale, bias f32 [N] (no bias: 0) -> out s8 or float [M, N].
 struct LinearS8Args {
   TensorView x;
   const PackedWeight* w = nullptr;
@@ -164,8 +165,8 @@ struct WindowAttentionArgs {
 };
 
 // residual[image order] += float(acc) * scale[n] + bias[n]; out = quantize(LayerNorm(residual), quant), in image order.
-// x s8 [M, K] in the window order of `geometry`; w's InputRange kSigned; scale, bias, gamma, beta float [C]; residual float
-// [M, C], out s8 [M, C].
+// x s8 [M, K] in the window order of `geometry`; w's InputRange kSigned; scale, bias f32 [C]; gamma, beta
+// float [C]; residual float [M, C], out s8 [M, C].
 struct LinearResidualNormArgs {
   TensorView x;
   const PackedWeight* w = nullptr;
@@ -180,9 +181,9 @@ enum class Activation { kRelu, kGelu };
 //         kGelu  clamp(rne(GELU(float(acc1) * scale1[f] + bias1[f]) * hidden_quant), -128, 127)
 // residual += float(acc2) * scale2[n] + bias2[n]; out = quantize(LayerNorm(residual), quant), in the window order of
 // `geometry`. Without gamma, beta and out the residual alone is updated.
-// x s8 [M, C] in image order, w1 [F, C] (its InputRange kSigned), w2 [C, F] (kNonNegative for kRelu, else kSigned), residual
-// float [M, C], out s8 [M, C]; hidden s8 [M, F] or none: memory for all hidden rows, where the op had better run FC1 as a
-// whole first.
+// x s8 [M, C] in image order, w1 [F, C] (its InputRange kSigned), w2 [C, F] (kNonNegative for kRelu, else kSigned), scales
+// and biases f32, residual float [M, C], out s8 [M, C]; hidden s8 [M, F] or none: memory for all hidden rows, as
+// Backend::mlp_keeps_hidden says.
 struct MlpResidualNormArgs {
   TensorView x;
   const PackedWeight *w1 = nullptr, *w2 = nullptr;

@@ -1,0 +1,119 @@
+// What the fused operations do with a GEMM's accumulators (tile_gemm.cuh): scale and bias of each output channel, then
+// quantized, an activation, stored as float or added to the residual stream.
+#pragma once
+
+#include "gelu.cuh"
+#include "packed_weight.h"
+#include "tile_gemm.cuh"
+#include "window_rows.cuh"
+
+namespace swin::cuda {
+
+// y = acc * scale[n] + bias[n]; no bias: 0.
+struct ChannelScale {
+  const float *scale, *bias;
+
+  template <int V>
+  struct Column {
+    float scale[V], bias[V];
+    __device__ __forceinline__ void apply(float (&x)[V]) const {
+#pragma unroll
+      for (int i = 0; i < V; ++i) x[i] = x[i] * scale[i] + bias[i];
+    }
+  };
+  template <int V>
+  __device__ __forceinline__ Column<V> column(unsigned n) const {
+    Column<V> c;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      c.scale[i] = scale[n + i];
+      c.bias[i] = bias != nullptr ? bias[n + i] : 0.0f;
+    }
+    return c;
+  }
+};
+
+enum class Then { kQuantize, kRelu, kGelu };
+
+// out s8 [M, N]: quantized as it is, behind ReLU, or behind GELU with `quant`.
+template <Then kThen>
+struct QuantizeRows : ChannelScale {
+  std::int8_t* out;
+  std::int64_t n;
+  float quant;
+
+  QuantizeRows(const float* scale, const float* bias, std::int8_t* out, std::int64_t n, float quant = 1)
+      : ChannelScale{scale, bias}, out(out), n(n), quant(quant) {}
+
+  bool aligned() const { return is_aligned(out, kOwned); }
+  template <int V>
+  __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
+    c.apply(x);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if constexpr (kThen == Then::kRelu) x[i] = fmaxf(x[i], 0.0f);
+      if constexpr (kThen == Then::kGelu) x[i] = gelu(x[i]) * quant;
+    }
+    store_quantized<V>(out + row * n + at, x);
+  }
+};
+
+// out T [M, N].
+template <class T>
+struct StoreRows : ChannelScale {
+  T* out;
+  std::int64_t n;
+
+  StoreRows(const float* scale, const float* bias, T* out, std::int64_t n) : ChannelScale{scale, bias}, out(out), n(n) {}
+
+  bool aligned() const { return is_aligned(out, 16); }
+  template <int V>
+  __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
+    c.apply(x);
+    store_floats<T, V>(out + row * n + at, x);
+  }
+};
+
+// residual T [M, N] += y, row r of the GEMM being row windows.image_row(r) of it.
+template <class T>
+struct AddToResidual : ChannelScale {
+  T* residual;
+  std::int64_t n;
+  WindowRows windows;
+
+  AddToResidual(const float* scale, const float* bias, T* residual, std::int64_t n, const WindowGeometry& geometry)
+      : ChannelScale{scale, bias}, residual(residual), n(n), windows(geometry) {}
+
+  bool aligned() const { return is_aligned(residual, 16); }
+  template <int V>
+  __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
+    c.apply(x);
+    T* target = residual + windows.image_row(row) * n + at;
+    float before[V];
+    load_floats<T, V>(target, before);
+#pragma unroll
+    for (int i = 0; i < V; ++i) x[i] += before[i];
+    store_floats<T, V>(target, x);
+  }
+};
+
+// Rows in image order: one window a whole "image" of m x 1 tokens.
+inline WindowGeometry image_order(std::int64_t m) {
+  WindowGeometry g;
+  g.batch = 1;
+  g.height = g.window_h = m;
+  g.width = g.window_w = 1;
+  return g;
+}
+
+inline GemmOperands operands(const char* op, const TensorView& x, const PackedWeight& w) {
+  return {x.as<const std::int8_t>(), static_cast<const CudaPackedWeight&>(w).data, count32(op, "rows", x.dim(0)),
+          count32(op, "columns", w.n), static_cast<int>(count32(op, "values of K", w.k))};
+}
+
+template <class Epilogue>
+void run_linear(const char* op, const TensorView& x, const PackedWeight& w, const Epilogue& epilogue, void* stream) {
+  launch_tile_gemm(op, operands(op, x, w), epilogue.aligned(), epilogue, stream);
+}
+
+}  // namespace swin::cuda

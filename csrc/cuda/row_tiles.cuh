@@ -1,0 +1,192 @@
+// Whole rows in one block: 128 rows and all their C channels in the block's registers, so that what follows a GEMM's sum, the
+// residual, its LayerNorm and the quantization, needs no second pass over memory.
+//
+// Layout: eight warps, 4 along the rows and 2 along the channels; a warp has 32 rows and C/2 channels, a lane 4 rows and C/8
+// adjacent channels of each (the column order of tile_gemm.cuh, with C/16 tiles of 8). A row's sums go over four lanes by
+// shuffles and over two warps through shared memory. C = 96, 128 and 192: the first two stages of every Swin, where the
+// rows are many and the memory they move sets the pace. Not timed yet.
+#pragma once
+
+#include "linear_epilogues.cuh"
+#include "row_blocks.h"
+
+namespace swin::cuda {
+
+template <int kChannels_>
+struct RowTile : Tile<static_cast<int>(kRowBlock), kChannels_, 4, 2> {
+  static constexpr int kChannels = kChannels_, kLaneColumns = kChannels / 8;
+  static constexpr int kSumBytes = static_cast<int>(kRowBlock) * 2 * static_cast<int>(sizeof(float));
+  static_assert(kChannels % 32 == 0);
+};
+
+// Calls body with the RowTile of c channels; false where there is none.
+template <class Body>
+bool with_row_tile(std::int64_t c, Body&& body) {
+  switch (c) {
+    case 96:
+      body(RowTile<96>{});
+      return true;
+    case 128:
+      body(RowTile<128>{});
+      return true;
+    case 192:
+      body(RowTile<192>{});
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Where a block's rows go on: row r of the block's GEMM is row residual_row(r) of the residual, and row out_row(r) of `out`.
+// Without `out` the residual alone is updated.
+template <class T>
+struct RowEnd {
+  const float *scale, *bias;
+  T* residual;
+  const T *gamma, *beta;
+  std::int8_t* out;
+  WindowRows windows;
+  bool from_windows;  // rows come in window order and leave in image order; else the other way round
+  unsigned rows;
+  float quant;
+
+  __device__ __forceinline__ unsigned residual_row(unsigned r) const { return from_windows ? windows.image_row(r) : r; }
+  __device__ __forceinline__ unsigned out_row(unsigned r) const {
+    return from_windows ? windows.image_row(r) : windows.window_row(r);
+  }
+  bool aligned() const {
+    return is_aligned(residual, 8) && is_aligned(out, 4) && is_aligned(gamma, 8) && is_aligned(beta, 8);
+  }
+};
+
+// Four adjacent values of a two-byte type.
+template <class T>
+__device__ __forceinline__ void load_four(const T* source, float (&x)[4]) {
+  const uint2 words = *reinterpret_cast<const uint2*>(source);
+  const float2 low = unpack<T>(words.x), high = unpack<T>(words.y);
+  x[0] = low.x;
+  x[1] = low.y;
+  x[2] = high.x;
+  x[3] = high.y;
+}
+template <class T>
+__device__ __forceinline__ uint2 four_words(const float* x) {
+  return make_uint2(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]));
+}
+
+// Sums of each of a lane's rows over all channels. `shared` holds Tile::kSumBytes; barriers on both sides.
+template <class Tile>
+__device__ __forceinline__ void sum_rows(float* shared, float (&sums)[Tile::kRowTiles][2]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int first = warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sum = sum_over<4>(sums[i][half]);
+      if (lane % 4 == 0) shared[(first + 16 * i + 8 * half) * Tile::kWarpsN + warp % Tile::kWarpsN] = sum;
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* row = shared + (first + 16 * i + 8 * half) * Tile::kWarpsN;
+      sums[i][half] = row[0] + row[1];
+    }
+  }
+  __syncthreads();
+}
+
+// residual += acc * scale + bias; out = quantize(LayerNorm(residual as it is stored)). All threads of the block.
+template <class Tile, class T>
+__device__ __forceinline__ void end_rows(const RowEnd<T>& end, unsigned first_row, Accumulators<Tile>& acc, float* shared) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const unsigned row = first_row + warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
+  const int column = warp % Tile::kWarpsN * (Tile::kChannels / Tile::kWarpsN) + lane % 4 * Tile::kLaneColumns;
+  float sums[Tile::kRowTiles][2] = {};
+  // Four columns at a time: two tiles of accumulators become the stored values' bits.
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; j += 2) {
+    float scale[4], bias[4];
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      scale[v] = end.scale[column + 2 * j + v];
+      bias[v] = end.bias != nullptr ? end.bias[column + 2 * j + v] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const unsigned r = row + 16 * i + 8 * half;
+        if (r >= end.rows) continue;
+        T* target = end.residual + static_cast<std::int64_t>(end.residual_row(r)) * Tile::kChannels + column + 2 * j;
+        float x[4];
+        load_four<T>(target, x);
+#pragma unroll
+        for (int v = 0; v < 4; ++v) x[v] += __int2float_rn(acc[i][j + v / 2][2 * half + v % 2]) * scale[v] + bias[v];
+        const uint2 words = four_words<T>(x);
+        *reinterpret_cast<uint2*>(target) = words;
+        const float2 low = unpack<T>(words.x), high = unpack<T>(words.y);
+        sums[i][half] += (low.x + low.y) + (high.x + high.y);
+        acc[i][j][2 * half] = static_cast<int>(words.x);
+        acc[i][j + 1][2 * half] = static_cast<int>(words.y);
+      }
+    }
+  }
+  if (end.out == nullptr) return;  // of the whole block
+  constexpr float kShare = 1.0f / Tile::kChannels;
+  sum_rows<Tile>(shared, sums);
+  float mean[Tile::kRowTiles][2], squares[Tile::kRowTiles][2] = {};
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      mean[i][half] = sums[i][half] * kShare;
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+        const float2 x = unpack<T>(static_cast<std::uint32_t>(acc[i][j][2 * half]));
+        const float a = x.x - mean[i][half], b = x.y - mean[i][half];
+        squares[i][half] += a * a + b * b;
+      }
+    }
+  }
+  sum_rows<Tile>(shared, squares);
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; j += 2) {
+    float gamma[4], beta[4];
+    load_four<T>(end.gamma + column + 2 * j, gamma);
+    load_four<T>(end.beta + column + 2 * j, beta);
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const unsigned r = row + 16 * i + 8 * half;
+        if (r >= end.rows) continue;
+        const float rstd = rsqrtf(squares[i][half] * kShare + kLayerNormEps);
+        const float2 low = unpack<T>(static_cast<std::uint32_t>(acc[i][j][2 * half]));
+        const float2 high = unpack<T>(static_cast<std::uint32_t>(acc[i][j + 1][2 * half]));
+        float x[4] = {low.x, low.y, high.x, high.y};
+#pragma unroll
+        for (int v = 0; v < 4; ++v) x[v] = ((x[v] - mean[i][half]) * rstd * gamma[v] + beta[v]) * end.quant;
+        store_quantized<4>(end.out + static_cast<std::int64_t>(end.out_row(r)) * Tile::kChannels + column + 2 * j, x);
+      }
+    }
+  }
+}
+
+// Launches blocks of whole rows, with `bytes` of dynamic shared memory, which may be more than a kernel gets without asking.
+template <class Tile, class... Parameters, class... Arguments>
+void launch_row_blocks(const char* op, void (*kernel)(Parameters...), unsigned rows, std::size_t bytes, void* stream,
+                       const Arguments&... arguments) {
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    throw Error(detail::concat(op, ": no ", bytes, " bytes of shared memory for a block: ", cudaGetErrorString(status)));
+  }
+  SWIN_LAUNCH(op, kernel, static_cast<unsigned>(ceil_div(rows, Tile::kM)), Tile::kThreads, bytes, stream, arguments...);
+}
+
+}  // namespace swin::cuda

@@ -1,0 +1,419 @@
+// The CUDA kernels of the fused graph, run on the host, against the CPU backend and their formulas in float64; how they are
+// compared: test_kernels.cc. Two operations round within themselves: the MLP its hidden rows, which are compared too and then
+// taken as they are, and the attention its probabilities; where one of those lies next to a tie, a result may be off by what
+// that can make of it.
+//
+//   test_cuda_fused_kernels [NAME]     only the tests whose name contains NAME
+#include "kernel_test.h"
+#include "packed_weight.h"
+
+namespace {
+
+using namespace kernel_test;
+using swin::InputRange;
+using swin::PackedWeight;
+
+// A weight as both backends have it; the GPU's lies where the tensor lies.
+struct Weight {
+  Tensor<std::int8_t> values;
+  std::unique_ptr<PackedWeight> device, host;
+
+  Weight(std::int64_t n, std::int64_t k, Random& random, int shift = 0, InputRange input = InputRange::kSigned)
+      : values({n, k}, shift) {
+    for (std::int64_t i = 0; i < n * k; ++i) values[i] = static_cast<std::int8_t>(random.integer(-127, 127));
+    device = std::make_unique<swin::cuda::CudaPackedWeight>(n, k, input, swin::DeviceBuffer(values.view.data, [](void*) {}));
+    host = swin::cpu_backend().pack_weight(values.view, input);
+  }
+
+  // x[row] . w[n], exactly.
+  double product(const Tensor<std::int8_t>& x, std::int64_t row, std::int64_t n) const {
+    const std::int64_t k = device->k;
+    std::int64_t sum = 0;
+    for (std::int64_t i = 0; i < k; ++i) sum += x[row * k + i] * values[n * k + i];
+    return static_cast<double>(sum);
+  }
+};
+
+// Channel scales that bring sums of k products to a deviation of `target`, each its own.
+void fill_scales(Tensor<float>& scales, std::int64_t k, double target, Random& random) {
+  const double deviation = 74 * 74 * std::sqrt(static_cast<double>(k));
+  for (std::int64_t i = 0; i < scales.size(); ++i) scales[i] = float_of(target / deviation * (0.5 + random.uniform()));
+}
+void fill_normal(Tensor<float>& t, double scale, Random& random) {
+  for (std::int64_t i = 0; i < t.size(); ++i) t[i] = float_of(scale * random.normal());
+}
+
+struct LinearCase {
+  std::int64_t m, n, k;
+  int shift;
+  bool bias;
+};
+// Both tiles, whole and cut off; K of a half, one and several steps, and not a multiple of 16; columns not of 8.
+const std::vector<LinearCase> kLinearCases = {
+    {64, 64, 64, 0, true},  {1, 8, 16, 0, true},    {130, 288, 96, 0, false}, {49, 33, 48, 0, true},  {65, 72, 100, 0, true},
+    {33, 32, 32, 1, true},  {70, 96, 384, 0, true}, {5, 7, 3, 0, false},      {63, 40, 208, 0, true}, {3973, 864, 48, 0, true},
+};
+
+template <class T>
+void test_linear_s8() {
+  for (const LinearCase& k : kLinearCases) {
+    begin(name_of_case("linear_s8", type_name<T>(), {k.m, k.n, k.k, k.shift, k.bias}));
+    Random random(g_case);
+    Tensor<std::int8_t> x({k.m, k.k}, k.shift), out({k.m, k.n}), cpu_out({k.m, k.n});
+    Weight w(k.n, k.k, random, k.shift);
+    Tensor<float> scale({k.n}), bias({k.n}), cpu_floats({k.m, k.n});
+    Tensor<T> floats({k.m, k.n});
+    fill_s8(x, random);
+    fill_scales(scale, k.k, 50, random);
+    fill_normal(bias, 20, random);
+    const TensorView bias_view = k.bias ? bias.view : TensorView{};
+    const bool all_orders = k.m < 1000;
+    run(out, [&] { call<T>(swin::LinearS8Args{x.view, w.device.get(), scale.view, bias_view, out.view}); }, all_orders);
+    call_cpu(swin::LinearS8Args{x.view, w.host.get(), scale.view, bias_view, cpu_out.view});
+    run(floats, [&] { call<T>(swin::LinearS8Args{x.view, w.device.get(), scale.view, bias_view, floats.view}); }, all_orders);
+    call_cpu(swin::LinearS8Args{x.view, w.host.get(), scale.view, bias_view, cpu_floats.view});
+    std::vector<double> exact;
+    for (std::int64_t r = 0; r < k.m; ++r) {
+      for (std::int64_t n = 0; n < k.n; ++n) {
+        exact.push_back(w.product(x, r, n) * static_cast<double>(scale[n]) + (k.bias ? bias[n] : 0));
+      }
+    }
+    compare_s8(out, &cpu_out, exact);
+    compare_rounded(floats, exact, &cpu_floats, 1e-4);
+  }
+}
+
+// Accumulators at the ends of their range, on both tiles' ways through K.
+template <class T>
+void test_linear_is_exact() {
+  for (std::int64_t k : {64, 1040, 3072}) {
+    begin(name_of_case("linear_s8, extremes", type_name<T>(), {k}));
+    Random random(g_case);
+    Tensor<std::int8_t> x({3, k}), out({3, 16});
+    Weight w(16, k, random);
+    for (std::int64_t i = 0; i < x.size(); ++i) x[i] = i / k == 0 ? -128 : i / k == 1 ? 127 : static_cast<std::int8_t>(i % 2 ? 127 : -128);
+    for (std::int64_t i = 0; i < w.values.size(); ++i) w.values[i] = i / k % 2 ? -127 : 127;
+    Tensor<float> scale({16}), bias({16});
+    std::vector<double> exact;
+    for (std::int64_t i = 0; i < 16; ++i) {
+      scale[i] = float_of(60.0 / (127 * 127 * static_cast<double>(k)));
+      bias[i] = float_of(0.25 * static_cast<double>(i));
+    }
+    for (std::int64_t r = 0; r < 3; ++r) {
+      for (std::int64_t n = 0; n < 16; ++n) exact.push_back(w.product(x, r, n) * static_cast<double>(scale[n]) + bias[n]);
+    }
+    run(out, [&] { call<T>(swin::LinearS8Args{x.view, w.device.get(), scale.view, bias.view, out.view}); });
+    compare_s8(out, nullptr, exact);
+  }
+}
+
+// Checks `out` = quantize(LayerNorm(residual)) in the order of `g`, the residual as it is stored.
+template <class T>
+void compare_norm(const Tensor<std::int8_t>& out, const Tensor<T>& residual, const Twin<T>& gamma, const Twin<T>& beta,
+                  const WindowGeometry& g, float quant) {
+  const std::int64_t m = residual.view.dim(0), c = residual.view.dim(1);
+  Twin<T> stored({m, c});
+  for (std::int64_t i = 0; i < m * c; ++i) stored.set(i, swin::cuda::to_float(residual[i]));
+  std::vector<double> exact;
+  for (std::int64_t r = 0; r < m; ++r) {
+    std::vector<double> x(c);
+    for (std::int64_t i = 0; i < c; ++i) x[i] = stored[image_row(g, r) * c + i];
+    layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+    for (double v : x) exact.push_back(v * quant);
+  }
+  Tensor<std::int8_t> cpu_out({m, c});
+  call_cpu(swin::NormShiftPartitionArgs{stored.host.view, gamma.host.view, beta.host.view, cpu_out.view, g, quant});
+  compare_s8(out, &cpu_out, exact);
+}
+
+// Runs `body` in all orders: the residual restored, outputs poisoned before.
+template <class T, class Body>
+void run_on_residual(Tensor<T>& residual, const std::vector<Tensor<std::int8_t>*>& outputs, Body&& body,
+                     bool all_orders = true) {
+  const std::vector<unsigned char> start = residual.content();
+  run_in_orders(
+      all_orders, body,
+      [&](bool before) {
+        before ? residual.restore(start) : residual.check_guards();
+        for (Tensor<std::int8_t>* out : outputs) before ? out->poison() : out->check_guards();
+      },
+      [&] {
+        std::vector<unsigned char> all = residual.content();
+        for (Tensor<std::int8_t>* out : outputs) {
+          const std::vector<unsigned char> more = out->content();
+          all.insert(all.end(), more.begin(), more.end());
+        }
+        return all;
+      });
+}
+
+struct RowCase {
+  WindowGeometry g;
+  std::int64_t c, k;  // k: of the linear operation; hidden channels of the MLP
+  int shift;
+};
+const std::vector<RowCase> kRowCases = {
+    {{2, 14, 14, 7, 7, 3, 3}, 32, 64, 0}, {{1, 8, 12, 4, 6, 2, 3}, 33, 48, 0}, {{1, 7, 7, 7, 7, 0, 0}, 96, 384, 0},
+    {{1, 5, 3, 1, 1, 0, 0}, 1, 5, 0},     {{1, 8, 8, 4, 4, 2, 2}, 40, 100, 0}, {{2, 4, 4, 2, 2, 1, 1}, 64, 112, 1},
+    {{3, 8, 8, 8, 8, 0, 0}, 72, 80, 0},
+};
+// Whole rows in blocks: the last block full, and cut off within a warp's rows.
+const std::vector<RowCase> kBlockCases = {
+    {{1, 112, 112, 7, 7, 3, 3}, 96, 96, 0},   // 98 blocks, as many as it takes
+    {{2, 98, 63, 7, 9, 4, 5}, 192, 80, 0},
+    {{1, 96, 128, 8, 8, 0, 0}, 128, 64, 0},
+};
+// The MLP's, which takes any number of rows so.
+const std::vector<RowCase> kMlpBlockCases = {
+    {{2, 14, 14, 7, 7, 3, 3}, 96, 384, 0}, {{1, 6, 12, 3, 4, 1, 2}, 192, 128, 0}, {{1, 8, 16, 8, 8, 4, 0}, 128, 64, 0},
+    {{1, 1, 7, 1, 7, 0, 0}, 96, 64, 0},
+};
+
+template <class T>
+void test_linear_residual_norm(const std::vector<RowCase>& cases) {
+  for (const RowCase& k : cases) {
+    const WindowGeometry& g = k.g;
+    const std::int64_t m = g.tokens(), c = k.c;
+    begin(name_of_case("linear_residual_norm", type_name<T>(),
+                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.k, k.shift}));
+    Random random(g_case);
+    Tensor<std::int8_t> x({m, k.k}, k.shift), out({m, c}, k.shift), cpu_out({m, c});
+    Weight w(c, k.k, random, k.shift);
+    Tensor<float> scale({c}), bias({c});
+    Twin<T> residual({m, c}, k.shift), gamma({c}), beta({c});
+    fill_s8(x, random);
+    fill_scales(scale, k.k, 1, random);
+    fill_normal(bias, 0.5, random);
+    residual.normal(random, 2);
+    gamma.normal(random, 0.3, 1);
+    beta.normal(random);
+    const float quant = float_of(127 / 2.2);
+    std::vector<double> sums(m * c);
+    for (std::int64_t r = 0; r < m; ++r) {
+      for (std::int64_t i = 0; i < c; ++i) {
+        const std::int64_t at = image_row(g, r) * c + i;
+        sums[at] = residual[at] + (w.product(x, r, i) * static_cast<double>(scale[i]) + bias[i]);
+      }
+    }
+    run_on_residual(residual.device, {&out}, [&] {
+      call<T>(swin::LinearResidualNormArgs{x.view, w.device.get(), scale.view, bias.view, residual.device.view,
+                                           gamma.device.view, beta.device.view, out.view, g, quant});
+    }, m < 1000);
+    call_cpu(swin::LinearResidualNormArgs{x.view, w.host.get(), scale.view, bias.view, residual.host.view, gamma.host.view,
+                                          beta.host.view, cpu_out.view, g, quant});
+    compare_rounded(residual.device, sums, &residual.host, 5e-6);
+    compare_norm(out, residual.device, gamma, beta, {1, 1, m, 1, 1, 0, 0}, quant);
+  }
+}
+
+double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
+
+template <class T>
+void test_mlp_residual_norm(const std::vector<RowCase>& cases, bool keeps_hidden) {
+  for (const RowCase& k : cases) {
+    for (const bool relu : {true, false}) {
+      const WindowGeometry& g = k.g;
+      const std::int64_t m = g.tokens(), c = k.c, f = k.k;
+      const bool last = c == 72 || m == 7;  // the last block of a stage has no LayerNorm behind it
+      begin(name_of_case("mlp_residual_norm", type_name<T>(),
+                         {g.batch, g.height, g.width, g.window_h, g.window_w, c, f, k.shift, relu}));
+      Random random(g_case);
+      Tensor<std::int8_t> x({m, c}, k.shift), hidden({m, f}), out({m, c}, k.shift), cpu_out({m, c});
+      const InputRange range = relu ? InputRange::kNonNegative : InputRange::kSigned;
+      Weight w1(f, c, random, k.shift), w2(c, f, random, 0, range);
+      Tensor<float> scale1({f}), bias1({f}), scale2({c}), bias2({c});
+      Twin<T> residual({m, c}, k.shift), gamma({c}), beta({c});
+      fill_s8(x, random);
+      fill_scales(scale1, c, relu ? 60 : 1.5, random);
+      fill_normal(bias1, 0.5, random);
+      fill_scales(scale2, f, 1, random);
+      fill_normal(bias2, 0.5, random);
+      residual.normal(random, 2);
+      gamma.normal(random, 0.3, 1);
+      beta.normal(random);
+      const float hidden_quant = float_of(relu ? 1 : 127 / 3.5), quant = float_of(127 / 2.2);
+      swin::MlpResidualNormArgs args{};
+      args.x = x.view;
+      args.w1 = w1.device.get();
+      args.w2 = w2.device.get();
+      args.scale1 = scale1.view;
+      if (!relu) args.bias1 = bias1.view;
+      args.scale2 = scale2.view;
+      args.bias2 = bias2.view;
+      args.residual = residual.device.view;
+      if (keeps_hidden) args.hidden = hidden.view;
+      args.activation = relu ? swin::Activation::kRelu : swin::Activation::kGelu;
+      args.hidden_quant = hidden_quant;
+      if (!last) {
+        args.gamma = gamma.device.view;
+        args.beta = beta.device.view;
+        args.out = out.view;
+        args.geometry = g;
+        args.quant = quant;
+      }
+      run_on_residual(residual.device, {&hidden, &out}, [&] { call<T>(args); });
+
+      std::vector<double> exact_hidden;
+      for (std::int64_t r = 0; r < m; ++r) {
+        for (std::int64_t i = 0; i < f; ++i) {
+          const double y = w1.product(x, r, i) * static_cast<double>(scale1[i]);
+          exact_hidden.push_back(relu ? std::fmax(y, 0) : gelu(y + bias1[i]) * hidden_quant);
+        }
+      }
+      if (keeps_hidden) {
+        compare_s8(hidden, nullptr, exact_hidden);
+      } else {
+        for (std::int64_t i = 0; i < m * f; ++i) hidden[i] = static_cast<std::int8_t>(quantized(exact_hidden[i]));
+      }
+      std::vector<double> sums;
+      for (std::int64_t r = 0; r < m; ++r) {
+        for (std::int64_t i = 0; i < c; ++i) {
+          sums.push_back(residual[r * c + i] + (w2.product(hidden, r, i) * static_cast<double>(scale2[i]) + bias2[i]));
+        }
+      }
+      if (keeps_hidden) {
+        compare_rounded(residual.device, sums, nullptr, 5e-6);
+      } else {
+        // Hidden values, which nobody sees, may each have been rounded the other way where they lie next to a tie.
+        const double step = 127 * *std::max_element(scale2.data(), scale2.data() + c);
+        for (std::int64_t i = 0; i < m * c; ++i) {
+          const auto row = exact_hidden.begin() + i / c * f;
+          const double unsure = step * static_cast<double>(std::count_if(row, row + f, near_tie));
+          const double apart = std::fabs(swin::cuda::to_float(residual.device[i]) - sums[i]);
+          ++g_compared;
+          if (!(apart <= half_step<T>(sums[i]) * 1.000001 + 5e-6 + unsure)) fail("element " + std::to_string(i) + " is off by " + std::to_string(apart));
+        }
+      }
+      if (!last) compare_norm(out, residual.device, gamma, beta, g, quant);
+    }
+  }
+}
+
+template <class T>
+void test_window_attention() {
+  struct Case {
+    std::int64_t images, windows, heads, n, d;
+    int shift;
+  };
+  for (const Case& k : std::vector<Case>{{2, 4, 2, 49, 32, 0},
+                                         {2, 1, 3, 49, 32, 0},
+                                         {1, 2, 1, 64, 32, 0},
+                                         {3, 2, 2, 9, 8, 0},
+                                         {1, 1, 2, 144, 32, 0},
+                                         {1, 2, 1, 100, 24, 0},
+                                         {1, 1, 1, 65, 64, 0},
+                                         {1, 1, 1, 49, 40, 0},
+                                         {1, 2, 1, 160, 16, 0},
+                                         {1, 1, 1, 196, 32, 0},
+                                         {1, 2, 2, 16, 5, 0},
+                                         {2, 2, 1, 25, 16, 1},
+                                         {1, 1, 2, 1, 16, 0},
+                                         {2050, 1, 1, 4, 8, 0}}) {
+    for (const bool masked : {false, true}) {
+      begin(name_of_case("window_attention", type_name<T>(), {k.images, k.windows, k.heads, k.n, k.d, k.shift, masked}));
+      Random random(g_case);
+      const std::int64_t bw = k.images * k.windows, n = k.n, c = k.heads * k.d;
+      Tensor<std::int8_t> qkv({bw * n, 3 * c}, k.shift), out({bw * n, c}), cpu_out({bw * n, c});
+      Twin<T> bias({k.heads, n, n}), mask({k.windows, n, n});
+      fill_s8(qkv, random);
+      bias.normal(random);
+      for (std::int64_t i = 0; i < mask.host.size(); ++i) {
+        mask.set(i, i / n % n != i % n && random.uniform() < 0.3 ? -100 : 0);
+      }
+      const float qk = float_of(1.5 / (74 * 74 * std::sqrt(k.d))), pv = 0.9f;
+      const TensorView device_mask = masked ? mask.device.view : TensorView{};
+      const TensorView host_mask = masked ? mask.host.view : TensorView{};
+      run(out, [&] { call<T>(swin::WindowAttentionArgs{qkv.view, bias.device.view, device_mask, out.view, qk, pv}); },
+          bw * k.heads * n < 600);
+      call_cpu(swin::WindowAttentionArgs{qkv.view, bias.host.view, host_mask, cpu_out.view, qk, pv});
+      const auto at = [&](std::int64_t window, std::int64_t third, std::int64_t token, std::int64_t head, std::int64_t e) {
+        return static_cast<std::int64_t>(qkv[(window * n + token) * 3 * c + third * c + head * k.d + e]);
+      };
+      for (std::int64_t item = 0; item < bw * k.heads * n; ++item) {
+        const std::int64_t window = item / n / k.heads, head = item / n % k.heads, i = item % n;
+        std::vector<double> p(n);
+        double top = -1e30, sum = 0, unsure = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+          std::int64_t acc = 0;
+          for (std::int64_t e = 0; e < k.d; ++e) acc += at(window, 0, i, head, e) * at(window, 1, j, head, e);
+          p[j] = static_cast<double>(acc) * qk + bias[(head * n + i) * n + j];
+          if (masked) p[j] += mask[(window % k.windows * n + i) * n + j];
+          top = std::fmax(top, p[j]);
+        }
+        for (double& x : p) {
+          x = 127 * std::exp(x - top);
+          unsure += std::fabs(x - std::floor(x) - 0.5) < 1e-3;  // either way of rounding is right
+          sum += x = std::nearbyint(x);
+        }
+        for (std::int64_t e = 0; e < k.d; ++e) {
+          double y = 0;
+          for (std::int64_t j = 0; j < n; ++j) y += p[j] * static_cast<double>(at(window, 2, j, head, e));
+          y *= pv / sum;
+          const double slack = 1e-3 + unsure * 256 * pv / sum;
+          const std::int64_t index = (window * n + i) * c + head * k.d + e;
+          ++g_compared;
+          for (const int got : {out[index], cpu_out[index]}) {
+            if (std::fabs(got - std::clamp(y, -128.0, 127.0)) > 0.5 + slack) {
+              fail("element " + std::to_string(index) + " is " + std::to_string(got) + ", exactly " + std::to_string(y));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void test_errors_are_named() {
+  begin("errors");
+  Random random(g_case);
+  Tensor<std::int8_t> x({2, 16}), out({2, 16});
+  Weight w1(16, 16, random), w2(16, 16, random, 0, InputRange::kNonNegative);
+  Tensor<float> scale({16});
+  Tensor<__half> half_scale({16}), residual({2, 16});
+  const auto expect_error = [](const char* wanted, auto&& body) {
+    try {
+      body();
+      fail("no error");
+    } catch (const swin::Error& error) {
+      if (std::string(error.what()).find(wanted) == std::string::npos) fail(error.what());
+    }
+  };
+  expect_error("scale is float16 [16]; float32 is needed", [&] {
+    call<__half>(swin::LinearS8Args{x.view, w1.device.get(), half_scale.view, {}, out.view});
+  });
+  expect_error("memory for the hidden rows, s8 [2, 16], is needed", [&] {
+    swin::MlpResidualNormArgs args{};
+    args.x = x.view;
+    args.w1 = w1.device.get();
+    args.w2 = w2.device.get();
+    args.scale1 = args.scale2 = scale.view;
+    args.residual = residual.view;
+    call<__half>(args);
+  });
+  expect_error("windows have 1025 tokens; a GPU takes at most 1024", [&] {
+    Tensor<std::int8_t> qkv({1025, 3}), rows({1025, 1});
+    Tensor<__half> bias({1, 1025, 1025});
+    call<__half>(swin::WindowAttentionArgs{qkv.view, bias.view, {}, rows.view, 1, 1});
+  });
+}
+
+template <class T>
+void add_tests(std::vector<Test>& tests) {
+  const std::string type = std::string(" ") + type_name<T>();
+  tests.insert(tests.end(), {{"linear_s8" + type, test_linear_s8<T>},
+                             {"linear_s8, extremes" + type, test_linear_is_exact<T>},
+                             {"linear_residual_norm" + type, [] { test_linear_residual_norm<T>(kRowCases); }},
+                             {"linear_residual_norm, row blocks" + type, [] { test_linear_residual_norm<T>(kBlockCases); }},
+                             {"mlp_residual_norm" + type, [] { test_mlp_residual_norm<T>(kRowCases, true); }},
+                             {"mlp_residual_norm, row blocks" + type, [] { test_mlp_residual_norm<T>(kMlpBlockCases, false); }},
+                             {"window_attention" + type, test_window_attention<T>}});
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<Test> tests = {{"errors", test_errors_are_named}};
+  add_tests<__half>(tests);
+  add_tests<__nv_bfloat16>(tests);
+  return run_tests(tests, argc, argv);
+}
