@@ -1,4 +1,4 @@
-"""A small workload for compute-sanitizer: both graphs, both int8 modes, odd batches, a replayed recording.
+"""A small workload for compute-sanitizer: all graphs, both int8 modes of FT's, odd batches, a replayed recording.
 
     compute-sanitizer --tool memcheck python benchmarks/sanitize_gpu.py
 
@@ -18,7 +18,7 @@ if not __package__:
 import torch
 
 from pyharness import gpu, measure
-from pyharness.config import GRAPHS, MICRO_DIGITS
+from pyharness.config import FUSED_GRAPH, GRAPHS, MICRO_DIGITS
 from pyharness.engine import SwinInt8
 from pyharness.errors import HarnessError, run_cli
 from pyharness.random_engine import random_engine_file
@@ -28,19 +28,19 @@ BATCHES = (3, 1)
 
 def main() -> int:
     device = gpu.use_device("cuda" if len(sys.argv) < 2 else sys.argv[1])
-    for graph in GRAPHS:
-        for int8_mode in (1, 2):
-            name = f"{graph}, int8_mode {int8_mode}"
-            model = SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, graph, int8_mode)).to(device)
-            for batch in BATCHES:
-                images = measure.random_images(MICRO_DIGITS, batch).to(device)
-                first = model(images)
-                for _ in range(2):  # on a GPU the second call records and the third replays
-                    if not torch.equal(model(images), first):
-                        raise HarnessError(f"{name}, batch {batch}: calls give different logits")
-                if not first.isfinite().all():
-                    raise HarnessError(f"{name}, batch {batch}: logits are not finite")
-    print(f"{2 * len(GRAPHS)} models, batches {BATCHES}: finite, and the same in every call")
+    cases = [(graph, int8_mode) for graph in GRAPHS for int8_mode in (1, 2)] + [(FUSED_GRAPH, 1)]
+    for graph, int8_mode in cases:
+        name = f"{graph}, int8_mode {int8_mode}"
+        model = SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, graph, int8_mode)).to(device)
+        for batch in BATCHES:
+            images = measure.random_images(MICRO_DIGITS, batch).to(device)
+            first = model(images)
+            for _ in range(2):  # on a GPU the second call records and the third replays
+                if not torch.equal(model(images), first):
+                    raise HarnessError(f"{name}, batch {batch}: calls give different logits")
+            if not first.isfinite().all():
+                raise HarnessError(f"{name}, batch {batch}: logits are not finite")
+    print(f"{len(cases)} models, batches {BATCHES}: finite, and the same in every call")
     return 0
 
 

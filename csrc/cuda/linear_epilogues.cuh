@@ -111,6 +111,11 @@ inline GemmOperands operands(const char* op, const TensorView& x, const PackedWe
           count32(op, "columns", w.n), static_cast<int>(count32(op, "values of K", w.k))};
 }
 
+// residual[image order of geometry] += x w^T, scaled and with its bias; compiled once, in linear_residual_norm.cu.
+template <class T>
+void add_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& scale, const TensorView& bias,
+                const TensorView& residual, const WindowGeometry& geometry, void* stream);
+
 template <class Epilogue>
 void run_linear(const char* op, const TensorView& x, const PackedWeight& w, const Epilogue& epilogue, void* stream) {
   launch_tile_gemm(op, operands(op, x, w), epilogue.aligned(), epilogue, stream);

@@ -38,13 +38,21 @@ bool run_in_row_blocks(const char* op, const LinearResidualNormArgs& args, void*
 }  // namespace
 
 template <class T>
+void add_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& scale, const TensorView& bias,
+                const TensorView& residual, const WindowGeometry& geometry, void* stream) {
+  run_linear(op, x, w,
+             AddToResidual<T>(scale.as<const float>(), bias.as<const float>(), residual.as<T>(), w.n, geometry), stream);
+}
+template void add_linear<__half>(const char*, const TensorView&, const PackedWeight&, const TensorView&, const TensorView&,
+                                 const TensorView&, const WindowGeometry&, void*);
+template void add_linear<__nv_bfloat16>(const char*, const TensorView&, const PackedWeight&, const TensorView&,
+                                        const TensorView&, const TensorView&, const WindowGeometry&, void*);
+
+template <class T>
 void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext& context) {
   const char* op = "linear_residual_norm";
   if (run_in_row_blocks<T>(op, args, context.stream)) return;
-  run_linear(op, args.x, *args.w,
-             AddToResidual<T>(args.scale.as<const float>(), args.bias.as<const float>(), args.residual.as<T>(), args.w->n,
-                              args.geometry),
-             context.stream);
+  add_linear<T>(op, args.x, *args.w, args.scale, args.bias, args.residual, args.geometry, context.stream);
   norm_shift_partition<T>(
       NormShiftPartitionArgs{args.residual, args.gamma, args.beta, args.out, image_order(args.x.dim(0)), args.quant},
       context);

@@ -149,10 +149,7 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
     run_linear(kOp, args.x, *args.w1, QuantizeRows<Then::kGelu>(scale1, bias1, hidden, args.w1->n, args.hidden_quant),
                context.stream);
   }
-  run_linear(kOp, args.hidden, *args.w2,
-             AddToResidual<T>(args.scale2.as<const float>(), args.bias2.as<const float>(), args.residual.as<T>(), args.w2->n,
-                              image_order(args.x.dim(0))),
-             context.stream);
+  add_linear<T>(kOp, args.hidden, *args.w2, args.scale2, args.bias2, args.residual, image_order(args.x.dim(0)), context.stream);
   if (!args.out) return;
   norm_shift_partition<T>(
       NormShiftPartitionArgs{args.residual, args.gamma, args.beta, args.out, args.geometry, args.quant}, context);

@@ -7,14 +7,15 @@ import dataclasses
 import pytest
 import torch
 from fused_walk import golden_logits, outputs_by_node, walk
-from op_targets import CPU_VARIANTS, target
-from test_engine import CONFIGS, images_for, sqnr_db
+from op_targets import CPU_VARIANTS, CUDA_PARAMS, Target, target
+from test_engine import CONFIGS, images_for, model_on, sqnr_db
 
 from pyharness import engine
 from pyharness.config import FUSED_GRAPH, MICRO_DIGITS
 from pyharness.engine import SwinInt8
 from pyharness.engine_file import EngineFile
 from pyharness.fused_format import AMAX_FIELDS
+from pyharness.models import config_of, create_model
 from pyharness.random_engine import random_engine_file
 
 engine.load()
@@ -53,6 +54,48 @@ def test_every_variant_equals_the_golden_model(variant, activation, record_ties,
     file = fused_file(MICRO_DIGITS, activation, seed)
     images, model = images_for(MICRO_DIGITS, 4, seed), SwinInt8.from_engine_file(file)
     assert sqnr_db(model(images), walk(file, images, outputs_by_node(model, images), record_ties)) > SQNR_BOUND_DB
+
+
+def with_parameters_of(file: EngineFile, real: torch.dtype) -> EngineFile:
+    """The file with every tensor that a residual stream of that type is computed with rounded to it; scales of channels,
+    their biases and amax stay float32 on every device."""
+    kept = (".weight_scale", ".amax", "qkv.bias", "proj.bias", "fc1.bias", "fc2.bias")
+
+    def rounded(name: str, t: torch.Tensor) -> torch.Tensor:
+        own = name.startswith("patch_embed.") or not name.endswith(kept)
+        return t.to(real).float() if own and t.dtype == torch.float32 else t
+
+    return dataclasses.replace(file, tensors=[rounded(name, t) for name, t in zip(file.names, file.tensors)])
+
+
+@pytest.fixture(params=["avx2", *CUDA_PARAMS])
+def place(request):
+    """A GPU with one type of residual stream, and a CPU, so that these tests run where there is no GPU."""
+    with target(request.param) as found:
+        yield found
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_op_on_a_gpu(place: Target, name, activation, record_ties, seed):
+    file = with_parameters_of(fused_file(CONFIGS[name], activation, seed), place.real)
+    images, model = images_for(file.config, 3, seed), model_on(place, file)
+    logits = model(images.to(place.device))
+    wanted = walk(file, images, outputs_by_node(model, images.to(place.device)), record_ties)
+    assert sqnr_db(logits.cpu(), wanted) > SQNR_BOUND_DB
+    for _ in range(2):  # on a GPU the second call records and the third replays
+        assert torch.equal(model(images.to(place.device)), logits)
+
+
+@pytest.mark.gpu
+def test_every_op_of_swin_tiny_on_a_gpu(record_ties, seed):
+    """At a batch whose first stage is enough rows to be taken in blocks (csrc/cuda/row_blocks.h), the others not."""
+    name, place = "swin_tiny_patch4_window7_224", Target("cuda_fp16")
+    file = with_parameters_of(fused_file(config_of(create_model(name), name), "relu", seed), place.real)
+    images = images_for(file.config, 4, seed)
+    model = model_on(place, file)
+    wanted = walk(file, images, outputs_by_node(model, images.to(place.device)), record_ties)
+    assert sqnr_db(model(images.to(place.device)).cpu(), wanted) > SQNR_BOUND_DB
 
 
 def changed(file: EngineFile, name: str, change) -> EngineFile:
