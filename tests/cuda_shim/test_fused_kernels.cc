@@ -57,6 +57,7 @@ const std::vector<LinearCase> kLinearCases = {
 template <class T>
 void test_linear_s8() {
   for (const LinearCase& k : kLinearCases) {
+    if (k.m > 1000 && std::is_same_v<T, __nv_bfloat16>) continue;  // the tile is the same, and takes seconds
     begin(name_of_case("linear_s8", type_name<T>(), {k.m, k.n, k.k, k.shift, k.bias}));
     Random random(g_case);
     Tensor<std::int8_t> x({k.m, k.k}, k.shift), out({k.m, k.n}), cpu_out({k.m, k.n});
