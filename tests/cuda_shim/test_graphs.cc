@@ -78,6 +78,7 @@ struct Random {
 // Tensors of a random weight list.
 class WeightList {
  public:
+  virtual ~WeightList() = default;
   std::vector<TensorView> views;
 
  protected:
