@@ -1,4 +1,5 @@
-"""A small workload for compute-sanitizer: all graphs, both int8 modes of FT's, odd batches, a replayed recording.
+"""A small workload for compute-sanitizer: FT's graphs in both int8 modes, the fused one with both activations, odd
+batches, a replayed recording.
 
     compute-sanitizer --tool memcheck python benchmarks/sanitize_gpu.py
 
@@ -28,10 +29,15 @@ BATCHES = (3, 1)
 
 def main() -> int:
     device = gpu.use_device("cuda" if len(sys.argv) < 2 else sys.argv[1])
-    cases = [(graph, int8_mode) for graph in GRAPHS for int8_mode in (1, 2)] + [(FUSED_GRAPH, 1)]
-    for graph, int8_mode in cases:
-        name = f"{graph}, int8_mode {int8_mode}"
-        model = SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, graph, int8_mode)).to(device)
+    files = {
+        f"{graph}, int8_mode {int8_mode}": random_engine_file(MICRO_DIGITS, graph, int8_mode)
+        for graph in GRAPHS
+        for int8_mode in (1, 2)
+    }
+    for activation in ("relu", "gelu"):
+        files[f"{FUSED_GRAPH}, {activation}"] = random_engine_file(MICRO_DIGITS, FUSED_GRAPH, activation=activation)
+    for name, file in files.items():
+        model = SwinInt8.from_engine_file(file).to(device)
         for batch in BATCHES:
             images = measure.random_images(MICRO_DIGITS, batch).to(device)
             first = model(images)
@@ -40,7 +46,7 @@ def main() -> int:
                     raise HarnessError(f"{name}, batch {batch}: calls give different logits")
             if not first.isfinite().all():
                 raise HarnessError(f"{name}, batch {batch}: logits are not finite")
-    print(f"{len(cases)} models, batches {BATCHES}: finite, and the same in every call")
+    print(f"{len(files)} models, batches {BATCHES}: finite, and the same in every call")
     return 0
 
 

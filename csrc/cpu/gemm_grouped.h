@@ -18,8 +18,8 @@
 // the one that suits its 16 lanes. A lane that is beyond the bound in every form leaves its larger weight to a second item.
 //
 // Items of a unit: the groups of six, then of four, three, two and one; for each item a word (as 4 * the number of its
-// form in the panel) and kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, form by form, so that an item needs one
-// address.
+// form in the panel) and kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, form by form, so that an item
+// needs one address.
 #pragma once
 
 #include <utility>

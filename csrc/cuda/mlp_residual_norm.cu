@@ -45,14 +45,7 @@ __global__ void __launch_bounds__(Tile::kThreads) mlp_rows_kernel(const MlpOpera
   const int warp_row = warp / Tile::kWarpsN * 16 * Tile::kRowTiles, side = warp % Tile::kWarpsN;
 
   Accumulators<Tile> acc;
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) acc[i][j][e] = 0;
-    }
-  }
+  clear(acc);
   const auto load_w1 = [&](int first) {
     for (int s = 0; s < Shared::kSteps; ++s) {
       load_step<kHiddenStep, kThreads, true>(shared + Shared::kW1 + s * kHiddenStep * kStepK, mlp.w1, first, mlp.hidden, kC,
@@ -60,7 +53,8 @@ __global__ void __launch_bounds__(Tile::kThreads) mlp_rows_kernel(const MlpOpera
     }
   };
   for (int s = 0; s < Shared::kSteps; ++s) {
-    load_step<Tile::kM, kThreads, true>(shared + Shared::kX + s * Tile::kM * kStepK, mlp.x, first_row, mlp.rows, kC, s * kStepK);
+    load_step<Tile::kM, kThreads, true>(shared + Shared::kX + s * Tile::kM * kStepK, mlp.x, first_row, mlp.rows, kC,
+                                        s * kStepK);
   }
   load_w1(0);
   commit_copies();
@@ -78,7 +72,8 @@ __global__ void __launch_bounds__(Tile::kThreads) mlp_rows_kernel(const MlpOpera
                     shared + Shared::kW1 + (s * kHiddenStep + 32 * side) * kStepK, inner);
     }
     const int column = 32 * side + kOwned * (lane % 4);
-    const ChannelScale::Column<kOwned> shares = ChannelScale{mlp.scale1, kRelu ? nullptr : mlp.bias1}.column<kOwned>(first + column);
+    const ChannelScale scales{mlp.scale1, kRelu ? nullptr : mlp.bias1};
+    const ChannelScale::Column<kOwned> shares = scales.column<kOwned>(first + column);
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll

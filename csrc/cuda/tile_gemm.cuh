@@ -57,9 +57,22 @@ __device__ __forceinline__ void load_step(std::int8_t* target, const std::int8_t
       Words4 bytes{};
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
-        if (at + j < k) bytes.word[j / 4] |= static_cast<std::uint32_t>(static_cast<std::uint8_t>(row[at + j])) << (8 * (j % 4));
+        const std::uint32_t byte = at + j < k ? static_cast<std::uint8_t>(row[at + j]) : 0;
+        bytes.word[j / 4] |= byte << (8 * (j % 4));
       }
       store_words(target + 16 * i, bytes);
+    }
+  }
+}
+
+template <int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ void clear(int (&acc)[kRowTiles][kColumnTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < kColumnTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[i][j][e] = 0;
     }
   }
 }
@@ -97,14 +110,7 @@ __device__ __forceinline__ void multiply_tile(const GemmOperands& g, unsigned fi
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warp_row = warp / Tile::kWarpsN * 16 * Tile::kRowTiles;
   const int warp_column = warp % Tile::kWarpsN * 8 * Tile::kColumnTiles;
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) acc[i][j][e] = 0;
-    }
-  }
+  clear(acc);
   const int steps = (g.k + kStepK - 1) / kStepK;
   const auto load = [&](int step, int stage) {
     std::int8_t* x = shared + stage * Tile::kStepBytes;
