@@ -11,10 +11,16 @@
 
 namespace swin::cpu::SWIN_ISA {
 
-inline constexpr std::int64_t kTile = 16;                                      // rows, or columns, of a tile
-inline constexpr std::int64_t kEmitRows = 4;                                    // emitted without a branch between them
-inline constexpr std::int64_t kGroupResults = 4 * kTile * kTile;                        // of two tiles by two
-inline constexpr std::int64_t kResults = 2 * kGroupResults * sizeof(std::int32_t);      // bytes of two groups' results
+inline constexpr std::int64_t kTile = 16;              // rows, or columns, of a tile
+inline constexpr std::int64_t kPairRows = 2 * kTile;   // that go through the weights together
+inline constexpr std::int64_t kTileBlockRows = 128;    // of a block, at most
+inline constexpr std::int64_t kEmitRows = 4;           // emitted without a branch between them
+inline constexpr std::int64_t kResults = 4 * kTile * kTile * sizeof(std::int32_t);  // bytes of the results of two tiles by two
+// Rows that stay in the first-level cache beside weights and results while columns pass, and the largest K for which that
+// is worth reading the weights more often.
+inline constexpr std::int64_t kRowsInCache = 24 << 10, kMaxKOfRowsInCache = 512;
+// The weights which those rows go through before the next ones do, so that they come from the second-level cache.
+inline constexpr std::int64_t kUnitsInCache = 256 << 10;
 
 // Values of k that one tile holds: at most 64.
 static inline std::int64_t tile_step(std::int64_t k) {
@@ -25,7 +31,7 @@ static inline std::int64_t tile_step(std::int64_t k) {
 }
 static inline std::int64_t tile_padded(std::int64_t k) { return ceil_div(k, tile_step(k)) * tile_step(k); }
 
-// The results of two groups, then copies of rows: all of them where K is padded, else the last few.
+// The results of a pair of tiles, then copies of rows: all of them where K is padded, else the last few.
 static inline std::int64_t tile_scratch_bytes(std::int64_t rows, std::int64_t k) {
   const std::int64_t copied = tile_padded(k) == k ? 1 : ceil_div(rows, kTile);
   return ceil_div(kResults + copied * kTile * tile_padded(k), 64) * 64;
@@ -58,56 +64,84 @@ static inline void configure_tiles(std::int64_t step) {
   });
 }
 
-// A group of up to two tiles of rows by up to two units: what its kernel reads, and where its results go.
-struct TileGroup {
-  const std::int8_t* rows[2];
-  std::int64_t strides[2];
-  const std::int8_t *units, *ahead;  // ahead: what to fetch to the second-level cache meanwhile, `fetched` bytes a step
-  std::int32_t* results;             // [row_count][units * kTile]
-  std::int64_t row, row_count, fetched;
+// Up to two tiles of rows.
+struct TileRows {
+  const std::int8_t* tiles[2];
+  std::int64_t strides[2], first, count;
 };
 
-// What all groups of a block share.
+// What the products of a block share.
 struct TileSteps {
-  std::int64_t steps, step, unit_size;
-  std::int64_t rows_at_once;  // that are emitted after each step, so that a group's are out with the next one's last step
+  std::int64_t count, step, unit_size;
+  std::int64_t rows_at_once;  // that are emitted after a step, so that all are before results take their place
+  std::int32_t* results;      // [kPairRows][units * kTile]
 };
 
-// Multiplies a group of R (1 or 2) tiles of rows by V (1 or 2) units, and emits the group before it, if it has rows.
+// The first step of R tiles of rows by V units. Each result of the rows before leaves its register just ahead of the product
+// that takes it, which so waits for one store and not for four.
+template <int R, int V>
+SWIN_INLINE static inline void first_step(std::int32_t* results) {
+  constexpr std::int64_t kPitch = V * kTile * sizeof(std::int32_t);
+  _tile_stored(0, results, kPitch);
+  _tile_zero(0);
+  _tile_dpbssd(0, 4, 6);
+  if constexpr (V == 2) {
+    _tile_stored(1, results + kTile, kPitch);
+    _tile_zero(1);
+    _tile_dpbssd(1, 4, 7);
+  }
+  _tile_stored(2, results + kTile * V * kTile, kPitch);
+  if constexpr (R == 2) {
+    _tile_zero(2);
+    _tile_dpbssd(2, 5, 6);
+  }
+  if constexpr (V == 2) {
+    _tile_stored(3, results + kTile * V * kTile + kTile, kPitch);
+    if constexpr (R == 2) {
+      _tile_zero(3);
+      _tile_dpbssd(3, 5, 7);
+    }
+  }
+}
+
+// Multiplies R (1 or 2) tiles of rows by V (1 or 2) units, and emits the rows before them, whose results are still in the
+// tiles. Fetches `fetched` bytes from `ahead` on to the second-level cache in each step and returns where it ended.
 //
-// Its rows are emitted between the steps of the tiles: the vector units work on one group while the tiles work on the
-// other. Behind all steps they would find no room among the instructions that the processor looks ahead to. What they share
-// is in registers, as tiles need all that the load ports give; results are read where they lie, as GCC would store a copy of
+// Rows are emitted between the steps of the tiles: the vector units work on some rows while the tiles work on others.
+// Behind all steps they would find no room among the instructions that the processor looks ahead to. What they share is in
+// registers, as tiles need all that the load ports give; results are read where they lie, as GCC would store a copy of
 // every row.
 template <int R, int V, class EmitRow>
-SWIN_INLINE static inline void multiply_group(const TileGroup& group, const TileSteps& shared, const TileGroup& before,
-                                              const EmitRow& emit_before) {
+SWIN_INLINE static inline const std::int8_t* multiply_pair(const TileRows& rows, const std::int8_t* unit,
+                                                           const TileSteps& steps, const TileRows& before,
+                                                           const EmitRow& emit_before, const std::int8_t* ahead,
+                                                           std::int64_t fetched) {
   const EmitRow emit = emit_before;
-  const std::int8_t *row0 = group.rows[0], *row1 = group.rows[1], *unit = group.units, *ahead = group.ahead;
-  const std::int64_t stride0 = group.strides[0], stride1 = group.strides[1], unit_size = shared.unit_size;
-  const std::int64_t step = shared.step, step_bytes = step * kTile, at_once = shared.rows_at_once;
-  const std::int64_t fetched = group.fetched;
-  const std::int32_t* results = before.results;
-  std::int64_t row = before.row;
-  const std::int64_t end = row + before.row_count;
-  _tile_zero(0);
-  if constexpr (V == 2) _tile_zero(1);
-  if constexpr (R == 2) _tile_zero(2);
-  if constexpr (R == 2 && V == 2) _tile_zero(3);
-  for (std::int64_t s = shared.steps; s > 0; --s) {
+  const std::int8_t *row0 = rows.tiles[0], *row1 = rows.tiles[1];
+  const std::int64_t stride0 = rows.strides[0], stride1 = rows.strides[1], unit_size = steps.unit_size;
+  const std::int64_t step = steps.step, step_bytes = step * kTile, at_once = steps.rows_at_once;
+  const std::int32_t* results = steps.results;
+  std::int64_t row = before.first;
+  const std::int64_t end = row + before.count;
+  for (std::int64_t s = steps.count; s > 0; --s) {
 #pragma GCC unroll 1
     for (const std::int8_t* until = ahead + fetched; ahead < until; ahead += 64) __builtin_prefetch(ahead, 0, 2);
     _tile_loadd(4, row0, stride0);
     _tile_loadd(6, unit, 64);
     if constexpr (V == 2) _tile_loadd(7, unit + unit_size, 64);
     if constexpr (R == 2) _tile_loadd(5, row1, stride1);
-    _tile_dpbssd(0, 4, 6);
-    if constexpr (V == 2) _tile_dpbssd(1, 4, 7);
-    if constexpr (R == 2) _tile_dpbssd(2, 5, 6);
-    if constexpr (R == 2 && V == 2) _tile_dpbssd(3, 5, 7);
     row0 += step;
     row1 += step;
     unit += step_bytes;
+    if (s == steps.count) {
+      first_step<R, V>(steps.results);
+      if (s > 2) continue;  // the results are not there yet
+    } else {
+      _tile_dpbssd(0, 4, 6);
+      if constexpr (V == 2) _tile_dpbssd(1, 4, 7);
+      if constexpr (R == 2) _tile_dpbssd(2, 5, 6);
+      if constexpr (R == 2 && V == 2) _tile_dpbssd(3, 5, 7);
+    }
     for (const std::int64_t until = min_of(row + at_once, end); row < until;) {
       if (row + kEmitRows <= end) {
 #pragma GCC unroll 8
@@ -120,52 +154,52 @@ SWIN_INLINE static inline void multiply_group(const TileGroup& group, const Tile
       }
     }
   }
-  std::int32_t* out = group.results;
-  constexpr std::int64_t kPitch = V * kTile * sizeof(std::int32_t);
-  _tile_stored(0, out, kPitch);
-  if constexpr (V == 2) _tile_stored(1, out + kTile, kPitch);
-  if constexpr (R == 2) _tile_stored(2, out + kTile * V * kTile, kPitch);
-  if constexpr (R == 2 && V == 2) _tile_stored(3, out + kTile * V * kTile + kTile, kPitch);
+  return ahead;
 }
 
-// All rows by units [first_unit, last_unit), V at a time. A function of its own, as GCC has no register left for its loops
-// where they are part of another.
-template <int V, class Emit, class SetGroup>
-[[gnu::noinline]] static void multiply_units(std::int64_t rows, const TileSteps& shared, std::int64_t first_unit,
-                                             std::int64_t last_unit, SetGroup&& set_group, const Emit& emit) {
-  TileGroup groups[2] = {};  // by turns: a copy would wait for what was just written to its original
-  int next = 0;
+// `pairs` of rows by units [first_unit, last_unit), V at a time; fetches `fetched` bytes of the next units in each step. A
+// function of its own, as GCC has no register left for its loops where they are part of another.
+template <int V, class Emit>
+[[gnu::noinline]] static void multiply_units(const TileRows* pairs, const TileRows* pairs_end, const std::int8_t* units,
+                                             const TileSteps& steps, std::int64_t first_unit, std::int64_t last_unit,
+                                             std::int64_t fetched, const Emit& emit) {
+  const TileRows none{};
+  const TileRows* before = &none;
   auto emit_before = emit.template operator()<V>(first_unit * kTile);
-  for (std::int64_t u = first_unit; u + V <= last_unit; u += V) {
-    for (std::int64_t r = 0; r < rows; r += 2 * kTile) {
-      TileGroup& group = groups[next];
-      next = 1 - next;
-      set_group(group, r, u, V);
-      if (group.row_count > kTile) {
-        multiply_group<2, V>(group, shared, groups[next], emit_before);
+  const std::int8_t* unit = units + first_unit * steps.unit_size;
+  for (std::int64_t u = first_unit; u + V <= last_unit; u += V, unit += V * steps.unit_size) {
+    const std::int8_t* ahead = unit + V * steps.unit_size;
+    const std::int64_t fetched_now = u + 2 * V <= last_unit ? fetched : 0;
+    for (const TileRows* rows = pairs; rows < pairs_end; ++rows) {
+      if (rows->count > kTile) {
+        ahead = multiply_pair<2, V>(*rows, unit, steps, *before, emit_before, ahead, fetched_now);
       } else {
-        multiply_group<1, V>(group, shared, groups[next], emit_before);
+        ahead = multiply_pair<1, V>(*rows, unit, steps, *before, emit_before, ahead, fetched_now);
       }
-      if (r == 0) {
+      before = rows;
+      if (rows == pairs) {
         const auto own = emit.template operator()<V>(u * kTile);
         static_assert(__is_trivially_copyable(decltype(own)));  // a lambda has no assignment
         std::memcpy(static_cast<void*>(&emit_before), &own, sizeof own);
       }
     }
   }
-  const TileGroup& last = groups[1 - next];
-  for (std::int64_t r = 0; r < last.row_count; ++r) {
-    emit_before(last.row + r, reinterpret_cast<const Vi*>(last.results + r * V * kTile));
+  constexpr std::int64_t kPitch = V * kTile * sizeof(std::int32_t);
+  _tile_stored(0, steps.results, kPitch);
+  if constexpr (V == 2) _tile_stored(1, steps.results + kTile, kPitch);
+  _tile_stored(2, steps.results + kTile * V * kTile, kPitch);
+  if constexpr (V == 2) _tile_stored(3, steps.results + kTile * V * kTile + kTile, kPitch);
+  for (std::int64_t r = 0; r < before->count; ++r) {
+    emit_before(before->first + r, reinterpret_cast<const Vi*>(steps.results + r * V * kTile));
   }
 }
 
-// See multiply_block (packed_gemm.h). `fetch`: the weights are not in the second-level cache yet.
+// See multiply_block (packed_gemm.h). rows: at most kTileBlockRows. `fetch`: the weights are not in the second-level cache yet.
 template <class Emit>
 static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
                                   const std::int8_t* units, std::int64_t first_unit, std::int64_t last_unit,
                                   void* scratch, bool prepared, bool fetch, Emit emit) {
   const std::int64_t step = tile_step(k), padded = tile_padded(k), unit_size = padded * kTile, steps = padded / step;
-  std::int32_t* results = static_cast<std::int32_t*>(scratch);
   std::int8_t* copies = static_cast<std::int8_t*>(scratch) + kResults;
   const std::int64_t in_place = padded == k ? rows / kTile * kTile : 0;  // rows that are read where they lie
   if (!prepared && in_place < rows) {
@@ -177,28 +211,36 @@ static inline void multiply_tiles(const std::int8_t* x, std::int64_t stride, std
     const std::int64_t missing = ceil_div(rows, kTile) * kTile - rows;
     std::memset(copies + (rows - in_place) * padded, 0, missing * padded);
   }
-  configure_tiles(step);
-  // Each group fetches its share of the next units, so much of each a step: all at once they would hold up the tiles' own
-  // loads.
-  const std::int64_t share = ceil_div(ceil_div(unit_size, ceil_div(rows, 2 * kTile) * steps), 64) * 64;
-  const auto set_group = [&](TileGroup& group, std::int64_t r, std::int64_t u, std::int64_t count) SWIN_INLINE {
+  TileRows pairs[kTileBlockRows / kPairRows];
+  const std::int64_t pair_count = ceil_div(rows, kPairRows);
+  for (std::int64_t p = 0; p < pair_count; ++p) {
+    const std::int64_t first = p * kPairRows;
     for (std::int64_t i = 0; i < 2; ++i) {
-      const std::int64_t row = r + i * kTile;
-      group.rows[i] = row < in_place ? x + row * stride : copies + (row - in_place) * padded;
-      group.strides[i] = row < in_place ? stride : padded;
+      const std::int64_t row = first + i * kTile;
+      pairs[p].tiles[i] = row < in_place ? x + row * stride : copies + (row - in_place) * padded;
+      pairs[p].strides[i] = row < in_place ? stride : padded;
     }
-    group.units = units + u * unit_size;
-    group.fetched = fetch && u + 2 * count <= last_unit ? count * share : 0;
-    group.ahead = group.units + count * unit_size + r / (2 * kTile) * steps * group.fetched;
-    group.results = results;
-    results = static_cast<std::int32_t*>(scratch) + (results == scratch ? kGroupResults : 0);
-    group.row = r;
-    group.row_count = min_of(2 * kTile, rows - r);
-  };
-  const TileSteps shared{steps, step, unit_size, ceil_div(2 * kTile / kEmitRows, steps) * kEmitRows};
-  const std::int64_t pairs_end = last_unit - (last_unit - first_unit) % 2;
-  multiply_units<2>(rows, shared, first_unit, pairs_end, set_group, emit);
-  if (pairs_end < last_unit) multiply_units<1>(rows, shared, pairs_end, last_unit, set_group, emit);
+    pairs[p].first = first;
+    pairs[p].count = min_of(kPairRows, rows - first);
+  }
+  configure_tiles(step);
+  const std::int64_t emitting = steps > 2 ? steps - 1 : steps;
+  const TileSteps shared{steps, step, unit_size, ceil_div(kPairRows / kEmitRows, emitting) * kEmitRows,
+                         static_cast<std::int32_t*>(scratch)};
+  const std::int64_t fitting = kRowsInCache / (kPairRows * padded);
+  const std::int64_t at_once = padded <= kMaxKOfRowsInCache && fitting < pair_count ? fitting : pair_count;
+  const std::int64_t part = at_once < pair_count ? ceil_div(kUnitsInCache, 2 * unit_size) * 2 : last_unit - first_unit;
+  for (std::int64_t first = first_unit; first < last_unit; first += part) {
+    const std::int64_t last = min_of(first + part, last_unit), twos_end = last - (last - first) % 2;
+    for (std::int64_t p = 0; p < pair_count; p += at_once) {
+      const std::int64_t p_end = min_of(p + at_once, pair_count);
+      // Each pair fetches its share of the next units, so much of each a step: all at once they would hold up the tiles'
+      // own loads.
+      const std::int64_t share = fetch && p == 0 ? ceil_div(ceil_div(unit_size, p_end * steps), 64) * 64 : 0;
+      multiply_units<2>(pairs + p, pairs + p_end, units, shared, first, twos_end, 2 * share, emit);
+      if (twos_end < last) multiply_units<1>(pairs + p, pairs + p_end, units, shared, twos_end, last, share, emit);
+    }
+  }
   _tile_release();
 }
 

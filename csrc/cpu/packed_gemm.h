@@ -107,7 +107,7 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 // Rows of a task, at most. x K of packed rows: 336 KiB for Swin-L's K = 6144 and VNNI. Tiles read rows where they lie, and a
 // larger block reads the weights less often.
 #if defined(__AMX_INT8__)
-inline constexpr std::int64_t kBlockRows = 128, kRowAlign = 2 * kTile;
+inline constexpr std::int64_t kBlockRows = kTileBlockRows, kRowAlign = kPairRows;
 #else
 inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 1;
 #endif
