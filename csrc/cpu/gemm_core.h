@@ -235,17 +235,17 @@ static inline __m128i load16(const std::int8_t* source) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
 }
 
-// kLanes rows of 16 bytes (`stride` apart) to 16 / kStep steps of kLanes words of kStep bytes: a transposition.
+// kLanes rows of 16 bytes (`stride` apart) to 16 / kStep steps of kLanes words of kStep bytes: a transposition. With 16 lanes
+// there may be fewer rows, followed by zeros.
 template <int kStep>
-static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit) {
+static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit,
+                                   [[maybe_unused]] std::int64_t count = kLanes) {
 #if defined(SWIN_MASKED_LANES)
+  const auto row = [=](std::int64_t i) SWIN_INLINE { return i < count ? load16(rows + i * stride) : _mm_setzero_si128(); };
   __m512i r[4];  // row i, i + 4, i + 8 and i + 12
   for (int i = 0; i < 4; ++i) {
-    const std::int8_t* row = rows + i * stride;
-    r[i] = _mm512_castsi128_si512(load16(row));
-    r[i] = _mm512_inserti32x4(r[i], load16(row + 4 * stride), 1);
-    r[i] = _mm512_inserti32x4(r[i], load16(row + 8 * stride), 2);
-    r[i] = _mm512_inserti32x4(r[i], load16(row + 12 * stride), 3);
+    r[i] = _mm512_inserti32x4(_mm512_castsi128_si512(row(i)), row(i + 4), 1);
+    r[i] = _mm512_inserti32x4(_mm512_inserti32x4(r[i], row(i + 8), 2), row(i + 12), 3);
   }
   const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
   const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
@@ -309,8 +309,15 @@ static inline void pack_unit_nk(const std::int8_t* w, std::int64_t stride, std::
   constexpr std::int64_t kStep = Dot::kStepK;
   const std::int64_t columns = min_of(n - first, kLanes), full = k / kStep;
 #if defined(__AVX2__) || defined(__aarch64__)
-  if (columns == kLanes && k % 16 == 0) {
-    for (std::int64_t i = 0; i < k; i += 16) transpose_words<kStep>(w + first * stride + i, stride, unit + i * kLanes);
+#if defined(SWIN_MASKED_LANES)
+  constexpr bool kAnyCount = true;
+#else
+  constexpr bool kAnyCount = false;
+#endif
+  if ((columns == kLanes || kAnyCount) && k % 16 == 0) {
+    for (std::int64_t i = 0; i < k; i += 16) {
+      transpose_words<kStep>(w + first * stride + i, stride, unit + i * kLanes, columns);
+    }
     return;
   }
 #endif
@@ -331,24 +338,30 @@ static inline void pack_unit_kn(const std::int8_t* w, std::int64_t stride, std::
   const std::int64_t columns = min_of(n - first, kLanes);
   [[maybe_unused]] const std::int64_t full = k / kStep;
   std::int64_t s = 0;
-#if defined(__AVX2__)
+#if defined(SWIN_MASKED_LANES)
   if (columns == kLanes && kStep == 4) {
-    for (; s < full; ++s) {  // four rows of kLanes bytes to kLanes words of four
+    const __m512i words = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    for (const std::int8_t* row = w + first; s < steps_of<Dot>(k); ++s, row += 4 * stride) {
+      const auto at = [=, rows = k - s * 4](std::int64_t i) SWIN_INLINE {
+        return i < rows ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i * stride)) : _mm_setzero_si128();
+      };
+      // Four rows of 16 bytes to 16 words of four, in one store: a tile's load would wait for smaller ones.
+      __m512i rows = _mm512_inserti32x4(_mm512_castsi128_si512(at(0)), at(1), 1);
+      rows = _mm512_inserti32x4(_mm512_inserti32x4(rows, at(2), 2), at(3), 3);
+      _mm512_storeu_si512(unit + s * kBytes, _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, rows), bytes));
+    }
+  }
+#elif defined(__AVX2__)
+  if (columns == kLanes && kStep == 4) {
+    for (; s < full; ++s) {  // four rows of 8 bytes to 8 words of four
       const std::int8_t* row = w + s * 4 * stride + first;
       __m128i r[4];
-      for (int i = 0; i < 4; ++i) {
-        const __m128i* source = reinterpret_cast<const __m128i*>(row + i * stride);
-        r[i] = kLanes == 16 ? _mm_loadu_si128(source) : _mm_loadl_epi64(source);
-      }
+      for (int i = 0; i < 4; ++i) r[i] = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i * stride));
       const __m128i a = _mm_unpacklo_epi8(r[0], r[1]), c = _mm_unpacklo_epi8(r[2], r[3]);
       __m128i* target = reinterpret_cast<__m128i*>(unit + s * kBytes);
       _mm_storeu_si128(target, _mm_unpacklo_epi16(a, c));
       _mm_storeu_si128(target + 1, _mm_unpackhi_epi16(a, c));
-      if constexpr (kLanes == 16) {
-        const __m128i b = _mm_unpackhi_epi8(r[0], r[1]), d = _mm_unpackhi_epi8(r[2], r[3]);
-        _mm_storeu_si128(target + 2, _mm_unpacklo_epi16(b, d));
-        _mm_storeu_si128(target + 3, _mm_unpackhi_epi16(b, d));
-      }
     }
   } else if (columns == kLanes && kStep == 2) {
     for (; s < full; ++s) {  // two rows of 8 bytes to 8 pairs

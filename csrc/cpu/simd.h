@@ -292,6 +292,67 @@ static inline float max_lane(Vf v) {
   return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
+// Lane r of the result: the lanes of rows[r], combined; of kLanes rows at once, which takes half of what one row after the
+// other does.
+template <class Combine>
+static inline Vf across(const Vf* rows, Combine&& combine) {
+#if defined(SWIN_MASKED_LANES)
+  __m512 fours[4];  // four rows each: lane 4 i + r what quarter i of row r gives
+  for (int i = 0; i < 4; ++i) {
+    __m512 twos[2];
+    for (int j = 0; j < 2; ++j) {
+      const __m512 a = reinterpret_cast<__m512>(rows[4 * i + 2 * j]), b = reinterpret_cast<__m512>(rows[4 * i + 2 * j + 1]);
+      twos[j] = combine(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    const __m512d a = _mm512_castps_pd(twos[0]), b = _mm512_castps_pd(twos[1]);
+    fours[i] = combine(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto halves = [&](__m512 a, __m512 b) SWIN_INLINE {
+    return combine(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+  };
+  return reinterpret_cast<Vf>(halves(halves(fours[0], fours[1]), halves(fours[2], fours[3])));
+#elif defined(__AVX2__)
+  __m256 fours[2];
+  for (int i = 0; i < 2; ++i) {
+    __m256 twos[2];
+    for (int j = 0; j < 2; ++j) {
+      const __m256 a = reinterpret_cast<__m256>(rows[4 * i + 2 * j]), b = reinterpret_cast<__m256>(rows[4 * i + 2 * j + 1]);
+      twos[j] = combine(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    }
+    const __m256d a = _mm256_castps_pd(twos[0]), b = _mm256_castps_pd(twos[1]);
+    fours[i] = combine(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  }
+  return reinterpret_cast<Vf>(combine(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                                      _mm256_permute2f128_ps(fours[0], fours[1], 0x31)));
+#else
+  Vf result{};
+  for (int r = 0; r < kLanes; ++r) result[r] = reduce(rows[r], combine);
+  return result;
+#endif
+}
+#if defined(SWIN_MASKED_LANES)
+static inline Vf sums_of(const Vf* rows) {
+  return across(rows, [](__m512 a, __m512 b) SWIN_INLINE { return _mm512_add_ps(a, b); });
+}
+static inline Vf largest_of(const Vf* rows) {
+  return across(rows, [](__m512 a, __m512 b) SWIN_INLINE { return _mm512_max_ps(a, b); });
+}
+#elif defined(__AVX2__)
+static inline Vf sums_of(const Vf* rows) {
+  return across(rows, [](__m256 a, __m256 b) SWIN_INLINE { return _mm256_add_ps(a, b); });
+}
+static inline Vf largest_of(const Vf* rows) {
+  return across(rows, [](__m256 a, __m256 b) SWIN_INLINE { return _mm256_max_ps(a, b); });
+}
+#else
+static inline Vf sums_of(const Vf* rows) {
+  return across(rows, [](auto a, auto b) { return a + b; });
+}
+static inline Vf largest_of(const Vf* rows) {
+  return across(rows, [](auto a, auto b) { return a > b ? a : b; });
+}
+#endif
+
 // rne(x), |x| < 2^22.
 static inline Vi rounded(Vf x) {
 #if defined(SWIN_MASKED_LANES)
@@ -321,10 +382,30 @@ static inline void store_bytes(std::int8_t* target, Vi x) {
 #endif
 }
 
+// x in the first lane, 0 in the rest.
+static inline Vi first_lane(std::int32_t x) {
+#if defined(SWIN_MASKED_LANES)
+  return reinterpret_cast<Vi>(_mm512_zextsi128_si512(_mm_cvtsi32_si128(x)));
+#else
+  Vi v{};
+  v[0] = x;
+  return v;
+#endif
+}
+
 // `count` vectors of such lanes, adjacent.
 SWIN_INLINE static inline void store_bytes(std::int8_t* target, const Vi* x, std::int64_t count) {
   std::int64_t v = 0;
-#if defined(__AVX2__) && !defined(SWIN_MASKED_LANES)
+#if defined(SWIN_MASKED_LANES)
+  const auto words_of = [x](std::int64_t i) SWIN_INLINE {  // of each quarter, i's and then i + 1's
+    return _mm512_packs_epi32(reinterpret_cast<__m512i>(x[i]), reinterpret_cast<__m512i>(x[i + 1]));
+  };
+  for (; v + 4 <= count; v += 4) {
+    const __m512i bytes = _mm512_packs_epi16(words_of(v), words_of(v + 2));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(target + v * kLanes, _mm512_permutexvar_epi32(order, bytes));
+  }
+#elif defined(__AVX2__)
   const auto words_of = [x](std::int64_t i) SWIN_INLINE {  // of each half, i's and then i + 1's
     return _mm256_packs_epi32(reinterpret_cast<__m256i>(x[i]), reinterpret_cast<__m256i>(x[i + 1]));
   };
@@ -337,9 +418,22 @@ SWIN_INLINE static inline void store_bytes(std::int8_t* target, const Vi* x, std
   for (; v < count; ++v) store_bytes(target + v * kLanes, x[v]);
 }
 
-// 2^t for t < 127, within 4e-7 of it, relatively; 2^-126 for t below -126, NaN for NaN. A polynomial of degree 5 on [-1/2, 1/2], times
-// 2^n by its exponent's bits.
+// 2^t for t < 127, within 4e-7 of it, relatively; at most 2^-124 for t below -125, NaN for NaN. A polynomial of degree 5.
+#if defined(SWIN_MASKED_LANES)
 static inline Vf exp2_of(Vf t) {
+  const __m512 x = reinterpret_cast<__m512>(t);
+  const Vf r = reinterpret_cast<Vf>(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));  // t - floor(t)
+  Vf p = splat(0.00187757669f);
+  p = p * r + splat(0.00898933969f);
+  p = p * r + splat(0.0558263175f);
+  p = p * r + splat(0.240153611f);
+  p = p * r + splat(0.693153083f);
+  p = p * r + splat(0.99999994f);
+  // p * 2^floor(t). A result below the least normal number would take the processor a hundred cycles.
+  return reinterpret_cast<Vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), _mm512_max_ps(_mm512_set1_ps(-125.0f), x)));
+}
+#else
+static inline Vf exp2_of(Vf t) {  // on [-1/2, 1/2], times 2^n by its exponent's bits
   // Adding 1.5 * 2^23 leaves an integer next to t in the lowest bits, here with the exponent's bias of 127.
   const Vf magic = splat(12582912.0f + 127.0f);
   const Vf clamped = max_of(splat(-126.0f), t);  // NaN stays NaN
@@ -353,6 +447,7 @@ static inline Vf exp2_of(Vf t) {
   p = p * r + splat(1.00000012f);
   return p * float_of(bits_of(shifted) << 23);
 }
+#endif
 
 // Calls body(i, n) for i = 0, kLanes, 2 kLanes, ... below `count`, n being the lanes in use.
 template <class Body>

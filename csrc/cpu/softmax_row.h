@@ -2,7 +2,8 @@
 // they quantize.
 //
 // In passes over a few rows each, not row by row: a row's largest logit and its sum take some forty cycles to come
-// together from a vector's lanes, and its exponentials wait for them. The other rows' work fills that time.
+// together from a vector's lanes, and its exponentials wait for them. The other rows' work fills that time, and vectors of as
+// many rows as they have lanes are reduced together in half the instructions.
 //
 // A window of 7 x 7 has 49 columns, one more than whole vectors. This lone column would cost each row a vector that holds
 // one number; the rows of a pass share vectors for it instead, a lane each.
@@ -42,12 +43,24 @@ struct RowNumbers {
   Vf vector(std::int64_t v) const { return load(of + v * kLanes); }
 };
 
+// A vector for each row of a pass, whose lanes `combine` (sums_of, largest_of) brings together to a number.
+struct RowVectors {
+  Vf of[kSoftmaxRows];
+
+  template <class Combine>
+  SWIN_INLINE void reduce_to(RowNumbers& numbers, std::int64_t rows, Combine&& combine) {
+    for (std::int64_t r = rows; r < kSoftmaxRows; ++r) of[r] = Vf{};
+    for (std::int64_t v = 0; v < kRowVectors; ++v) store(numbers.of + v * kLanes, combine(of + v * kLanes));
+  }
+};
+
 // x[r, v] = score(r, v * kLanes) * scale + bias + mask for `count` vectors, -3e38 beyond column n, and the largest of each
 // row. kLone: they are n / kLanes whole vectors, and column n - 1, of the score lone_score(r), goes to `lone`.
 template <int kVectors, bool kLone, class Score, class LoneScore>
 SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score,
                                          LoneScore lone_score, Vf* x, RowNumbers& largest, RowNumbers& lone) {
   const std::int64_t count = kVectors > 0 ? kVectors : vectors, last = kLone ? kLanes : of.n - (count - 1) * kLanes;
+  RowVectors most_of;
   const auto each_row = [&](auto add_mask) SWIN_INLINE {
     for (std::int64_t r = 0; r < rows; ++r) {
       Vf most = splat(-3.0e38f);
@@ -59,7 +72,7 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
         x[r * count + v] = y;
         most = max_of(most, y);
       }
-      largest.of[r] = max_lane(most);
+      most_of.of[r] = most;
     }
   };
   if (of.mask != nullptr) {
@@ -67,6 +80,7 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
   } else {
     each_row([](Vf y, std::int64_t, std::int64_t) SWIN_INLINE { return y; });
   }
+  most_of.reduce_to(largest, rows, largest_of);
   if constexpr (kLone) {
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t i = r * of.n + of.n - 1;
@@ -137,6 +151,7 @@ static inline void softmax_rows_s8(const SoftmaxS8& s, std::int64_t vectors, Vf*
         s.logits.from(first), rows, count,
         [=](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j, room_of(j / kLanes)); },
         [=](std::int64_t r) SWIN_INLINE { return static_cast<float>(scores[r * pitch + n - 1]); }, x, largest, lone);
+    RowVectors parts;
     for (std::int64_t r = 0; r < rows; ++r) {
       Vf sum{};
 #pragma GCC unroll 9
@@ -145,8 +160,9 @@ static inline void softmax_rows_s8(const SoftmaxS8& s, std::int64_t vectors, Vf*
         e = exp2_of((e - largest.of[r]) * splat(kLog2E));
         sum += e;
       }
-      sums.of[r] = sum_of(sum);
+      parts.of[r] = sum;
     }
+    parts.reduce_to(sums, rows, sums_of);
     RowNumbers factors;
     std::int8_t lone_out[kSoftmaxRows];
     for (std::int64_t v = 0; v < kRowVectors; ++v) {

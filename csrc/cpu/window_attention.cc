@@ -49,25 +49,28 @@ inline void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::int64_t 
       std::memcpy(lone_p + v * kLanes, &q, sizeof q);
     }
   }
+  RowVectors parts;
   for (std::int64_t r = 0; r < rows; ++r) {
     std::int8_t* p = s.p + (first + r) * pitch;
     const auto probability = [&](std::int64_t v) SWIN_INLINE { return probability_of(x[r * count + v], largest.of[r]); };
     Vi sum{};
     if constexpr (kVectors > 0) {
-      Vi q[kVectors];
+      Vi q[kVectors + kLone];
 #pragma GCC unroll 9
       for (int v = 0; v < kVectors; ++v) sum += q[v] = probability(v);
-      store_bytes(p, q, kVectors);
+      if constexpr (kLone) q[kVectors] = first_lane(lone_p[r]);
+      store_bytes(p, q, kVectors + kLone);
     } else {
       for (std::int64_t v = 0; v < count; ++v) {
         const Vi q = probability(v);
         store_bytes(p + v * kLanes, q);
         sum += q;
       }
+      if constexpr (kLone) store_lone(p + count * kLanes, lone_p[r]);
     }
-    if constexpr (kLone) store_lone(p + count * kLanes, lone_p[r]);
-    sums.of[r] = sum_of(__builtin_convertvector(sum, Vf));
+    parts.of[r] = __builtin_convertvector(sum, Vf);
   }
+  parts.reduce_to(sums, rows, sums_of);
   for (std::int64_t v = 0; v < kRowVectors && v * kLanes < rows; ++v) {
     Vf sum = sums.vector(v);
     if constexpr (kLone) sum += load(lone_p + v * kLanes);
@@ -160,92 +163,7 @@ class VectorHeads {
   void* rows_;  // Q, then P, in the form of the GEMM
 };
 
-#if defined(__AMX_INT8__)
-// The same on tiles, for windows of at most 64 tokens and heads of at most 64 channels, a multiple of four.
-class TileHeads {
- public:
-  static bool fits(std::int64_t n, std::int64_t d) { return n <= kTokens && d <= 64 && d % 4 == 0; }
-
-  // The caller configures the tiles (`configure`) and releases them.
-  TileHeads(std::int64_t n, std::int64_t d) : n_(n), d_(d), memory_(static_cast<Memory*>(thread_scratch(sizeof(Memory)))) {
-    std::memset(memory_, 0, sizeof *memory_);
-  }
-  void configure() const {
-    configure_tiles_as([d = d_](int tile) {  // 0..3 results, 4 and 5 Q and K, 6 and 7 P and V
-      return TileShape{tile == 5 ? d / 4 : kTile, tile == 4 ? d : 64};
-    });
-  }
-
-  std::int64_t pitch() const { return ceil_div(n_, kTile) * kTile; }
-  std::int32_t* scores() const { return memory_->scores; }
-  std::int8_t* p() const { return memory_->p; }
-  float* factor() const { return memory_->factor; }
-
-  void multiply_keys(const std::int8_t* q, const std::int8_t* k, std::int64_t stride) {
-    const std::int64_t tiles = ceil_div(n_, kTile), unit = d_ * kTile;
-    for (std::int64_t u = 0; u < tiles; ++u) {
-      pack_unit_nk<NonNegativeDot>(k, stride, n_, d_, u * kTile, memory_->keys + u * unit);
-    }
-    // The last tile's rows beyond N may lie behind the end of the tensor.
-    const std::int64_t last = (tiles - 1) * kTile;
-    for (std::int64_t r = last; r < n_; ++r) std::memcpy(memory_->last_queries + (r - last) * d_, q + r * stride, d_);
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const bool whole = (t + 1) * kTile <= n_;
-      _tile_loadd(4, whole ? q + t * kTile * stride : memory_->last_queries, whole ? stride : d_);
-      std::int32_t* out = memory_->scores + t * kTile * pitch();
-      const std::int8_t* keys = memory_->keys;
-// The intrinsics want the tile's number itself; each result has a tile of its own, so that none waits for another.
-#define SWIN_KEY_TILE(i)                             \
-  if (tiles > i) {                                   \
-    _tile_zero(i);                                   \
-    _tile_loadd(5, keys + i * unit, 64);             \
-    _tile_dpbssd(i, 4, 5);                           \
-    _tile_stored(i, out + i * kTile, pitch() * 4);   \
-  }
-      SWIN_KEY_TILE(0)
-      SWIN_KEY_TILE(1)
-      SWIN_KEY_TILE(2)
-      SWIN_KEY_TILE(3)
-#undef SWIN_KEY_TILE
-    }
-  }
-
-  void multiply_values(const std::int8_t* v, std::int64_t stride, std::int8_t* out, std::int64_t out_stride) {
-    for (std::int64_t column = 0; column < d_; column += kTile) {
-      pack_unit_kn<NonNegativeDot>(v, stride, d_, n_, column, memory_->values);
-      _tile_loadd(7, memory_->values, 64);
-      for (std::int64_t t = 0; t < n_; t += kTile) {
-        _tile_zero(0);
-        _tile_loadd(6, memory_->p + t * pitch(), pitch());
-        _tile_dpbssd(0, 6, 7);
-        _tile_stored(0, memory_->results + t * kTile, 64);
-      }
-      for (std::int64_t r = 0; r < n_; ++r) {
-        const Vf y = load(memory_->results + r * kTile) * memory_->factor[r];
-        store_s8_columns<1>(out + r * out_stride + column, &y, d_ - column);
-      }
-    }
-  }
-
- private:
-  static constexpr std::int64_t kTokens = 64;
-
-  // What lies behind the N-th row of P or value of a unit meets zeros, or gives rows that nobody reads; it only has to be
-  // memory of ours: a tile of P reads 64 columns, whatever the pitch.
-  struct alignas(64) Memory {
-    std::int8_t keys[4 * 64 * kTile], values[kTokens * kTile], last_queries[kTile * 64];
-    std::int32_t scores[kTokens * kTokens], results[kTokens * kTile];
-    std::int8_t p[kTokens * kTokens + 64];
-    float factor[kTokens];
-  };
-
-  const std::int64_t n_, d_;
-  Memory* const memory_;
-};
-#endif
-
-template <class Heads>
-void attend(const WindowAttentionArgs& args, Heads& heads_of, std::int64_t first, std::int64_t last) {
+void attend(const WindowAttentionArgs& args, VectorHeads& heads_of, std::int64_t first, std::int64_t last) {
   const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), c = args.out.dim(1), d = c / heads;
   const std::int64_t masks = args.mask ? args.mask.dim(0) : 1, pitch = heads_of.pitch();
   for (std::int64_t index = first; index < last; ++index) {
@@ -259,6 +177,168 @@ void attend(const WindowAttentionArgs& args, Heads& heads_of, std::int64_t first
   }
 }
 
+#if defined(__AMX_INT8__)
+// The same on tiles, for windows of at most 64 tokens and heads of at most 64 channels, a multiple of four; at most 16 rows of
+// a head at a time, so that all of it stays in the first-level cache.
+//
+// Rows go through four stages: scores, softmax, times V, quantization. While the vector units are at one row's softmax the
+// tiles multiply the next rows' scores; and no stage reads what the one before has only just written, since a store
+// of another size than the load, or one that still waits for its tile, holds the load up.
+class TileHeads {
+ public:
+  static bool fits(std::int64_t n, std::int64_t d) { return n <= kTokens && d <= kChannels && d % 4 == 0; }
+
+  explicit TileHeads(const WindowAttentionArgs& args)
+      : args_(args),
+        heads_(args.bias.dim(0)),
+        n_(args.bias.dim(1)),
+        c_(args.out.dim(1)),
+        d_(c_ / heads_),
+        masks_(args.mask ? args.mask.dim(0) : 1),
+        passes_(ceil_div(n_, kTile)),
+        memory_(static_cast<Memory*>(thread_scratch(sizeof(Memory)))) {
+    std::memset(memory_, 0, sizeof *memory_);
+    configure_tiles_as([d = d_](int tile) {  // 0..3 results, 4 and 5 Q and K, 6 and 7 P and V
+      return TileShape{tile == 5 ? d / 4 : kTile, tile == 4 ? d : 64};
+    });
+  }
+  ~TileHeads() { _tile_release(); }
+
+  // Heads [first, last), those of a window one after the other.
+  void attend(std::int64_t first, std::int64_t last) {
+    const std::int64_t begin = first * passes_, end = last * passes_;
+    for (std::int64_t i = begin - 1; i < end + 2; ++i) {
+      if (i + 1 < end) multiply_keys(i + 1, last);
+      if (i >= begin && i < end) softmax(i);
+      if (i - 2 >= begin) quantize(i - 2);
+      if (i + 1 < end) store_scores(i + 1);
+      if (i - 1 >= begin && i - 1 < end) multiply_values(i - 1);
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kTokens = 64, kChannels = 64, kUnit = kTokens * kTile;
+
+  // What lies behind the rows of P and results meets zeros, or gives rows that nobody reads.
+  struct alignas(64) Memory {
+    std::int8_t keys[kTokens * kChannels], values[kTokens * kChannels], queries[kTile * kChannels];
+    std::int32_t scores[2][kTile * kTokens], results[kTile * kChannels];
+    std::int8_t p[2][kTile * kTokens];
+    float factor[4][kTile];
+  };
+
+  // Rows of a head: the i-th of all heads' passes.
+  struct Rows {
+    std::int64_t window, head, pass, first, count;
+  };
+  Rows rows_of(std::int64_t i) const {
+    const std::int64_t index = i / passes_, pass = i % passes_, first = pass * n_ / passes_;
+    return {index / heads_, index % heads_, pass, first, (pass + 1) * n_ / passes_ - first};
+  }
+  const std::int8_t* queries_of(const Rows& rows) const {
+    return args_.qkv.as<const std::int8_t>() + rows.window * n_ * 3 * c_ + rows.head * d_;
+  }
+
+  void multiply_keys(std::int64_t i, std::int64_t last) {
+    const Rows rows = rows_of(i);
+    const std::int64_t stride = 3 * c_, units = passes_, unit = d_ * kTile;
+    const std::int8_t* q = queries_of(rows);
+    if (rows.pass == 0) {
+      for (std::int64_t u = 0; u < units; ++u) {
+        pack_unit_nk<NonNegativeDot>(q + c_, stride, n_, d_, u * kTile, memory_->keys + u * unit);
+      }
+      if ((rows.window + 1) * heads_ < last) {  // each head fetches its share of the next window
+        const std::int64_t share = n_ * 3 * d_;
+        const std::int8_t* next = q - rows.head * d_ + n_ * stride + rows.head * share;
+        for (std::int64_t byte = 0; byte < share; byte += 64) __builtin_prefetch(next + byte, 0, 2);
+      }
+    }
+    if (rows.first + kTile <= n_) {
+      _tile_loadd(4, q + rows.first * stride, stride);
+    } else {  // what follows may lie behind the end of the tensor
+      for (std::int64_t r = 0; r < rows.count; ++r) {
+        std::memcpy(memory_->queries + r * d_, q + (rows.first + r) * stride, d_);
+      }
+      _tile_loadd(4, memory_->queries, d_);
+    }
+    const std::int8_t* keys = memory_->keys;
+// The intrinsics want the tile's number itself; each result has a tile of its own, so that none waits for another.
+#define SWIN_MULTIPLY(result)                   \
+  if (units > result) {                         \
+    _tile_zero(result);                         \
+    _tile_loadd(5, keys + result * unit, 64);   \
+    _tile_dpbssd(result, 4, 5);                 \
+  }
+    SWIN_MULTIPLY(0)
+    SWIN_MULTIPLY(1)
+    SWIN_MULTIPLY(2)
+    SWIN_MULTIPLY(3)
+#undef SWIN_MULTIPLY
+  }
+
+  void store_scores(std::int64_t i) {
+    std::int32_t* scores = memory_->scores[i % 2];
+    _tile_stored(0, scores, kTokens * 4);
+    if (passes_ > 1) _tile_stored(1, scores + kTile, kTokens * 4);
+    if (passes_ > 2) _tile_stored(2, scores + 2 * kTile, kTokens * 4);
+    if (passes_ > 3) _tile_stored(3, scores + 3 * kTile, kTokens * 4);
+  }
+
+  void softmax(std::int64_t i) {
+    const Rows rows = rows_of(i);
+    const float* mask = args_.mask ? args_.mask.as<const float>() + rows.window % masks_ * n_ * n_ : nullptr;
+    const LogitRows logits{args_.bias.as<const float>() + rows.head * n_ * n_, mask, n_, args_.qk_factor};
+    const SoftmaxRows softmax{memory_->scores[i % 2], logits.from(rows.first), memory_->p[i % 2], memory_->factor[i % 4],
+                              kTokens, args_.pv_factor};
+    with_row_shape(n_, [&](auto count, auto lone, std::int64_t vectors) SWIN_INLINE {
+      softmax_pass<count.value, lone.value>(softmax, 0, rows.count, vectors);
+    });
+  }
+
+  void multiply_values(std::int64_t i) {
+    const Rows rows = rows_of(i);
+    const std::int64_t units = ceil_div(d_, kTile);
+    if (rows.pass == 0) {
+      for (std::int64_t u = 0; u < units; ++u) {
+        pack_unit_kn<NonNegativeDot>(queries_of(rows) + 2 * c_, 3 * c_, d_, n_, u * kTile, memory_->values + u * kUnit);
+      }
+    }
+    const std::int8_t* values = memory_->values;
+    std::int32_t* results = memory_->results;
+    _tile_loadd(6, memory_->p[i % 2], kTokens);
+#define SWIN_MULTIPLY(result)                           \
+  if (units > result) {                                 \
+    _tile_zero(result);                                 \
+    _tile_loadd(7, values + result * kUnit, 64);        \
+    _tile_dpbssd(result, 6, 7);                         \
+    _tile_stored(result, results + result * kTile, kChannels * 4); \
+  }
+    SWIN_MULTIPLY(0)
+    SWIN_MULTIPLY(1)
+    SWIN_MULTIPLY(2)
+    SWIN_MULTIPLY(3)
+#undef SWIN_MULTIPLY
+  }
+
+  void quantize(std::int64_t i) {
+    const Rows rows = rows_of(i);
+    std::int8_t* out = args_.out.as<std::int8_t>() + (rows.window * n_ + rows.first) * c_ + rows.head * d_;
+    const float* factor = memory_->factor[i % 4];
+    for (std::int64_t r = 0; r < rows.count; ++r, out += c_) {
+      for (std::int64_t column = 0; column < d_; column += 2 * kTile) {
+        const std::int32_t* results = memory_->results + r * kChannels + column;
+        const Vf y[2] = {load(results) * factor[r], load(results + kTile) * factor[r]};
+        store_s8_columns<2>(out + column, y, d_ - column);
+      }
+    }
+  }
+
+  const WindowAttentionArgs& args_;
+  const std::int64_t heads_, n_, c_, d_, masks_, passes_;
+  Memory* const memory_;
+};
+#endif
+
 }  // namespace
 
 void window_attention(const WindowAttentionArgs& args, const ExecContext& context) {
@@ -266,10 +346,7 @@ void window_attention(const WindowAttentionArgs& args, const ExecContext& contex
   parallel_rows(context, args.out.dim(0) / n * heads, 1, [&](std::int64_t first, std::int64_t last) {
 #if defined(__AMX_INT8__)
     if (TileHeads::fits(n, d)) {
-      TileHeads tiles(n, d);
-      tiles.configure();
-      attend(args, tiles, first, last);
-      _tile_release();
+      TileHeads(args).attend(first, last);
       return;
     }
 #endif
