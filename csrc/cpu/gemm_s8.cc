@@ -25,14 +25,16 @@ void requantize(const GemmS8Args& args, const ExecContext& context) {
   const std::int64_t n = args.w->n;
   std::int8_t* out = args.out.as<std::int8_t>();
   const float factor = args.factor;
-  run(args, context, [=](std::int64_t first) {
-    return [=, rows = out + first * n]<int V>(std::int64_t column) SWIN_INLINE {
-      return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
-        Vf y[V];
-        for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
-        store_s8_columns<V, Relu>(rows + row * n + column, y, n - column);
+  with_bound(results_below_2_to_31(args.w->k, factor < 0 ? -factor : factor, 0), [&](auto below) {
+    run(args, context, [=](std::int64_t first) {
+      return [=, rows = out + first * n]<int V>(std::int64_t column) SWIN_INLINE {
+        return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
+          Vf y[V];
+          for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
+          store_s8_columns<V, Relu, below.value>(rows + row * n + column, y, n - column);
+        };
       };
-    };
+    });
   });
 }
 

@@ -17,12 +17,25 @@ struct ChannelVectors {
 };
 
 // The scales and biases of all channels; beyond `count` 0.
+//
+// On AMX, where vector instructions are what a GEMM of int8 waits for, the kernels are compiled once more for results that
+// no sum of k products can take to 2^31, as is so with all scales but absurd ones.
 struct Channels {
   const float *scale, *bias;  // bias: null where there is none
   std::int64_t count;
 
   Channels(const TensorView& scale, const TensorView& bias, std::int64_t count)
       : scale(scale.as<const float>()), bias(bias.as<const float>()), count(count) {}
+
+  bool below_2_to_31(std::int64_t k) const {
+    Vf most_scale{}, most_bias{};
+    for_lanes(count, [&](std::int64_t i, std::int64_t lanes) {
+      const Vf s = load(scale + i, lanes);
+      most_scale = max_of(max_of(s, -s), most_scale);
+      if (bias != nullptr) most_bias = max_of(load(bias + i, lanes), most_bias);
+    });
+    return results_below_2_to_31(k, max_lane(most_scale), max_lane(most_bias));
+  }
 
   // Calls body(v, channel, lanes) for the vectors that begin below `count`.
   template <int V, class Body>

@@ -9,18 +9,21 @@ void linear_s8(const LinearS8Args& args, const ExecContext& context) {
   const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
   const std::int64_t m = args.x.dim(0), k = w.k, n = w.n;
   const Channels channels(args.scale, args.bias, n);
+  const bool bounded = channels.below_2_to_31(k);
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
     const auto multiply = [&](auto&& emit) {
       multiply_block<Inputs::kSigned>(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch, emit);
     };
     if (args.out.dtype == DType::kS8) {
       std::int8_t* out = args.out.as<std::int8_t>() + task.first * n;
-      multiply([=]<int V>(std::int64_t column) SWIN_INLINE {
-        return [=, columns = channels.at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
-          Vf y[V];
-          for (int v = 0; v < V; ++v) y[v] = columns.value(acc, v);
-          store_s8_columns<V>(out + row * n + column, y, n - column);
-        };
+      with_bound(bounded, [&](auto below) {
+        multiply([=]<int V>(std::int64_t column) SWIN_INLINE {
+          return [=, columns = channels.at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
+            Vf y[V];
+            for (int v = 0; v < V; ++v) y[v] = columns.value(acc, v);
+            store_s8_columns<V, false, below.value>(out + row * n + column, y, n - column);
+          };
+        });
       });
     } else {
       float* out = args.out.as<float>() + task.first * n;

@@ -16,6 +16,7 @@ struct Mlp {
   const CpuPackedWeight &w1, &w2;
   const std::int64_t m, c, f;
   const Channels channels1, channels2;
+  const bool bounded1;
 
   explicit Mlp(const MlpResidualNormArgs& args)
       : args(args),
@@ -25,26 +26,29 @@ struct Mlp {
         c(w2.n),
         f(w1.n),
         channels1(args.scale1, args.bias1, f),
-        channels2(args.scale2, args.bias2, c) {}
+        channels2(args.scale2, args.bias2, c),
+        bounded1(channels1.below_2_to_31(c)) {}
 
   // Hidden columns of `task`'s rows, to `hidden` [rows, f].
   void first(const BlockTask& task, std::int8_t* hidden, void* scratch) const {
-    const auto multiply = [&]<bool kRelu>(auto activate) {
+    const auto multiply = [&]<bool kRelu, bool kBelow2To31>(auto activate) {
       multiply_block<Inputs::kSigned>(
           w1, args.x.as<const std::int8_t>() + task.first * c, c, task, scratch,
           [=, channels = channels1, f = f]<int V>(std::int64_t column) SWIN_INLINE {
             return [=, columns = channels.template at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
               Vf y[V];
               for (int v = 0; v < V; ++v) y[v] = activate(columns.value(acc, v));
-              store_s8_columns<V, kRelu>(hidden + row * f + column, y, f - column);
+              store_s8_columns<V, kRelu, kBelow2To31>(hidden + row * f + column, y, f - column);
             };
           });
     };
     if (args.activation == Activation::kRelu) {
-      multiply.template operator()<true>([](Vf y) SWIN_INLINE { return y; });
+      with_bound(bounded1, [&](auto below) {
+        multiply.template operator()<true, below.value>([](Vf y) SWIN_INLINE { return y; });
+      });
     } else {
       const float quant = args.hidden_quant;
-      multiply.template operator()<false>([quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
+      multiply.template operator()<false, false>([quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
     }
   }
 

@@ -69,6 +69,20 @@ struct BlockTask {
   bool new_weights;                    // to this thread, as far as is known: its second-level cache may not hold them
 };
 
+// Whether no sum of k products of int8, times a scale up to `scale`, plus a bias up to `bias`, comes to 2^31.
+static inline bool results_below_2_to_31(std::int64_t k, float scale, float bias) {
+  return static_cast<float>(k) * 16384.0f * scale + bias < 2.0e9f;
+}
+
+// Calls body(Constant<1>{}) where results are known to be below 2^31 and it is worth kernels of its own, else body(Constant<0>{}).
+template <class Body>
+static inline void with_bound([[maybe_unused]] bool below_2_to_31, Body&& body) {
+#if defined(__AMX_INT8__)
+  if (below_2_to_31) return body(Constant<1>{});
+#endif
+  body(Constant<0>{});
+}
+
 // The weights that an operation takes: kSigned none that were packed for inputs of 0..127, whose kernels are then not compiled.
 enum class Inputs { kSigned, kAny };
 

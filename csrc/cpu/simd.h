@@ -210,15 +210,17 @@ static inline void store_s8(std::int8_t* target, Vf x, std::int64_t n = kLanes) 
 }
 
 // V (1 or 2) adjacent vectors as int8, clamp(rne(x), -128, 127), into the `left` columns that the row still has; x holds
-// no NaN. What rounds below -128 saturates, up to -2^31 and beyond, in the conversions themselves. kRelu: max(0, x) instead,
-// which is the same before rounding and after it; of bytes it is one instruction.
-template <int V, bool kRelu = false>
+// no NaN. What rounds below -128 saturates, up to -2^31 and beyond, in the conversions themselves; what is above 127 does where
+// all x are below 2^31 (kBelow2To31), else it is cut off before. kRelu: max(0, x) instead, which is the same before rounding
+// and after it; of bytes it is one instruction.
+template <int V, bool kRelu = false, bool kBelow2To31 = false>
 static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64_t left) {
   if (V * kLanes <= left) {
 #if defined(SWIN_MASKED_LANES)
     __m512i q[V];
     for (int v = 0; v < V; ++v) {
-      q[v] = _mm512_cvtps_epi32(_mm512_min_ps(reinterpret_cast<__m512>(x[v]), _mm512_set1_ps(127.0f)));
+      const __m512 y = reinterpret_cast<__m512>(x[v]);
+      q[v] = _mm512_cvtps_epi32(kBelow2To31 ? y : _mm512_min_ps(y, _mm512_set1_ps(127.0f)));
     }
     if constexpr (V == 2) {  // a conversion that narrows is two instructions, packing one for both
       const __m512i words = _mm512_packs_epi32(q[0], q[1]), bytes = _mm512_packs_epi16(words, words);

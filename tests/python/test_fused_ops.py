@@ -103,7 +103,7 @@ def test_linear_s8_saturates(on: Target, rng):
     """Accumulators at both ends of their range, times factors beyond int32: clamped, never wrapped round."""
     x = torch.stack([torch.full((768,), value, dtype=torch.int8) for value in (-128, 127)])
     weight = torch.stack([torch.full((768,), value, dtype=torch.int8) for value in (-127, 127)] * 9)
-    for scale in (1.0, 1e3, 1e30):
+    for scale in (1.0, 150.0, 1e3, 1e30):
         layer = Linear(weight, torch.full((18,), scale), torch.zeros(0))
         out = GuardedOutput((2, 18), torch.int8)
         on.ops.linear_s8(x, layer.weight, layer.scale, None, out.tensor)
@@ -209,6 +209,24 @@ def test_mlp_residual_norm(on: Target, rng, record_ties, activation, c, f, size,
         if not last:
             own = stream.tensor.reshape(residual.shape)
             assert_right(fused_reference.normalize(own, after, order), out.check(), record_ties)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e9])
+def test_mlp_residual_norm_saturates(on: Target, scale):
+    """Hidden values beyond int8's range, and int32's, are 127 or 0 behind the ReLU."""
+    m, c, f = 18, 96, 64
+    numbers, _ = geometry(2, 3, 3, (3, 3), (1, 2))
+    x = torch.full((m, c), 127, dtype=torch.int8)
+    weight1 = torch.stack([torch.full((c,), value, dtype=torch.int8) for value in (-127, 127)] * (f // 2))
+    weight2 = torch.ones(c, f, dtype=torch.int8)
+    stream, hidden = guarded_copy(torch.zeros(m, c, dtype=on.real)), GuardedOutput((m, f), torch.int8)
+    on.ops.mlp_residual_norm(
+        x, weight1, torch.full((f,), scale), None, 0.0, weight2, torch.full((c,), 2.0**-7), torch.zeros(c), stream.tensor,
+        None, None, numbers, 1.0, hidden.tensor, None,
+    )  # fmt: skip
+    assert (stream.check().float() == f // 2 * 127 / 128).all()
+    hidden.check()
+
 
 
 def test_relu_range_is_exact_where_pairs_are_largest(variant):

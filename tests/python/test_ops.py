@@ -93,12 +93,13 @@ def test_gemm_s8_saturating_operands_stay_exact(on: Target, x_value, w_value):
     out = GuardedOutput((m, n), torch.int32)
     on.ops.gemm_s8(x, w, 0.0, False, out.tensor)
     assert (out.check() == x_value * w_value * k).all()
-    clamped = GuardedOutput((m, n), torch.int8)
-    on.ops.gemm_s8(x, w, 1.0, False, clamped.tensor)
-    assert (clamped.check() == (127 if x_value * w_value > 0 else -128)).all()
-    relu = GuardedOutput((m, n), torch.int8)
-    on.ops.gemm_s8(x, w, 1.0, True, relu.tensor)
-    assert (relu.check() == (127 if x_value * w_value > 0 else 0)).all()
+    for factor in (1.0, 120.0, 1e3, 1e30):  # times the sum below and beyond int32
+        clamped = GuardedOutput((m, n), torch.int8)
+        on.ops.gemm_s8(x, w, factor, False, clamped.tensor)
+        assert (clamped.check() == (127 if x_value * w_value > 0 else -128)).all()
+        relu = GuardedOutput((m, n), torch.int8)
+        on.ops.gemm_s8(x, w, factor, True, relu.tensor)
+        assert (relu.check() == (127 if x_value * w_value > 0 else 0)).all()
 
 
 def test_gemm_s8_rounds_half_to_even(on: Target):
