@@ -289,7 +289,7 @@ static inline void transpose_words(const std::int8_t* rows, std::int64_t stride,
 #elif defined(__aarch64__)
 // Four rows of 16 bytes (`stride` apart) to 16 / kStep steps of four words of kStep bytes: what st4 does.
 template <int kStep>
-static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit) {
+static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit, std::int64_t = kLanes) {
   const int8x16_t r[4] = {vld1q_s8(rows), vld1q_s8(rows + stride), vld1q_s8(rows + 2 * stride),
                           vld1q_s8(rows + 3 * stride)};
   if constexpr (kStep == 4) {
