@@ -102,12 +102,12 @@ def test_linear_s8(on: Target, rng, record_ties, m, n, k, bias):
 def test_linear_s8_saturates(on: Target, rng):
     """Accumulators at both ends of their range, times factors beyond int32: clamped, never wrapped round."""
     x = torch.stack([torch.full((768,), value, dtype=torch.int8) for value in (-128, 127)])
-    weight = torch.stack([torch.full((768,), value, dtype=torch.int8) for value in (-127, 127)] * 9)
+    weight = torch.stack([torch.full((768,), value, dtype=torch.int8) for value in (-127, 127)] * 41)
     for scale in (1.0, 150.0, 1e3, 1e30):
-        layer = Linear(weight, torch.full((18,), scale), torch.zeros(0))
-        out = GuardedOutput((2, 18), torch.int8)
+        layer = Linear(weight, torch.full((82,), scale), torch.zeros(0))
+        out = GuardedOutput((2, 82), torch.int8)
         on.ops.linear_s8(x, layer.weight, layer.scale, None, out.tensor)
-        assert torch.equal(out.check(), torch.tensor([[127, -128], [-128, 127]], dtype=torch.int8).repeat(1, 9))
+        assert torch.equal(out.check(), torch.tensor([[127, -128], [-128, 127]], dtype=torch.int8).repeat(1, 41))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
