@@ -103,7 +103,6 @@ class SwinInt8(nn.Module):
         self.graph = graph
         self.int8_mode = int8_mode
         self.residual = residual
-        self._count = len(weights)
         for index, weight in enumerate(weights):
             self.register_buffer(f"weight_{index:04d}", weight.detach())
 
@@ -120,7 +119,7 @@ class SwinInt8(nn.Module):
         return cls.from_engine_file(load_engine_file(path))
 
     def _weights(self) -> list[Tensor]:
-        return [getattr(self, f"weight_{index:04d}") for index in range(self._count)]
+        return list(self._buffers.values())  # getattr takes a quarter of a millisecond for all of them
 
     def _config_args(self) -> tuple:
         c = self.config

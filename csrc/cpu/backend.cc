@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #if defined(SWIN_HAVE_X86_VARIANTS)
 #include <cpuid.h>
@@ -18,6 +17,7 @@
 #endif
 
 #include "kernels.h"
+#include "memory.h"
 #include "swin/cpu.h"
 #include "swin/error.h"
 #include "swin/half.h"
@@ -36,9 +36,8 @@ class CpuBackend : public Backend {
   const cpu::Kernels& kernels() const { return kernels_; }
 
   DeviceBuffer allocate(std::size_t bytes) const override {
-    void* memory = ::operator new(std::max<std::size_t>(bytes, 1), std::align_val_t{64});
-    DeviceBuffer owner(memory, [](void* p) { ::operator delete(p, std::align_val_t{64}); });
-    std::memset(memory, 0, bytes);
+    DeviceBuffer owner(cpu::allocate_memory(bytes), cpu::release_memory);
+    std::memset(owner.get(), 0, bytes);
     return owner;
   }
   void fill(void* data, int byte, std::size_t bytes) const override { std::memset(data, byte, bytes); }

@@ -25,6 +25,7 @@
 #include <utility>
 
 #include "gemm_core.h"
+#include "memory.h"
 
 #if defined(__AVX2__) && !defined(SWIN_VNNI)
 #define SWIN_GROUPED
@@ -70,13 +71,13 @@ class GroupedWeight {
         forms(n_forms),
         units(static_cast<Unit*>(::operator new(n_units * sizeof(Unit)))),
         words(static_cast<std::uint16_t*>(::operator new(n_items * sizeof(std::uint16_t)))),
-        weights(static_cast<std::int8_t*>(::operator new(n_items * kItemBytes, std::align_val_t{64}))) {}
+        weights(static_cast<std::int8_t*>(allocate_memory(n_items * kItemBytes))) {}
   GroupedWeight(const GroupedWeight&) = delete;
   GroupedWeight& operator=(const GroupedWeight&) = delete;
   ~GroupedWeight() {
     ::operator delete(units);
     ::operator delete(words);
-    ::operator delete(weights, std::align_val_t{64});
+    release_memory(weights);
   }
 
   const std::int64_t items;

@@ -2,10 +2,9 @@
 // operations share. With AMX the block runs on tiles (gemm_amx.h), elsewhere on the micro-kernels of gemm_core.h.
 #pragma once
 
-#include <new>
-
 #include "gemm_core.h"
 #include "gemm_grouped.h"
+#include "memory.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
 #endif
@@ -16,18 +15,17 @@ class CpuPackedWeight : public PackedWeight {
  public:
   CpuPackedWeight(std::int64_t n, std::int64_t k, InputRange input)
       : PackedWeight(n, k, input),
-        starts(static_cast<std::int32_t*>(
-            ::operator new(units_of(n) * kLanes * sizeof(std::int32_t), std::align_val_t{64}))) {}
+        starts(static_cast<std::int32_t*>(allocate_memory(units_of(n) * kLanes * sizeof(std::int32_t)))) {}
   ~CpuPackedWeight() override {
-    ::operator delete(units, std::align_val_t{64});
-    ::operator delete(starts, std::align_val_t{64});
+    release_memory(units);
+    release_memory(starts);
 #if defined(SWIN_GROUPED)
     delete grouped;
 #endif
   }
 
   void allocate_units() {
-    units = static_cast<std::int8_t*>(::operator new(units_of(n) * bytes_per_unit(k, input), std::align_val_t{64}));
+    units = static_cast<std::int8_t*>(allocate_memory(units_of(n) * bytes_per_unit(k, input)));
   }
 
   static std::int64_t bytes_per_unit(std::int64_t k, InputRange input) {
@@ -181,7 +179,9 @@ static inline void parallel_blocks(const ExecContext& context, std::int64_t m, c
 template <class Body>
 static inline void parallel_row_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
                                        std::int64_t weights, std::int64_t scratch_bytes, Body&& body) {
-  const std::int64_t row_blocks = row_blocks_of(w, m), groups = ceil_div(m, kRowAlign);
+  const std::int64_t groups = ceil_div(m, kRowAlign), threads = context.threads > 1 ? context.threads : 1;
+  std::int64_t row_blocks = ceil_div(row_blocks_of(w, m), threads) * threads;  // so that all have the same to do
+  if (row_blocks > groups) row_blocks = groups;
   parallel_rows(context, row_blocks, 1, [&](std::int64_t first_block, std::int64_t last_block) {
     void* scratch = thread_scratch(scratch_bytes);
     for (std::int64_t block = first_block; block < last_block; ++block) {

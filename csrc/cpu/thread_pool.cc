@@ -5,8 +5,9 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <thread>
+
+#include "memory.h"
 
 namespace swin::cpu {
 namespace {
@@ -133,13 +134,13 @@ void run_tasks(int threads, std::int64_t tasks, TaskFn fn, void* closure) { pool
 
 void* thread_scratch(std::int64_t bytes) {
   struct Free {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+    void operator()(void* p) const { release_memory(p); }
   };
   thread_local std::unique_ptr<void, Free> memory;
   thread_local std::int64_t size = 0;
   if (bytes > size) {
     memory.reset();
-    memory.reset(::operator new(bytes, std::align_val_t{64}));
+    memory.reset(allocate_memory(bytes));
     size = bytes;
   }
   return memory.get();

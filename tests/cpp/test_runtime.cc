@@ -2,13 +2,17 @@
 // Plain checks, no framework; every failure is printed and the program's status says whether there was one.
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <iterator>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "memory.h"
 #include "swin/cpu.h"
 #include "swin/engine.h"
 #include "swin/error.h"
@@ -56,6 +60,96 @@ void pool_runs_every_task_once() {
       for (auto& c : count) EXPECT(c == 1);
     }
   }
+}
+
+// Pieces that come and go in any order keep what was written to them, the small ones and those larger than a chunk.
+void memory_pieces_stay_apart() {
+  struct Piece {
+    unsigned char* data;
+    std::size_t bytes;
+    unsigned char value;
+  };
+  std::vector<Piece> pieces;
+  const auto drop = [&](std::size_t i) {
+    const Piece piece = pieces[i];
+    bool intact = true;
+    for (std::size_t b = 0; b < piece.bytes; ++b) intact &= piece.data[b] == piece.value;
+    EXPECT(intact);
+    swin::cpu::release_memory(piece.data);
+    pieces[i] = pieces.back();
+    pieces.pop_back();
+  };
+  std::uint32_t random = 1;
+  for (int turn = 0; turn < 2000; ++turn) {
+    random = random * 1664525u + 1013904223u;
+    const std::size_t sizes[] = {0, 1, 63, 64, 65, 4096, 100'000, (random >> 8) % 300'000, turn % 100 == 7 ? 9'000'000u : 128u};
+    const std::size_t bytes = sizes[(random >> 24) % std::size(sizes)];
+    pieces.push_back({static_cast<unsigned char*>(swin::cpu::allocate_memory(bytes)), bytes, static_cast<unsigned char>(turn)});
+    EXPECT(reinterpret_cast<std::uintptr_t>(pieces.back().data) % 64 == 0);
+    std::memset(pieces.back().data, turn, bytes);
+    if (pieces.size() > 60) drop((random >> 4) % pieces.size());
+  }
+  while (!pieces.empty()) drop(pieces.size() / 2);
+  swin::cpu::release_memory(nullptr);
+}
+
+#if !defined(__SANITIZE_ADDRESS__)  // which keeps what is given back, and ends the process where memory is refused
+// Kilobytes of this process that are in memory; 0 where the system does not say.
+long resident_kb() {
+  long kb = 0;
+  if (std::FILE* file = std::fopen("/proc/self/status", "r")) {
+    char line[256];
+    while (std::fgets(line, sizeof line, file) != nullptr) std::sscanf(line, "VmRSS: %ld", &kb);
+    std::fclose(file);
+  }
+  return kb;
+}
+
+// What is given back is used again, or goes back to the system: 200 times 24 MB leave no more behind than one chunk.
+void memory_given_back_is_gone() {
+  long before = 0;
+  for (int turn = 0; turn < 200; ++turn) {
+    std::vector<void*> pieces;
+    for (int i = 0; i < 24; ++i) {
+      pieces.push_back(swin::cpu::allocate_memory(1 << 20));
+      std::memset(pieces.back(), turn, 1 << 20);
+    }
+    for (void* piece : pieces) swin::cpu::release_memory(piece);
+    if (turn == 0) before = resident_kb();
+  }
+  EXPECT(resident_kb() < before + (64 << 10));
+}
+
+void memory_that_is_not_there_is_refused() {
+  for (const std::size_t bytes : {std::size_t{1} << 62, ~std::size_t{0}}) {
+    bool refused = false;
+    try {
+      swin::cpu::allocate_memory(bytes);
+    } catch (const std::bad_alloc&) {
+      refused = true;
+    }
+    EXPECT(refused);
+  }
+}
+#endif
+
+void memory_serves_several_threads() {
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 3000; ++i) {
+        const std::size_t bytes = 1000 * (1 + i % 700);
+        auto* data = static_cast<unsigned char*>(swin::cpu::allocate_memory(bytes));
+        data[0] = data[bytes - 1] = static_cast<unsigned char>(t);
+        if (i % 16 == 0) std::this_thread::yield();
+        wrong += data[0] != t || data[bytes - 1] != t;
+        swin::cpu::release_memory(data);
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT(wrong == 0);
 }
 
 // Many short jobs in a row: a worker late for one job must not take tasks, or fields, of the next.
@@ -223,6 +317,12 @@ void configurations_that_are_no_swin_are_refused() {
 }  // namespace
 
 int main() {
+  memory_pieces_stay_apart();
+#if !defined(__SANITIZE_ADDRESS__)
+  memory_given_back_is_gone();
+  memory_that_is_not_there_is_refused();
+#endif
+  memory_serves_several_threads();
   pool_runs_every_task_once();
   pool_survives_many_jobs();
   pool_gives_each_thread_a_half_of_its_own();

@@ -1,0 +1,17 @@
+// The CPU backend's memory: weights, buffers and the threads' scratch, side by side in pages of 2 MiB.
+//
+// A forward pass reads all weights and goes through all buffers once or more often, tens of megabytes: in pages of 4 KiB
+// that is a walk through the page table every few hundred cycles, in a virtual machine a walk of walks. Most Linux systems
+// give large pages only to those who ask, and a tensor by itself is smaller than one.
+#pragma once
+
+#include <cstddef>
+
+namespace swin::cpu {
+
+// At least `bytes` of memory aligned to 64 bytes; std::bad_alloc where there is none.
+void* allocate_memory(std::size_t bytes);
+// Gives back what allocate_memory returned; nothing for a null pointer.
+void release_memory(void* memory);
+
+}  // namespace swin::cpu
