@@ -1,8 +1,8 @@
 // The CPU backend's memory: weights, buffers and the threads' scratch, side by side in pages of 2 MiB.
 //
 // A forward pass goes through tens of megabytes, which in pages of 4 KiB are more than the processor keeps translations of, and
-// in a virtual machine a translation takes longer still. Most Linux systems give large pages only to those who ask, and a
-// tensor by itself is smaller than one. What it gains: docs/architecture.md.
+// in a virtual machine a translation takes longer still. Many Linux systems give large pages only to those who ask, and a
+// tensor by itself is often smaller than one. What it gains: docs/architecture.md.
 #pragma once
 
 #include <cstddef>
