@@ -1,5 +1,5 @@
-"""A small workload for compute-sanitizer: FT's graphs in both int8 modes, the fused one with both activations, odd
-batches, a replayed recording.
+"""A small workload for compute-sanitizer: FT's graphs in both int8 modes, the fused one of Swin-V1 and -V2 with both
+activations, odd batches, a replayed recording.
 
     compute-sanitizer --tool memcheck python benchmarks/sanitize_gpu.py
 
@@ -8,6 +8,8 @@ Run it once without the tool before, with the same SWIN_GEMM_CONFIG: then no GEM
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -34,8 +36,10 @@ def main() -> int:
         for graph in GRAPHS
         for int8_mode in (1, 2)
     }
-    for activation in ("relu", "gelu"):
-        files[f"{FUSED_GRAPH}, {activation}"] = random_engine_file(MICRO_DIGITS, FUSED_GRAPH, activation=activation)
+    for version, activation in itertools.product((1, 2), ("relu", "gelu")):
+        config = dataclasses.replace(MICRO_DIGITS, version=version)
+        file = random_engine_file(config, FUSED_GRAPH, activation=activation)
+        files[f"{FUSED_GRAPH} of Swin-V{version}, {activation}"] = file
     for name, file in files.items():
         model = SwinInt8.from_engine_file(file).to(device)
         for batch in BATCHES:

@@ -96,12 +96,12 @@ class ListBuilder:
             _, stage, _, block, _ = spec.name.split(".")
             return scale_list(self._checkpoint.amax(int(stage), int(block)), self._checkpoint.graph)
         if spec.name.endswith(".attn_mask"):
-            return attention_mask(self._stage(spec.name)).half()
+            return self._real(spec.name, attention_mask(self._stage(spec.name)))
         if spec.name.endswith(".relative_position_bias"):
             window = self._stage(spec.name).window
             rows = (2 * window[0] - 1) * (2 * window[1] - 1)
             table = self._take(f"{spec.name}_table", (rows, spec.shape[0]))
-            return expand_bias_table(_to_fp16(f"{spec.name}_table", table), window)
+            return expand_bias_table(self._real(f"{spec.name}_table", table), window)
         if spec.name.endswith(".logit_scale"):
             return self._take(spec.name, (*spec.shape, 1, 1)).flatten().float()
         if spec.name.endswith(".attn.qkv.bias") and self._checkpoint.config.version == 2:
@@ -109,18 +109,23 @@ class ListBuilder:
         if spec.name == "patch_embed.proj.weight":
             config = self._checkpoint.config
             kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
-            return _to_fp16(spec.name, kernel.flatten(1))
+            return self._real(spec.name, kernel.flatten(1))
         values = self._take(spec.name, spec.shape)
-        if spec.dtype == torch.int8:
-            amax = self._checkpoint.state[spec.name.removesuffix("weight") + "_weight_quantizer._amax"]
-            return quantize_weight(values, float(amax))
-        return _to_fp16(spec.name, values)
+        return self._int8(spec.name, values) if spec.dtype == torch.int8 else self._real(spec.name, values)
+
+    def _int8(self, name: str, weight: Tensor) -> Tensor:
+        amax = self._checkpoint.state[name.removesuffix("weight") + "_weight_quantizer._amax"]
+        return quantize_weight(weight, float(amax))
+
+    def _real(self, name: str, values: Tensor) -> Tensor:
+        """`values` in the type that the list holds floating point in."""
+        return _to_fp16(name, values)
 
     def _qkv_bias_v2(self, spec: TensorSpec) -> Tensor:
         """(q, 0, v): Swin-V2's k has no bias."""
         channels = spec.shape[0] // 3
         names = (spec.name.replace("qkv.bias", "q_bias"), spec.name.replace("qkv.bias", "v_bias"))
-        q, v = (_to_fp16(name, self._take(name, (channels,))) for name in names)
+        q, v = (self._real(name, self._take(name, (channels,))) for name in names)
         return torch.cat((q, torch.zeros_like(q), v))
 
     def _stage(self, name: str) -> StageGeometry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -192,14 +193,16 @@ def engine_info() -> dict[str, str]:
 
 
 @functools.cache
-def runs_graph(graph: str, device: str = "cpu") -> bool:
-    """Whether the loaded engine has `graph` and every operation of it on `device`: the micro model is tried there."""
+def runs_graph(graph: str, device: str = "cpu", version: int = 1) -> bool:
+    """Whether the loaded engine has `graph` for Swin-V`version` and every operation of it on `device`: a micro model is
+    tried there."""
     from pyharness.config import MICRO_DIGITS
     from pyharness.random_engine import random_engine_file
 
-    model = SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, graph)).to(device)
+    config = dataclasses.replace(MICRO_DIGITS, version=version)
+    model = SwinInt8.from_engine_file(random_engine_file(config, graph)).to(device)
     try:
-        model(torch.zeros(1, MICRO_DIGITS.in_chans, *MICRO_DIGITS.img_size, device=device))
+        model(torch.zeros(1, config.in_chans, *config.img_size, device=device))
     except NotImplementedError:
         return False
     except ValueError as error:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pyharness import ft_format, fused_format
-from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, GRAPHS, StageGeometry, SwinConfig
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, StageGeometry, SwinConfig
 from pyharness.errors import CalibrationError, FormatError
 from pyharness.tensor_file import load_tensors, save_tensors
 
@@ -48,11 +48,7 @@ def weight_specs(config: SwinConfig, graph: str, gelu: bool = False) -> list[Ten
     `gelu` says whether a model of the fused graph has GELU; FasterTransformer's graphs say it themselves.
     """
     lists = fused_format if graph == FUSED_GRAPH else ft_format
-    block_fields, stage_fields = ft_format.block_weights(config.version), ft_format.stage_weights(config.version)
-    if graph == FUSED_GRAPH:
-        if config.version != 1:
-            raise FormatError(f"{config.name}: {FUSED_GRAPH} runs Swin-V1 only; Swin-V2 has {' and '.join(GRAPHS)}")
-        block_fields, stage_fields = lists.BLOCK_WEIGHTS, lists.STAGE_WEIGHTS
+    block_fields, stage_fields = lists.block_weights(config.version), lists.stage_weights(config.version)
     gelu = gelu if graph == FUSED_GRAPH else graph == "ft_int8"
     specs: list[TensorSpec] = []
     for stage in config.stages():
@@ -247,10 +243,10 @@ def _check_consistent(tensors: Mapping[str, torch.Tensor], prefix: str, block: i
 def _check_fused(ef: EngineFile, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
     """CalibrationError for an amax that is no use; FormatError for a weight's step that is not above zero, a weight of
     -128, or a number that is not finite."""
-    bad = []
+    bad, fields = [], fused_format.amax_fields(ef.config.version)
     for stage in ef.config.stages():
         for block in range(stage.depth):
-            amax = zip(fused_format.AMAX_FIELDS, tensors[f"layers.{stage.index}.blocks.{block}.amax"].tolist())
+            amax = zip(fields, tensors[f"layers.{stage.index}.blocks.{block}.amax"].tolist())
             bad += [amax_problem(ft_format.quantizer_name(name, stage.index, block), value) for name, value in amax]
         amax = zip(fused_format.STAGE_AMAX_FIELDS, tensors[f"layers.{stage.index}.downsample.amax"].tolist())
         bad += [amax_problem(ft_format.quantizer_name(name, stage.index, 0), value) for name, value in amax]

@@ -9,14 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyharness.attention_geometry import attention_mask, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint
 from pyharness.config import FUSED_GRAPH, WEIGHT_SCALES
 from pyharness.convert import ListBuilder
 from pyharness.engine_file import EngineFile, TensorSpec, amax_problem, weight_specs
 from pyharness.errors import CalibrationError, CheckpointError, HarnessError
 from pyharness.ft_format import quantizer_name
-from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
+from pyharness.fused_format import STAGE_AMAX_FIELDS, amax_fields
 from pyharness.weight_steps import channel_steps, quantize_channels
 
 
@@ -24,7 +23,8 @@ def to_fused_engine_file(checkpoint: CalibratedCheckpoint, weight_scales: str = 
     """The engine file of the fused graph, from a checkpoint of either FasterTransformer graph and either int8_mode,
     with weights scaled by one of WEIGHT_SCALES.
 
-    Of the quantizers only the seven of a block that the fused graph applies, and the reductions' inputs, are read.
+    Of the quantizers only the seven of a block that the fused graph applies (in Swin-V2 five), and the reductions'
+    inputs, are read.
     Raises HarnessError for other scales; CalibrationError naming every one of them that is missing or no use;
     CheckpointError for tensors that are missing, left over, of the wrong shape, or not finite.
     """
@@ -43,7 +43,7 @@ def to_fused_engine_file(checkpoint: CalibratedCheckpoint, weight_scales: str = 
 def _check_amax(checkpoint: CalibratedCheckpoint) -> None:
     problems: dict[str, None] = {}  # a dict, since every block of a stage has the reduction's
     for stage in checkpoint.config.stages():
-        needed = AMAX_FIELDS + (STAGE_AMAX_FIELDS if stage.has_downsample else ())
+        needed = amax_fields(checkpoint.config.version) + (STAGE_AMAX_FIELDS if stage.has_downsample else ())
         for block in range(stage.depth):
             amax = checkpoint.amax(stage.index, block)
             for scale in needed:
@@ -62,35 +62,26 @@ class _FusedListBuilder(ListBuilder):
     weight_scales = "channel"
 
     def tensor(self, spec: TensorSpec) -> Tensor:
-        if spec.is_empty:
-            return torch.zeros(spec.shape, dtype=spec.dtype)
-        if spec.name.endswith("amax"):
+        if spec.name.endswith(".amax") and not spec.is_empty:
             return self._amax(spec.name)
-        if spec.name.endswith(".attn_mask"):
-            return attention_mask(self._stage(spec.name))
-        if spec.name.endswith(".relative_position_bias"):
-            window = self._stage(spec.name).window
-            rows = (2 * window[0] - 1) * (2 * window[1] - 1)
-            table = self._take(f"{spec.name}_table", (rows, spec.shape[0]))
-            return expand_bias_table(_to_float32(f"{spec.name}_table", table), window)
-        if spec.name == "patch_embed.proj.weight":
-            config = self._checkpoint.config
-            kernel = self._take(spec.name, (config.embed_dim, config.in_chans, config.patch_size, config.patch_size))
-            return _to_float32(spec.name, kernel.flatten(1))
-        if spec.name.endswith(".weight_scale"):
+        if spec.name.endswith(".weight_scale") and not spec.is_empty:
             weight = self._checkpoint.state[spec.name.removesuffix("_scale")]  # taken just before
             return channel_steps(weight, self.weight_scales)
-        values = self._take(spec.name, spec.shape)
-        if spec.dtype == torch.int8:
-            return quantize_channels(values, channel_steps(values, self.weight_scales))
-        return _to_float32(spec.name, values)
+        return super().tensor(spec)
+
+    def _int8(self, name: str, weight: Tensor) -> Tensor:
+        return quantize_channels(weight, channel_steps(weight, self.weight_scales))
+
+    def _real(self, name: str, values: Tensor) -> Tensor:
+        return _to_float32(name, values)
 
     def _amax(self, name: str) -> Tensor:
         """amax of `layers.0.blocks.1.amax` or `layers.0.downsample.amax`."""
         _, stage, *block, _ = name.split(".")
         of_block = block[0] == "blocks"
         values = self._checkpoint.amax(int(stage), int(block[1]) if of_block else 0)
-        return torch.tensor([values[scale] for scale in (AMAX_FIELDS if of_block else STAGE_AMAX_FIELDS)])
+        fields = amax_fields(self._checkpoint.config.version) if of_block else STAGE_AMAX_FIELDS
+        return torch.tensor([values[scale] for scale in fields])
 
 
 def _to_float32(name: str, values: Tensor) -> Tensor:
@@ -104,7 +95,7 @@ def describe_fused(ef: EngineFile) -> list[str]:
     """Table rows of a fused engine file: per block every amax, and the range of the weights' steps."""
     tensors = ef.by_name()
     blocks = [(stage.index, block) for stage in ef.config.stages() for block in range(stage.depth)]
-    columns = [_column(tensors, *block) for block in blocks]
+    columns = [_column(tensors, amax_fields(ef.config.version), *block) for block in blocks]
     lines = []
     for start in range(0, len(blocks), 4):
         part = slice(start, start + 4)
@@ -122,10 +113,10 @@ def describe_fused(ef: EngineFile) -> list[str]:
     return lines
 
 
-def _column(tensors: dict[str, Tensor], stage: int, block: int) -> dict[str, str]:
+def _column(tensors: dict[str, Tensor], fields: tuple[str, ...], stage: int, block: int) -> dict[str, str]:
     prefix = f"layers.{stage}.blocks.{block}."
     amax = tensors[prefix + "amax"].tolist()
-    cells = {name: f"{value:.5g}" for name, value in zip(AMAX_FIELDS, amax)}
+    cells = {name: f"{value:.5g}" for name, value in zip(fields, amax)}
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
         cells[f"{layer}.weight"] = _range(tensors[f"{prefix}{layer}.weight_scale"])
     return cells

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyharness.config import FUSED_GRAPH, StageGeometry, SwinConfig
 from pyharness.engine_file import EngineFile
 from pyharness.errors import FormatError
-from pyharness.fused_format import AMAX_FIELDS
+from pyharness.fused_format import amax_fields
 from pyharness.reference import (
     Node,
     final_norm_pool,
@@ -113,18 +113,32 @@ def window_attention(
     x[j] = (q k[j]) * factor + bias[h, i, j] + mask[w, i, j]; p[j] = rne(127 * exp(x[j] - max x)), integers;
     o = clamp(rne(sum_j p[j] v[j] * output_factor / sum_j p[j]), -128, 127). bias [h, N, N], mask [windows, N, N].
     """
-    tokens, columns = bias.shape[-1], qkv.shape[1]
-    q, k, v = qkv.reshape(-1, tokens, 3, heads, columns // (3 * heads)).permute(2, 0, 3, 1, 4)
-    x = gemm_s32(q, k).double() * factor + bias.double()
-    if mask is not None:
-        x = (x.unflatten(0, (-1, len(mask))) + mask.double()[:, None]).flatten(0, 1)
+    q, k, v = split_heads(qkv, heads, bias.shape[-1])
+    x = with_mask(gemm_s32(q, k).double() * factor + bias.double(), mask)
+    # The engine's x is float32: three roundings of a number of x's size.
+    return attend(x, x.abs() * 2.0**-22, v, output_factor)
+
+
+def split_heads(qkv: Tensor, heads: int, tokens: int) -> Tensor:
+    """q, k and v s8 [3, BW, h, N, d] of s8 [M, 3C] in window order."""
+    return qkv.reshape(-1, tokens, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
+
+
+def with_mask(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits [BW, h, N, N] plus mask [windows, N, N], or none."""
+    return x if mask is None else (x.unflatten(0, (-1, len(mask))) + mask.double()[:, None]).flatten(0, 1)
+
+
+def attend(x: Tensor, error: Tensor, v: Tensor, output_factor: float) -> Quantized:
+    """`window_attention` from its logits float64 [BW, h, N, N] on, each of which the engine may have `error` off."""
     largest = x.amax(-1, keepdim=True)
     share = 127 * (x - largest).exp()
     p = share.round()
     total = p.sum(-1, keepdim=True)
     exact = (p @ v.double()) * (output_factor / total)
-    # The engine's x is float32: three roundings of a number of x's size, and of the largest's, go through exp.
-    tied = near_tie(share, TOLERANCE + share * 2.0**-22 * (x.abs() + largest.abs()))
+    # Through exp goes x's error, and that of whichever logit comes out as the largest.
+    of_largest = error.where(x + error >= (x - error).amax(-1, keepdim=True), 0).amax(-1, keepdim=True)
+    tied = near_tie(share, TOLERANCE + share * (error + of_largest))
     # Another rounding moves the mean of v by at most (|v[j]| + |mean|) / (the sum of the p that are left).
     least = total - (tied & (p > share)).sum(-1, keepdim=True)
     moved = tied.double() @ (v.double().abs() * output_factor) + tied.sum(-1, keepdim=True) * exact.abs()
@@ -140,13 +154,18 @@ def normalize(residual: Tensor, norm: Norm, order: Tensor | None = None) -> Quan
     return Quantized(round_clamp(exact), exact)
 
 
-def linear_residual(x: Tensor, linear: Linear, residual: Tensor, order: Tensor) -> Tensor:
-    """residual + the linear layer of x, float64 [B, H, W, C]; x s8 [M, K] in window order, which is undone."""
-    batch, height, width, channels = residual.shape
-    windowed = accumulate(x, linear).reshape(batch, height * width, channels)
+def in_image_order(rows: Tensor, residual: Tensor, order: Tensor) -> Tensor:
+    """Rows [M, C] in window order (`order` int64 [H*W]) to where their tokens lie in the image, shaped as residual
+    [B, H, W, C]."""
+    windowed = rows.reshape(len(residual), len(order), -1)
     image = torch.empty_like(windowed)
     image[:, order] = windowed
-    return residual.double() + image.reshape(residual.shape)
+    return image.reshape(residual.shape)
+
+
+def linear_residual(x: Tensor, linear: Linear, residual: Tensor, order: Tensor) -> Tensor:
+    """residual + the linear layer of x, float64 [B, H, W, C]; x s8 [M, K] in window order, which is undone."""
+    return residual.double() + in_image_order(accumulate(x, linear), residual, order)
 
 
 def linear_residual_norm(x: Tensor, linear: Linear, residual: Tensor, order: Tensor, norm: Norm) -> Stream:
@@ -165,6 +184,12 @@ def hidden_channels(x: Tensor, fc1: Linear, gelu_inverse_scale: float | None) ->
     return round_clamp(exact), round_clamp(exact - TOLERANCE) != round_clamp(exact + TOLERANCE)
 
 
+def mlp(x: Tensor, fc1: Linear, fc2: Linear, gelu_inverse_scale: float | None) -> tuple[Tensor, Tensor]:
+    """FC1, ReLU or GELU, FC2: s8 [M, C] -> float64 [M, C], and the slack that its hidden channels' ties give it."""
+    hidden, tied = hidden_channels(x, fc1, gelu_inverse_scale)
+    return accumulate(hidden, fc2), tied.double() @ fc2.weight.double().abs().T * fc2.scale.double()
+
+
 def mlp_residual_norm(
     x: Tensor,
     fc1: Linear,
@@ -179,9 +204,8 @@ def mlp_residual_norm(
     x s8 [M, C] in image order. With ReLU (`gelu_inverse_scale` None) fc1 scales to the steps of the hidden channels and
     its bias is empty. Without `norm` nothing but the residual stream [B, H, W, C] is written.
     """
-    hidden, tied = hidden_channels(x, fc1, gelu_inverse_scale)
-    stream = residual.double() + accumulate(hidden, fc2).reshape(residual.shape)
-    slack = (tied.double() @ fc2.weight.double().abs().T * fc2.scale.double()).reshape(residual.shape)
+    branch, slack = (t.reshape(residual.shape) for t in mlp(x, fc1, fc2, gelu_inverse_scale))
+    stream = residual.double() + branch
     return Stream(stream, None if norm is None else normalize(stream, norm, order), slack)
 
 
@@ -194,6 +218,13 @@ class FusedReferenceSwin:
     `reference(images)` gives float32 logits [B, num_classes], or the features [B, num_features] where num_classes is 0.
     FormatError for a file of another graph.
     """
+
+    def __new__(cls, engine_file: EngineFile) -> FusedReferenceSwin:
+        if cls is FusedReferenceSwin and engine_file.config.version == 2:
+            from pyharness.fused_reference_v2 import FusedReferenceSwinV2  # which is built on this class
+
+            cls = FusedReferenceSwinV2
+        return super().__new__(cls)
 
     def __init__(self, engine_file: EngineFile) -> None:
         if engine_file.graph != FUSED_GRAPH:
@@ -232,10 +263,14 @@ class FusedReferenceSwin:
         return x.float()
 
     def _stage(self, x: Tensor, stage: StageGeometry, record: _Recorder) -> Tensor:
-        y = record.at(stage.index, 0)("norm1_shift_partition", normalize(x, *self._norm1(stage, 0)))
+        y = self._enter(x, stage, record.at(stage.index, 0))
         for block in range(stage.depth):
             x, y = self._block(x, y, stage, block, record.at(stage.index, block))
         return self._merge(x, stage, record.at(stage.index)) if stage.has_downsample else x
+
+    def _enter(self, x: Tensor, stage: StageGeometry, record: _Recorder) -> Tensor:
+        """s8 [M, C] of the first block, in its window order, of the residual stream [B, H, W, C]."""
+        return record("norm1_shift_partition", normalize(x, *self._norm1(stage, 0)))
 
     def _block(
         self, x: Tensor, y: Tensor, stage: StageGeometry, block: int, record: _Recorder
@@ -255,9 +290,7 @@ class FusedReferenceSwin:
         y = linear_residual_norm(y, layer, x, window_order(stage, shift), norm2)
         x, y = record.stream("proj_norm", y, lambda residual: normalize(residual, norm2))
         following = self._norm1(stage, block + 1) if block + 1 < stage.depth else None
-        fc1 = self._linear(prefix + "mlp.fc1", amax["fc1_input"], 1.0 if self.gelu else amax["fc2_input"] / 127)
-        fc2 = self._linear(prefix + "mlp.fc2", amax["fc2_input"])
-        inverse = _float32(127 / amax["fc2_input"]) if self.gelu else None
+        fc1, fc2, inverse = self._mlp(prefix, amax)
         y = mlp_residual_norm(y, fc1, fc2, x, inverse, *(following or (None, None)))
         return record.stream("mlp_norm", y, lambda residual: normalize(residual, *following))
 
@@ -272,7 +305,8 @@ class FusedReferenceSwin:
         return record("reduction", y.reshape(batch, height // 2, width // 2, 2 * channels))
 
     def _amax(self, stage: int, block: int) -> dict[str, float]:
-        return dict(zip(AMAX_FIELDS, self._weights[f"layers.{stage}.blocks.{block}.amax"].tolist()))
+        fields = amax_fields(self.config.version)
+        return dict(zip(fields, self._weights[f"layers.{stage}.blocks.{block}.amax"].tolist()))
 
     def _norm(self, name: str, amax: float) -> Norm:
         return Norm(self._weights[name + ".weight"], self._weights[name + ".bias"], _float32(127 / amax))
@@ -290,13 +324,19 @@ class FusedReferenceSwin:
         return Linear(w[name + ".weight"], scale.float(), w.get(name + ".bias", torch.zeros(0)))
 
     def _qkv(self, prefix: str, amax: dict[str, float]) -> Linear:
-        """The QKV layer, whose three parts give Q, K and V each in steps of its own."""
+        """The QKV layer, whose three parts give Q, K and V each in steps of its own; Swin-V2's Q and K have none."""
         linear = self._linear(prefix + "attn.qkv", amax["qkv_input"])
         scale = amax["qkv_input"] / 127 * self._weights[prefix + "attn.qkv.weight_scale"].double()
-        steps = torch.tensor([amax[f"matmul_{part}"] / 127 for part in "qkv"], dtype=torch.float64)
+        steps = torch.tensor([amax.get(f"matmul_{part}", 127.0) / 127 for part in "qkv"], dtype=torch.float64)
         steps = steps.repeat_interleave(len(scale) // 3)
         bias = (linear.bias.double() / steps).float() if linear.bias.numel() else linear.bias
         return linear._replace(scale=(scale / steps).float(), bias=bias)
+
+    def _mlp(self, prefix: str, amax: dict[str, float]) -> tuple[Linear, Linear, float | None]:
+        """FC1, FC2 and, with GELU, what its result is multiplied by to be quantized."""
+        fc1 = self._linear(prefix + "mlp.fc1", amax["fc1_input"], 1.0 if self.gelu else amax["fc2_input"] / 127)
+        fc2 = self._linear(prefix + "mlp.fc2", amax["fc2_input"])
+        return fc1, fc2, _float32(127 / amax["fc2_input"]) if self.gelu else None
 
 
 def _float32(value: float) -> float:

@@ -10,7 +10,7 @@ from pyharness.attention_geometry import attention_mask, expand_bias_table
 from pyharness.config import FUSED_GRAPH, StageGeometry, SwinConfig
 from pyharness.engine_file import EngineFile, TensorSpec, scale_list, weight_specs
 from pyharness.errors import HarnessError
-from pyharness.fused_format import AMAX_FIELDS, STAGE_AMAX_FIELDS
+from pyharness.fused_format import STAGE_AMAX_FIELDS, amax_fields
 from pyharness.position_bias import LARGEST_BIAS
 from pyharness.weight_steps import channel_steps, quantize_channels
 
@@ -67,9 +67,7 @@ def random_engine_file(
         elif spec.name.endswith(".relative_position_bias"):
             tensors.append(_random_position_bias(stages[prefix], config.version, generator))
         else:
-            tensors.append(_random_tensor(spec, generator))
-            if config.version == 2 and spec.name.endswith(".attn.qkv.bias") and not spec.is_empty:
-                tensors[-1].chunk(3)[1].zero_()  # Swin-V2's k has no bias
+            tensors.append(_random_tensor(spec, generator, config.version))
     meta = {
         "origin": "random",
         "seed": seed,
@@ -92,8 +90,9 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int, weight_scales:
             amax = _reduction_amax(stage, config.version, 1, generator)
             tensors.append(torch.tensor([amax[name] for name in STAGE_AMAX_FIELDS]))
         elif spec.name.endswith(".amax"):
-            amax = _block_amax(config, stage, 0, "ft_int8" if gelu else "geluless_int8", 1, generator)
-            tensors.append(torch.tensor([amax[name] for name in AMAX_FIELDS]))
+            block = int(spec.name.split(".")[3])
+            amax = _block_amax(config, stage, block, "ft_int8" if gelu else "geluless_int8", 1, generator)
+            tensors.append(torch.tensor([amax[name] for name in amax_fields(config.version)]))
         elif spec.name.endswith(".weight_scale"):
             weight = tensors[-1].float()  # of the weight that stands before it
             step = 1 / weight.square().sum(1).sqrt().clamp(min=1.0)
@@ -106,7 +105,7 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int, weight_scales:
             values = torch.randn(spec.shape, generator=generator)
             tensors.append(quantize_channels(values, channel_steps(values, weight_scales)))
         else:
-            tensors.append(_random_tensor(spec, generator))
+            tensors.append(_random_tensor(spec, generator, config.version))
     meta = {
         "origin": "random",
         "seed": seed,
@@ -116,7 +115,7 @@ def _random_fused_file(config: SwinConfig, gelu: bool, seed: int, weight_scales:
     return EngineFile(config, FUSED_GRAPH, 1, tensors, meta)
 
 
-def _random_tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+def _random_tensor(spec: TensorSpec, generator: torch.Generator, version: int) -> torch.Tensor:
     if spec.is_empty:
         return torch.zeros(spec.shape, dtype=spec.dtype)
     if spec.dtype == torch.int8:
@@ -131,6 +130,8 @@ def _random_tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor
         values /= math.sqrt(spec.shape[1])
     else:
         values *= 0.1
+    if version == 2 and spec.name.endswith(".attn.qkv.bias"):
+        values.chunk(3)[1].zero_()  # Swin-V2's k has no bias
     return values.to(spec.dtype)
 
 

@@ -102,7 +102,7 @@ def names_that_run(names: Sequence[str], device: torch.device, version: int = 1)
 
     graphs = dict.fromkeys(GRAPH_OF_METHOD[name] for name in names if name in GRAPH_OF_METHOD)
     others = [graph for graph in graphs if graph not in GRAPHS]
-    lacking = [graph for graph in others if version != 1 or not runs_graph(graph, device.type)]
+    lacking = [graph for graph in others if not runs_graph(graph, device.type, version)]
     for graph in lacking:
         report(f"the engine has no {graph} on {device.type}{'' if version == 1 else ' for Swin-V2'}: no rows for it")
     return [name for name in names if GRAPH_OF_METHOD.get(name) not in lacking]

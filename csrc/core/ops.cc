@@ -65,7 +65,7 @@ void check(const PatchEmbedNormArgs& a, DType f) {
   const char* op = "patch_embed_norm";
   expect_rank(op, "x", a.x, 2);
   expect(op, "x", a.x, f, {a.x.dim(0), a.x.dim(1)});
-  expect(op, "bias", a.bias, f, {a.x.dim(1)});
+  if (a.bias) expect(op, "bias", a.bias, f, {a.x.dim(1)});
   SWIN_CHECK(ShapeError, op, bool(a.gamma) == bool(a.beta), "gamma and beta must both be there or both be absent");
   if (a.gamma) {
     expect(op, "gamma", a.gamma, f, {a.x.dim(1)});
@@ -215,6 +215,14 @@ void check(const LinearS8Args& a, DType f) {
   expect(op, "out", a.out, a.out.dtype, {a.x.dim(0), a.w->n});
 }
 
+void check(const LinearCosineQkvArgs& a, DType) {
+  const char* op = "linear_cosine_qkv";
+  check_linear(op, a.x, a.w, a.scale, a.bias);
+  SWIN_CHECK(ShapeError, op, a.heads > 0 && a.w->n % (3 * a.heads) == 0, "the weight's ", a.w->n,
+             " rows do not divide into q, k and v of ", a.heads, " heads");
+  expect(op, "out", a.out, DType::kS8, {a.x.dim(0), a.w->n});
+}
+
 void check(const WindowAttentionArgs& a, DType f) {
   const char* op = "window_attention";
   expect_rank(op, "bias", a.bias, 3);
@@ -225,6 +233,7 @@ void check(const WindowAttentionArgs& a, DType f) {
              ", which does not divide into windows of ", n, " tokens and ", heads, " heads");
   expect(op, "out", a.out, DType::kS8, {rows, c});
   expect(op, "qkv", a.qkv, DType::kS8, {rows, 3 * c});
+  if (a.head_scale) expect(op, "head_scale", a.head_scale, DType::kF32, {heads});
   if (a.mask) {
     expect_rank(op, "mask", a.mask, 3);
     expect(op, "mask", a.mask, f, {a.mask.dim(0), n, n});
@@ -233,22 +242,28 @@ void check(const WindowAttentionArgs& a, DType f) {
   }
 }
 
-// A residual of [M, C] and the LayerNorm and int8 output that may follow it.
-void check_residual_norm(const char* op, const TensorView& residual, const TensorView& gamma, const TensorView& beta,
-                         const TensorView& out, std::int64_t m, std::int64_t c, DType f) {
-  expect(op, "residual", residual, f, {m, c});
-  expect(op, "gamma", gamma, f, {c});
-  expect(op, "beta", beta, f, {c});
-  expect(op, "out", out, DType::kS8, {m, c});
+// A residual of [M, C], its LayerNorm and int8 output as far as an operation has them (Args: LinearResidualNormArgs or
+// MlpResidualNormArgs).
+template <class Args>
+void check_residual_norm(const char* op, const Args& a, std::int64_t m, std::int64_t c, DType f) {
+  expect(op, "residual", a.residual, f, {m, c});
+  if (a.norm == NormPlace::kResPostNorm) expect(op, "branch", a.branch, DType::kF32, {m, c});
+  if (a.out || a.norm == NormPlace::kResPostNorm) {
+    expect(op, "gamma", a.gamma, f, {c});
+    expect(op, "beta", a.beta, f, {c});
+  }
+  if (!a.out) return;
+  check_geometry(op, a.geometry);
+  SWIN_CHECK(ShapeError, op, m == a.geometry.tokens(), "x is ", a.x.describe(), "; ", a.geometry.tokens(),
+             " rows are needed");
+  expect(op, "out", a.out, DType::kS8, {m, c});
 }
 
 void check(const LinearResidualNormArgs& a, DType f) {
   const char* op = "linear_residual_norm";
-  check_geometry(op, a.geometry);
   check_linear(op, a.x, a.w, a.scale, a.bias);
-  SWIN_CHECK(ShapeError, op, a.x.dim(0) == a.geometry.tokens(), "x is ", a.x.describe(), "; ", a.geometry.tokens(),
-             " rows are needed");
-  check_residual_norm(op, a.residual, a.gamma, a.beta, a.out, a.x.dim(0), a.w->n, f);
+  SWIN_CHECK(ShapeError, op, a.out.data != nullptr, "out is missing");
+  check_residual_norm(op, a, a.x.dim(0), a.w->n, f);
 }
 
 void check(const MlpResidualNormArgs& a, DType f) {
@@ -262,17 +277,11 @@ void check(const MlpResidualNormArgs& a, DType f) {
   const bool relu = a.activation == Activation::kRelu;
   SWIN_CHECK(ValueError, op, relu != bool(a.bias1),
              relu ? "with ReLU there is no FC1 bias" : "GELU needs the FC1 bias");
-  SWIN_CHECK(ValueError, op, relu == (a.w2->input == InputRange::kNonNegative),
-             "the second weight must be packed for what the activation gives: 0..127 behind ReLU, any int8 behind GELU");
+  SWIN_CHECK(
+      ValueError, op, relu == (a.w2->input == InputRange::kNonNegative),
+      "the second weight must be packed for what the activation gives: 0..127 behind ReLU, any int8 behind GELU");
   if (a.hidden) expect(op, "hidden", a.hidden, DType::kS8, {m, hidden});
-  if (a.out) {
-    check_geometry(op, a.geometry);
-    SWIN_CHECK(ShapeError, op, m == a.geometry.tokens(), "x is ", a.x.describe(), "; ", a.geometry.tokens(),
-               " rows are needed");
-    check_residual_norm(op, a.residual, a.gamma, a.beta, a.out, m, c, f);
-  } else {
-    expect(op, "residual", a.residual, f, {m, c});
-  }
+  check_residual_norm(op, a, m, c, f);
 }
 
 void check(const FinalNormPoolArgs& a, DType f) {
@@ -392,7 +401,7 @@ OpCost cost(const PatchEmbedArgs& a) {
   return cost_of({a.image, a.weight}, {a.out}, 2 * a.out.numel() * a.weight.dim(1));
 }
 OpCost cost(const PatchEmbedNormArgs& a) {
-  return cost_of({a.x, a.bias, a.gamma, a.beta}, {a.x}, a.x.numel() * (a.gamma ? 8 : 1));
+  return cost_of({a.x, a.bias, a.gamma, a.beta}, {a.x}, a.x.numel() * ((a.gamma ? 7 : 0) + (a.bias ? 1 : 0)));
 }
 OpCost cost(const NormShiftPartitionArgs& a) {
   return cost_of({a.residual, a.gamma, a.beta}, {a.out}, a.out.numel() * 10);
@@ -423,8 +432,13 @@ OpCost cost(const LinearS8Args& a) {
   c.bytes_read += a.w->n * a.w->k;
   return c;
 }
+OpCost cost(const LinearCosineQkvArgs& a) {
+  OpCost c = cost_of({a.x, a.scale, a.bias}, {a.out}, 2 * a.x.dim(0) * a.w->n * a.w->k);
+  c.bytes_read += a.w->n * a.w->k;
+  return c;
+}
 OpCost cost(const WindowAttentionArgs& a) {
-  return cost_of({a.qkv, a.bias, a.mask}, {a.out}, 4 * a.out.numel() * a.bias.dim(1));
+  return cost_of({a.qkv, a.bias, a.mask, a.head_scale}, {a.out}, 4 * a.out.numel() * a.bias.dim(1));
 }
 OpCost cost(const LinearResidualNormArgs& a) {
   OpCost c = cost_of({a.x, a.scale, a.bias, a.residual, a.gamma, a.beta}, {a.residual, a.out},

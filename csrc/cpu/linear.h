@@ -61,27 +61,37 @@ struct Channels {
   }
 };
 
-// Adds a GEMM's results to rows of the residual stream, row r of the block to residual row target[r].
-struct ResidualAdd {
+// Where a GEMM's results go as floats: row r of the block to `rows` + target[r].
+struct FloatRows {
   const Channels channels;
-  float* residual;
+  float* rows;
   const std::int64_t* target;
-
-  template <int V>
-  SWIN_INLINE auto operator()(std::int64_t column) const {
-    return [columns = channels.at<V>(column), add = *this, column](std::int64_t row, const Vi* acc) SWIN_INLINE {
-      float* x = add.residual + add.target[row] * add.channels.count;
-      add.channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
-        store(x + i, load(x + i, lanes) + columns.value(acc, v), lanes);
-      });
-    };
-  }
 };
 
-// multiply_block whose results are added to the residual stream: once for all operations that do so (linear_residual_norm.cc),
-// as its kernels take long to compile.
+// multiply_block whose results are added to FloatRows, or stored there: once for all operations that do so
+// (linear_residual_norm.cc), as its kernels take long to compile.
 void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                      const ResidualAdd& add);
+                      const FloatRows& to);
+void multiply_and_store(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
+                        const FloatRows& to);
+
+// Bytes of the rows of a block that are to be normalized before they reach the residual stream.
+static inline std::int64_t branch_bytes(NormPlace norm, std::int64_t c) {
+  return norm == NormPlace::kResPostNorm ? kBlockRows * c * static_cast<std::int64_t>(sizeof(float)) : 0;
+}
+
+// Where a task puts such rows: into the thread's scratch, unless other tasks give the rest of their columns.
+static inline float* branch_rows(const TensorView& branch, const BlockTask& task, std::int64_t c, void* own) {
+  return task.splits == 1 ? static_cast<float*>(own) : branch.as<float>() + task.first * c;
+}
+
+// multiply_and_store of the task's rows one after the other.
+static inline void multiply_to_rows(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
+                                      const Channels& channels, float* branch) {
+  std::int64_t target[kBlockRows];
+  for (std::int64_t r = 0; r < task.rows; ++r) target[r] = r * channels.count;
+  multiply_and_store(w, x, task, scratch, FloatRows{channels, branch, target});
+}
 
 // Counts the tasks of each block of rows that are done; the last of a block may go on with its whole rows.
 class BlockCounts {

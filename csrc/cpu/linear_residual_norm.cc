@@ -5,29 +5,62 @@
 #include "linear.h"
 
 namespace swin::cpu::SWIN_ISA {
+namespace {
+
+template <bool kAdd>
+struct EmitFloats {
+  FloatRows to;
+
+  template <int V>
+  SWIN_INLINE auto operator()(std::int64_t column) const {
+    return [columns = to.channels.at<V>(column), to = to, column](std::int64_t row, const Vi* acc) SWIN_INLINE {
+      float* x = to.rows + to.target[row];
+      to.channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
+        const Vf y = columns.value(acc, v);
+        store(x + i, kAdd ? load(x + i, lanes) + y : y, lanes);
+      });
+    };
+  }
+};
+
+}  // namespace
 
 void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                      const ResidualAdd& add) {
-  multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, add);
+                      const FloatRows& to) {
+  multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<true>{to});
+}
+void multiply_and_store(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
+                        const FloatRows& to) {
+  multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<false>{to});
 }
 
 void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext& context) {
   const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
   const std::int64_t m = args.x.dim(0), k = w.k, c = w.n;
+  const float *gamma = args.gamma.as<const float>(), *beta = args.beta.as<const float>();
   float* residual = args.residual.as<float>();
+  std::int8_t* out = args.out.as<std::int8_t>();
   const Channels channels(args.scale, args.bias, c);
+  const std::int64_t gemm_bytes = block_bytes(w, kBlockRows);
   BlockCounts counts(w, m);
-  parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
+  parallel_blocks(context, m, w, gemm_bytes + branch_bytes(args.norm, c), [&](const BlockTask& task, void* scratch) {
     std::int64_t target[kBlockRows];
     ImageRows rows(args.geometry, task.first);
-    for (std::int64_t r = 0; r < task.rows; ++r, rows.next()) target[r] = rows.row();
-    multiply_and_add(w, args.x.as<const std::int8_t>() + task.first * k, task, scratch,
-                     ResidualAdd{channels, residual, target});
-    if (!counts.completes(task)) return;
-    NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
-    for (std::int64_t r = 0; r < task.rows; ++r) {
-      norm.add(residual + target[r] * c, args.out.as<std::int8_t>() + target[r] * c);
+    for (std::int64_t r = 0; r < task.rows; ++r, rows.next()) target[r] = rows.row() * c;
+    const std::int8_t* x = args.x.as<const std::int8_t>() + task.first * k;
+    if (args.norm == NormPlace::kResPostNorm) {
+      float* branch = branch_rows(args.branch, task, c, static_cast<char*>(scratch) + gemm_bytes);
+      multiply_to_rows(w, x, task, scratch, channels, branch);
+      if (!counts.completes(task)) return;
+      AddQuantize norm(gamma, beta, c, args.quant);
+      for (std::int64_t r = 0; r < task.rows; ++r) norm.add(branch + r * c, residual + target[r], out + target[r]);
+      norm.flush();
+      return;
     }
+    multiply_and_add(w, x, task, scratch, FloatRows{channels, residual, target});
+    if (!counts.completes(task)) return;
+    NormQuantize norm(gamma, beta, c, args.quant);
+    for (std::int64_t r = 0; r < task.rows; ++r) norm.add(residual + target[r], out + target[r]);
     norm.flush();
   });
 }

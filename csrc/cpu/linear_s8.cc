@@ -11,13 +11,11 @@ void linear_s8(const LinearS8Args& args, const ExecContext& context) {
   const Channels channels(args.scale, args.bias, n);
   const bool bounded = channels.below_2_to_31(k);
   parallel_blocks(context, m, w, block_bytes(w, kBlockRows), [&](const BlockTask& task, void* scratch) {
-    const auto multiply = [&](auto&& emit) {
-      multiply_block<Inputs::kSigned>(w, args.x.as<const std::int8_t>() + task.first * k, k, task, scratch, emit);
-    };
+    const std::int8_t* x = args.x.as<const std::int8_t>() + task.first * k;
     if (args.out.dtype == DType::kS8) {
       std::int8_t* out = args.out.as<std::int8_t>() + task.first * n;
       with_bound(bounded, [&](auto below) {
-        multiply([=]<int V>(std::int64_t column) SWIN_INLINE {
+        multiply_block<Inputs::kSigned>(w, x, k, task, scratch, [=]<int V>(std::int64_t column) SWIN_INLINE {
           return [=, columns = channels.at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
             Vf y[V];
             for (int v = 0; v < V; ++v) y[v] = columns.value(acc, v);
@@ -26,14 +24,7 @@ void linear_s8(const LinearS8Args& args, const ExecContext& context) {
         });
       });
     } else {
-      float* out = args.out.as<float>() + task.first * n;
-      multiply([=]<int V>(std::int64_t column) SWIN_INLINE {
-        return [=, columns = channels.at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
-          channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
-            store(out + row * n + i, columns.value(acc, v), lanes);
-          });
-        };
-      });
+      multiply_to_rows(w, x, task, scratch, channels, args.out.as<float>() + task.first * n);
     }
   });
 }

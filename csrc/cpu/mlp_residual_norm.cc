@@ -52,21 +52,45 @@ struct Mlp {
     }
   }
 
-  // Adds FC2 of `hidden` [rows, f] to the columns of `task`.
-  void second(const BlockTask& task, const std::int8_t* hidden, void* scratch) const {
+  bool post_norm() const { return args.norm == NormPlace::kResPostNorm; }
+
+  // FC2 of `hidden` [rows, f] for the columns of `task`: added to the residual, or to `branch` [rows, c] for finish().
+  void second(const BlockTask& task, const std::int8_t* hidden, void* scratch, float* branch) const {
+    if (post_norm()) {
+      multiply_to_rows(w2, hidden, task, scratch, channels2, branch);
+      return;
+    }
     std::int64_t target[kBlockRows];
-    for (std::int64_t r = 0; r < task.rows; ++r) target[r] = task.first + r;
-    multiply_and_add(w2, hidden, task, scratch, ResidualAdd{channels2, args.residual.as<float>(), target});
+    for (std::int64_t r = 0; r < task.rows; ++r) target[r] = (task.first + r) * c;
+    multiply_and_add(w2, hidden, task, scratch, FloatRows{channels2, args.residual.as<float>(), target});
   }
 
-  void finish(const BlockTask& task) const {
-    if (!args.out) return;
-    NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
-    WindowRows target(args.geometry, task.first);
-    for (std::int64_t row = task.first; row < task.first + task.rows; ++row, target.next()) {
-      norm.add(args.residual.as<const float>() + row * c, args.out.as<std::int8_t>() + target.row() * c);
+  void finish(const BlockTask& task, const float* branch) const {
+    const float *gamma = args.gamma.as<const float>(), *beta = args.beta.as<const float>();
+    float* residual = args.residual.as<float>() + task.first * c;
+    std::int8_t* out = args.out.as<std::int8_t>();
+    if (post_norm()) {
+      AddQuantize norm(gamma, beta, c, args.quant);
+      each_target(task, [&](std::int64_t r, std::int64_t target) {
+        norm.add(branch + r * c, residual + r * c, out == nullptr ? out : out + target * c);
+      });
+      norm.flush();
+    } else if (out != nullptr) {
+      NormQuantize norm(gamma, beta, c, args.quant);
+      each_target(task, [&](std::int64_t r, std::int64_t target) { norm.add(residual + r * c, out + target * c); });
+      norm.flush();
     }
-    norm.flush();
+  }
+
+  // Calls body(row of the task, row of out).
+  template <class Body>
+  void each_target(const BlockTask& task, Body&& body) const {
+    if (!args.out) {
+      for (std::int64_t r = 0; r < task.rows; ++r) body(r, 0);
+      return;
+    }
+    WindowRows target(args.geometry, task.first);
+    for (std::int64_t r = 0; r < task.rows; ++r, target.next()) body(r, target.row());
   }
 };
 
@@ -75,27 +99,30 @@ struct Mlp {
 void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& context) {
   const Mlp mlp(args);
   const std::int64_t scratch1 = block_bytes(mlp.w1, kBlockRows), scratch2 = block_bytes(mlp.w2, kBlockRows);
+  const std::int64_t branch = branch_bytes(args.norm, mlp.c);
   if (args.hidden) {
     std::int8_t* hidden = args.hidden.as<std::int8_t>();
     parallel_blocks(context, mlp.m, mlp.w1, scratch1, [&](const BlockTask& task, void* scratch) {
       mlp.first(task, hidden + task.first * mlp.f, scratch);
     });
     BlockCounts counts(mlp.w2, mlp.m);
-    parallel_blocks(context, mlp.m, mlp.w2, scratch2, [&](const BlockTask& task, void* scratch) {
-      mlp.second(task, hidden + task.first * mlp.f, scratch);
-      if (counts.completes(task)) mlp.finish(task);
+    parallel_blocks(context, mlp.m, mlp.w2, scratch2 + branch, [&](const BlockTask& task, void* scratch) {
+      float* rows = branch_rows(args.branch, task, mlp.c, static_cast<char*>(scratch) + scratch2);
+      mlp.second(task, hidden + task.first * mlp.f, scratch, rows);
+      if (counts.completes(task)) mlp.finish(task, rows);
     });
     return;
   }
   const std::int64_t scratch_bytes = scratch1 > scratch2 ? scratch1 : scratch2;
-  const std::int64_t weights = 2 * mlp.c * mlp.f, block_bytes = scratch_bytes + kBlockRows * mlp.f;
+  const std::int64_t weights = 2 * mlp.c * mlp.f, block_bytes = scratch_bytes + branch + kBlockRows * mlp.f;
   parallel_row_blocks(context, mlp.m, mlp.w1, weights, block_bytes, [&](BlockTask task, void* scratch) {
-    std::int8_t* hidden = static_cast<std::int8_t*>(scratch) + scratch_bytes;
+    float* rows = reinterpret_cast<float*>(static_cast<char*>(scratch) + scratch_bytes);
+    std::int8_t* hidden = static_cast<std::int8_t*>(scratch) + scratch_bytes + branch;
     task.last_unit = units_of(mlp.f);
     mlp.first(task, hidden, scratch);
     task.last_unit = units_of(mlp.c);
-    mlp.second(task, hidden, scratch);
-    mlp.finish(task);
+    mlp.second(task, hidden, scratch, rows);
+    mlp.finish(task, rows);
   });
 }
 

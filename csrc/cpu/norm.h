@@ -40,48 +40,90 @@ static inline Vf normalize(Vf x, RowStats s, const float* gamma, const float* be
   return (x - s.mean) * s.rstd * load(gamma + i, n) + load(beta + i, n);
 }
 
-// LayerNorm of rows of the residual stream, quantized: out = quantize(norm(x) * quant). Rows are taken together, so they are
-// written when enough of them were added, or at flush().
-class NormQuantize {
+// Rows that are taken together, kTogether at a time, and written when enough of them were added, or at flush(). `Rows` has
+// what Row says of one of them and template <int R> void write(const Row*) const.
+template <class Rows>
+class Together {
  public:
-  NormQuantize(const float* gamma, const float* beta, std::int64_t c, float quant)
-      : gamma_(gamma), beta_(beta), c_(c), quant_(quant) {}
+  template <class... Of>
+  explicit Together(Of... of) : rows_(of...) {}
 
-  void add(const float* x, std::int8_t* out) {
-    x_[count_] = x;
-    out_[count_] = out;
-    if (++count_ == kRows) {
-      write<kRows>(x_, out_);
+  template <class... Of>
+  void add(Of... of) {
+    row_[count_] = {of...};
+    if (++count_ == kTogether) {
+      rows_.template write<kTogether>(row_);
       count_ = 0;
     }
   }
 
   void flush() {
-    for (int r = 0; r < count_; ++r) write<1>(x_ + r, out_ + r);
+    for (int r = 0; r < count_; ++r) rows_.template write<1>(row_ + r);
     count_ = 0;
   }
 
  private:
-  static constexpr int kRows = 4;
+  static constexpr int kTogether = 4;
 
+  const Rows rows_;
+  typename Rows::Row row_[kTogether];
+  int count_ = 0;
+};
+
+// LayerNorm of rows of the residual stream, quantized: out = quantize(norm(x) * quant).
+struct NormedRows {
+  const float *gamma_, *beta_;
+  std::int64_t c_;
+  float quant_;
+
+  struct Row {
+    const float* x;
+    std::int8_t* out;
+  };
   template <int R>
-  void write(const float* const* x, std::int8_t* const* out) const {
+  void write(const Row* rows) const {
+    const float* x[R];
+    for (int r = 0; r < R; ++r) x[r] = rows[r].x;
     RowStats stats[R];
     row_stats_of<R>(x, c_, stats);
     for_lanes(c_, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
       const Vf gamma = load(gamma_ + i, n), beta = load(beta_ + i, n);
       for (int r = 0; r < R; ++r) {
-        store_s8(out[r] + i, ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * gamma + beta) * quant_, n);
+        store_s8(rows[r].out + i, ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * gamma + beta) * quant_, n);
       }
     });
   }
-
-  const float *gamma_, *beta_;
-  const std::int64_t c_;
-  const float quant_;
-  const float* x_[kRows];
-  std::int8_t* out_[kRows];
-  int count_ = 0;
 };
+using NormQuantize = Together<NormedRows>;
+
+// Swin-V2's norm behind a branch: residual += norm(x); out = quantize(residual * quant), where there is an out.
+struct AddedRows {
+  const float *gamma_, *beta_;
+  std::int64_t c_;
+  float quant_;
+
+  struct Row {
+    const float* x;
+    float* residual;
+    std::int8_t* out;
+  };
+  template <int R>
+  void write(const Row* rows) const {
+    const float* x[R];
+    for (int r = 0; r < R; ++r) x[r] = rows[r].x;
+    RowStats stats[R];
+    row_stats_of<R>(x, c_, stats);
+    for_lanes(c_, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
+      const Vf gamma = load(gamma_ + i, n), beta = load(beta_ + i, n);
+      for (int r = 0; r < R; ++r) {
+        float* residual = rows[r].residual + i;
+        const Vf sum = load(residual, n) + ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * gamma + beta);
+        store(residual, sum, n);
+        if (rows[r].out != nullptr) store_s8(rows[r].out + i, sum * quant_, n);
+      }
+    });
+  }
+};
+using AddQuantize = Together<AddedRows>;
 
 }  // namespace swin::cpu::SWIN_ISA

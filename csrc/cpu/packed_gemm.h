@@ -148,15 +148,16 @@ static inline std::int64_t row_blocks_of(const CpuPackedWeight& w, std::int64_t 
 
 // Splits m rows times w's columns into tasks and calls body(task, scratch of `scratch_bytes`) on the pool's threads: by
 // rows; where that gives too few tasks, by columns too; and where the weights are larger than a cache, by columns
-// first, so that a part of them stays there while all rows pass.
+// first, so that a part of them stays there while all rows pass. A task begins at a multiple of `together` units.
 template <class Body>
 static inline void parallel_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
-                                   std::int64_t scratch_bytes, Body&& body) {
+                                   std::int64_t scratch_bytes, Body&& body, std::int64_t together = 1) {
   const std::int64_t units = units_of(w.n), row_blocks = row_blocks_of(w, m), groups = ceil_div(m, kRowAlign);
+  const std::int64_t parts = ceil_div(units, together), part_units = together > kMinUnits ? together : kMinUnits;
   const std::int64_t for_threads = context.threads > 1 ? ceil_div(4 * context.threads, row_blocks) : 1;
   const std::int64_t for_cache = row_blocks > 1 ? ceil_div(w.n * w.k, kWeightsInCache) : 1;
   const std::int64_t wanted = for_threads > for_cache ? for_threads : for_cache;
-  const std::int64_t most = units / kMinUnits > 1 && row_blocks <= kMaxSplitBlocks ? units / kMinUnits : 1;
+  const std::int64_t most = units / part_units > 1 && row_blocks <= kMaxSplitBlocks ? units / part_units : 1;
   const std::int64_t splits = wanted < most ? wanted : most;
   const bool columns_first = for_cache > 1;
   parallel_rows(context, row_blocks * splits, 1, [&](std::int64_t first_task, std::int64_t last_task) {
@@ -168,8 +169,8 @@ static inline void parallel_blocks(const ExecContext& context, std::int64_t m, c
       const std::int64_t last = min_of(m, (block + 1) * groups / row_blocks * kRowAlign);
       const bool same_rows = task != first_task && split != 0 && !columns_first;
       const bool new_weights = columns_first ? task == first_task || block == 0 : block == first_task / splits;
-      body(BlockTask{first, last - first, split * units / splits, (split + 1) * units / splits, block, splits, same_rows,
-                     new_weights},
+      body(BlockTask{first, last - first, split * parts / splits * together,
+                     min_of(units, (split + 1) * parts / splits * together), block, splits, same_rows, new_weights},
            scratch);
     }
   });

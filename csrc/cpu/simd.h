@@ -61,6 +61,24 @@ static inline Vf min_of(Vf a, Vf b) {
   return a < b ? a : b;
 #endif
 }
+// The larger of |a| and |b|; a is not negative.
+static inline Vf max_size_of(Vf a, Vf b) {
+#if defined(SWIN_MASKED_LANES) && defined(__AVX512DQ__)
+  return reinterpret_cast<Vf>(_mm512_range_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), 0b1011));
+#else
+  return max_of(max_of(b, -b), a);
+#endif
+}
+static inline Vf sqrt_of(Vf x) {
+#if defined(SWIN_MASKED_LANES)
+  return reinterpret_cast<Vf>(_mm512_sqrt_ps(reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vf>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
 static inline Vi bits_of(Vf x) { return reinterpret_cast<Vi>(x); }
 static inline Vf float_of(Vi x) { return reinterpret_cast<Vf>(x); }
 
@@ -291,7 +309,11 @@ static inline float sum_of(Vf v) {
   return reduce(v, [](auto a, auto b) { return a + b; });
 }
 static inline float max_lane(Vf v) {
+#if defined(SWIN_MASKED_LANES)
+  return _mm512_reduce_max_ps(reinterpret_cast<__m512>(v));
+#else
   return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+#endif
 }
 
 // Lane r of the result: the lanes of rows[r], combined; of kLanes rows at once, which takes half of what one row after the

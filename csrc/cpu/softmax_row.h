@@ -17,13 +17,12 @@ inline constexpr std::int64_t kSoftmaxRows = kLanes > 8 ? kLanes : 8;  // a pass
 inline constexpr std::int64_t kRowVectors = kSoftmaxRows / kLanes;     // vectors with a lane for each row of a pass
 inline constexpr float kLog2E = 1.44269504f;
 
-// Logits of some rows of one window and head: scores times `scale`, plus position bias and shift mask.
+// What some rows of one window and head add to their scores: position bias and shift mask.
 struct LogitRows {
   const float *bias, *mask;  // [rows, n] each; mask: null where there is none
   std::int64_t n;
-  float scale;
 
-  LogitRows from(std::int64_t row) const { return {bias + row * n, mask == nullptr ? mask : mask + row * n, n, scale}; }
+  LogitRows from(std::int64_t row) const { return {bias + row * n, mask == nullptr ? mask : mask + row * n, n}; }
 };
 
 // n rows in passes of at most kSoftmaxRows, as equal as can be: calls body(first, rows).
@@ -54,7 +53,7 @@ struct RowVectors {
   }
 };
 
-// x[r, v] = score(r, v * kLanes) * scale + bias + mask for `count` vectors, -3e38 beyond column n, and the largest of each
+// x[r, v] = score(r, v * kLanes) + bias + mask for `count` vectors, -3e38 beyond column n, and the largest of each
 // row. kLone: they are n / kLanes whole vectors, and column n - 1, of the score lone_score(r), goes to `lone`.
 template <int kVectors, bool kLone, class Score, class LoneScore>
 SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score,
@@ -67,7 +66,7 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
 #pragma GCC unroll 9
       for (std::int64_t v = 0; v < count; ++v) {
         const std::int64_t j = v * kLanes, lanes = v + 1 < count ? kLanes : last;
-        Vf y = add_mask(score(r, j) * of.scale + load(of.bias + r * of.n + j, lanes), r * of.n + j, lanes);
+        Vf y = add_mask(score(r, j) + load(of.bias + r * of.n + j, lanes), r * of.n + j, lanes);
         if (!kLone && v + 1 == count) y = keep(y, lanes, -3.0e38f);
         x[r * count + v] = y;
         most = max_of(most, y);
@@ -84,7 +83,7 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
   if constexpr (kLone) {
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t i = r * of.n + of.n - 1;
-      const float y = lone_score(r) * of.scale + of.bias[i];
+      const float y = lone_score(r) + of.bias[i];
       lone.of[r] = of.mask != nullptr ? y + of.mask[i] : y;
     }
     for (std::int64_t v = 0; v < kRowVectors; ++v) {
@@ -127,13 +126,14 @@ static inline void store_lone(std::int8_t* target, std::int32_t value) {
 #endif
 }
 
-// What softmax and head_scale_softmax have in common: scores s8 [n, pitch] of one window and head to out s8 [n, pitch].
+// What softmax and head_scale_softmax have in common: scores s8 [n, pitch] of one window and head, times `scale`, to out s8
+// [n, pitch].
 struct SoftmaxS8 {
   const std::int8_t* scores;
   LogitRows logits;
   std::int8_t* out;
   std::int64_t pitch;
-  float quant;
+  float scale, quant;
 };
 
 static inline std::int64_t softmax_scratch_bytes(std::int64_t n) {
@@ -147,10 +147,11 @@ static inline void softmax_rows_s8(const SoftmaxS8& s, std::int64_t vectors, Vf*
   each_pass(n, [&](std::int64_t first, std::int64_t rows) SWIN_INLINE {
     RowNumbers largest, lone, sums;
     const std::int8_t* scores = s.scores + first * pitch;
+    const float scale = s.scale;
     logits_of<kVectors, kLone>(
         s.logits.from(first), rows, count,
-        [=](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j, room_of(j / kLanes)); },
-        [=](std::int64_t r) SWIN_INLINE { return static_cast<float>(scores[r * pitch + n - 1]); }, x, largest, lone);
+        [=](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j, room_of(j / kLanes)) * scale; },
+        [=](std::int64_t r) SWIN_INLINE { return static_cast<float>(scores[r * pitch + n - 1]) * scale; }, x, largest, lone);
     RowVectors parts;
     for (std::int64_t r = 0; r < rows; ++r) {
       Vf sum{};

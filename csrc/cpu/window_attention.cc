@@ -1,5 +1,6 @@
 // window_attention: Q K^T, position bias, shift mask, softmax and P V of one window and head after the other, the scores
-// never leaving the thread's cache. qkv s8 [BW*N, 3*h*d] -> out s8 [BW*N, h*d]. Formula: swin/ops.h.
+// never leaving the thread's cache; Swin-V2's cosine attention too. qkv s8 [BW*N, 3*h*d] -> out s8 [BW*N, h*d]. Formula:
+// swin/ops.h.
 //
 // Probabilities are quantized before they are normalized, relative to their row's largest, and the sum that normalizes
 // them is that of the quantized ones: the row's weights add up to one exactly, and P V gets all 127 steps.
@@ -15,6 +16,38 @@ namespace {
 
 constexpr float kLog2Of127 = 6.98868469f;
 
+// out[r] = factor / max(1, length of row r), 0 from row `rows` to `padded`; rows s8 [rows, d], `stride` apart. The sums of
+// squares, at most 2^14 d, are whole numbers that float32 holds.
+inline void inverse_lengths(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t d, float factor,
+                            float* out, std::int64_t padded) {
+  for (std::int64_t first = 0; first < padded; first += kSoftmaxRows) {
+    const std::int64_t count = min_of(kSoftmaxRows, rows - first);
+    RowVectors squares;
+    RowNumbers sums;
+    for (std::int64_t r = 0; r < count; ++r) {
+      Vf sum{};
+      for_lanes(d, [&](std::int64_t e, std::int64_t lanes) SWIN_INLINE {
+        const Vf y = load(x + (first + r) * stride + e, lanes);
+        sum += y * y;
+      });
+      squares.of[r] = sum;
+    }
+    squares.reduce_to(sums, count < 0 ? 0 : count, sums_of);
+    for (std::int64_t v = 0; v < kRowVectors && first + v * kLanes < padded; ++v) {
+      const Vf inverse = splat(factor) / sqrt_of(max_of(sums.vector(v), splat(1.0f)));
+      store(out + first + v * kLanes, keep(inverse, count - v * kLanes, 0.0f), min_of(kLanes, padded - first - v * kLanes));
+    }
+  }
+}
+
+// What scores are multiplied with: all of them with the same, or each with a number of its row and one of its column.
+struct Scale {
+  float factor;
+  const float *rows, *columns;  // null where there is one factor; columns [pitch], finite beyond n
+
+  Scale from(std::int64_t row) const { return {factor, rows == nullptr ? rows : rows + row, columns}; }
+};
+
 // Rows of one window and head on their way from scores to probabilities. `pitch` is N rounded up to whole vectors.
 struct SoftmaxRows {
   std::int32_t* scores;  // [n, pitch], columns from n on anything; logits in their place afterwards
@@ -23,21 +56,29 @@ struct SoftmaxRows {
   float* factor;   // [n]: pv_factor over the row's sum of p
   std::int64_t pitch;
   float pv_factor;
+  Scale scale;
 };
 
-template <int kVectors, bool kLone>
+template <int kVectors, bool kLone, bool kCosine>
 inline void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::int64_t rows, std::int64_t vectors) {
   const std::int64_t n = s.logits.n, pitch = s.pitch, count = kVectors > 0 ? kVectors : vectors;
   RowNumbers largest, lone, sums;
   std::int32_t* scores = s.scores + first * pitch;
+  const float* row_scale = kCosine ? s.scale.rows + first : nullptr;
   // Rows of logits are as long as those of scores, or shorter by the lone column: each row is read before it is written.
   Vf* x = reinterpret_cast<Vf*>(scores);
   if constexpr (kLone) {
-    for (std::int64_t r = 0; r < rows; ++r) lone.of[r] = static_cast<float>(scores[r * pitch + n - 1]);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float score = static_cast<float>(scores[r * pitch + n - 1]);
+      lone.of[r] = score * (kCosine ? row_scale[r] * s.scale.columns[n - 1] : s.scale.factor);
+    }
   }
   logits_of<kVectors, kLone>(
       s.logits.from(first), rows, count,
-      [=](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j); },
+      [scores, pitch, row_scale, scale = s.scale](std::int64_t r, std::int64_t j) SWIN_INLINE {
+        const Vf score = load(scores + r * pitch + j);
+        return kCosine ? score * row_scale[r] * load(scale.columns + j) : score * scale.factor;
+      },
       [&lone](std::int64_t r) SWIN_INLINE { return lone.of[r]; }, x, largest, lone);
   const auto probability_of = [](Vf logit, auto most) SWIN_INLINE {
     return rounded(exp2_of((logit - most) * kLog2E + kLog2Of127));
@@ -78,54 +119,75 @@ inline void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::int64_t 
   }
 }
 
-inline void softmax_rows(const SoftmaxRows& s) {
+// Rows [first, first + rows), at most kSoftmaxRows.
+inline void softmax_some(const SoftmaxRows& s, std::int64_t first, std::int64_t rows) {
   with_row_shape(s.logits.n, [&](auto count, auto lone, std::int64_t vectors) SWIN_INLINE {
-    each_pass(s.logits.n, [&](std::int64_t first, std::int64_t rows) SWIN_INLINE {
-      softmax_pass<count.value, lone.value>(s, first, rows, vectors);
-    });
+    if (s.scale.rows != nullptr) {
+      softmax_pass<count.value, lone.value, true>(s, first, rows, vectors);
+    } else {
+      softmax_pass<count.value, lone.value, false>(s, first, rows, vectors);
+    }
   });
 }
 
-// Q K^T and P V of one window and head with the micro-kernels of gemm_core.h; the scratch of one thread.
+// Q K^T and P V of one window and head with the micro-kernels of gemm_core.h, some rows at a time, whose scores stay in the
+// first-level cache; the scratch of one thread.
 class VectorHeads {
  public:
-  VectorHeads(std::int64_t n, std::int64_t d) : n_(n), d_(d), pitch_(units_of(n) * kLanes) {
+  VectorHeads(std::int64_t n, std::int64_t d)
+      : n_(n), d_(d), pitch_(units_of(n) * kLanes), rows_at_once_(ceil_div(n, ceil_div(n * pitch_ * 4, kScoreBytes))) {
     assign(static_cast<char*>(thread_scratch(assign(nullptr))));
     std::memset(starts_v_, 0, units_of(d) * kLanes * 4);
   }
 
-  std::int64_t pitch() const { return pitch_; }
-  std::int32_t* scores() const { return scores_; }
-  std::int8_t* p() const { return p_; }
-  float* factor() const { return factor_; }
+  std::int64_t rows_at_once() const { return rows_at_once_; }
 
-  // scores = q k^T; q, k s8 [n, d], `stride` apart.
-  void multiply_keys(const std::int8_t* q, const std::int8_t* k, std::int64_t stride) {
+  // The softmax of as many rows.
+  SoftmaxRows softmax(const LogitRows& logits, float pv_factor, const Scale& scale) const {
+    return {scores_, logits, p_, factor_, pitch_, pv_factor, scale};
+  }
+
+  // What the scores of queries and keys that lie at q and k are multiplied with.
+  Scale scale_of(const WindowAttentionArgs& args, std::int64_t head, const std::int8_t* q, const std::int8_t* k,
+                 std::int64_t stride) {
+    if (!args.head_scale) return {args.qk_factor, nullptr, nullptr};
+    inverse_lengths(q, stride, n_, d_, args.head_scale.as<const float>()[head], row_scale_, n_);
+    inverse_lengths(k, stride, n_, d_, 1.0f, key_scale_, pitch_);
+    return {0, row_scale_, key_scale_};
+  }
+
+  // k s8 [n, d], v s8 [n, d], `stride` apart.
+  void pack_keys(const std::int8_t* k, std::int64_t stride) {
     const std::int64_t steps = steps_of<SignedDot>(d_), unit = unit_bytes<SignedDot>(d_), units = units_of(n_);
     for (std::int64_t u = 0; u < units; ++u) {
       pack_unit_nk<SignedDot>(k, stride, n_, d_, u * kLanes, packed_k_ + u * unit);
       store_start<SignedDot>(starts_k_ + u * kLanes, packed_k_ + u * unit, steps);
     }
+  }
+  void pack_values(const std::int8_t* v, std::int64_t stride) {
+    const std::int64_t unit = unit_bytes<NonNegativeDot>(n_), units = units_of(d_);
+    for (std::int64_t u = 0; u < units; ++u) {
+      pack_unit_kn<NonNegativeDot>(v, stride, d_, n_, u * kLanes, packed_v_ + u * unit);
+    }
+  }
+
+  // scores = q k^T; q s8 [rows, d], `stride` apart.
+  void multiply_keys(const std::int8_t* q, std::int64_t stride, std::int64_t rows) {
     gemm_block<SignedDot>(
-        prepare_rows<SignedDot>(q, stride, n_, d_, rows_), n_, steps, packed_k_, starts_k_, 0, units,
-        [scores = scores_, pitch = pitch_]<int V>(std::int64_t column) SWIN_INLINE {
+        prepare_rows<SignedDot>(q, stride, rows, d_, rows_), rows, steps_of<SignedDot>(d_), packed_k_, starts_k_, 0,
+        units_of(n_), [scores = scores_, pitch = pitch_]<int V>(std::int64_t column) SWIN_INLINE {
           return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
             std::memcpy(scores + row * pitch + column, acc, V * sizeof(Vi));
           };
         });
   }
 
-  // out = p v, row by row times factor; v s8 [n, d], `stride` apart; out rows `out_stride` apart.
-  void multiply_values(const std::int8_t* v, std::int64_t stride, std::int8_t* out, std::int64_t out_stride) {
-    const std::int64_t steps = steps_of<NonNegativeDot>(n_), unit = unit_bytes<NonNegativeDot>(n_);
-    const std::int64_t units = units_of(d_);
-    for (std::int64_t u = 0; u < units; ++u) {
-      pack_unit_kn<NonNegativeDot>(v, stride, d_, n_, u * kLanes, packed_v_ + u * unit);
-    }
+  // out = p v, row by row times factor; out rows `out_stride` apart.
+  void multiply_values(std::int8_t* out, std::int64_t out_stride, std::int64_t rows) {
     // P's columns from N on are zero, so its rows may be read in whole steps where they lie.
     const Rows p = NonNegativeDot::kInPlace ? Rows{reinterpret_cast<const char*>(p_), pitch_}
-                                            : prepare_rows<NonNegativeDot>(p_, pitch_, n_, n_, rows_);
-    gemm_block<NonNegativeDot>(p, n_, steps, packed_v_, starts_v_, 0, units,
+                                            : prepare_rows<NonNegativeDot>(p_, pitch_, rows, n_, rows_);
+    gemm_block<NonNegativeDot>(p, rows, steps_of<NonNegativeDot>(n_), packed_v_, starts_v_, 0, units_of(d_),
                                [out, out_stride, d = d_, factor = factor_]<int V>(std::int64_t column) SWIN_INLINE {
                                  return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
                                    Vf y[V];
@@ -136,6 +198,8 @@ class VectorHeads {
   }
 
  private:
+  static constexpr std::int64_t kScoreBytes = 24 << 10;
+
   // Lays the parts out from `memory` on, if there is any; returns their bytes.
   std::int64_t assign(char* memory) {
     std::int64_t offset = 0;
@@ -144,46 +208,58 @@ class VectorHeads {
       offset += ceil_div(bytes, 64) * 64;
       return static_cast<void*>(start);
     };
-    const std::int64_t q_bytes = rows_bytes<SignedDot>(n_, d_), p_bytes = rows_bytes<NonNegativeDot>(n_, n_);
+    const std::int64_t rows = rows_at_once_;
+    const std::int64_t q_bytes = rows_bytes<SignedDot>(rows, d_), p_bytes = rows_bytes<NonNegativeDot>(rows, n_);
     packed_k_ = static_cast<std::int8_t*>(part(units_of(n_) * unit_bytes<SignedDot>(d_)));
     packed_v_ = static_cast<std::int8_t*>(part(units_of(d_) * unit_bytes<NonNegativeDot>(n_)));
     starts_k_ = static_cast<std::int32_t*>(part(pitch_ * 4));
     starts_v_ = static_cast<std::int32_t*>(part(units_of(d_) * kLanes * 4));
-    scores_ = static_cast<std::int32_t*>(part(n_ * pitch_ * 4));
-    p_ = static_cast<std::int8_t*>(part(n_ * pitch_));
-    factor_ = static_cast<float*>(part(n_ * 4));
+    scores_ = static_cast<std::int32_t*>(part(rows * pitch_ * 4));
+    p_ = static_cast<std::int8_t*>(part(rows * pitch_));
+    factor_ = static_cast<float*>(part(rows * 4));
+    row_scale_ = static_cast<float*>(part(n_ * 4));
+    key_scale_ = static_cast<float*>(part(pitch_ * 4));
     rows_ = part(q_bytes > p_bytes ? q_bytes : p_bytes);
     return offset;
   }
 
-  const std::int64_t n_, d_, pitch_;
+  const std::int64_t n_, d_, pitch_, rows_at_once_;
   std::int8_t *packed_k_, *packed_v_, *p_;
   std::int32_t *starts_k_, *starts_v_, *scores_;
-  float* factor_;
+  float *factor_, *row_scale_, *key_scale_;
   void* rows_;  // Q, then P, in the form of the GEMM
 };
 
 void attend(const WindowAttentionArgs& args, VectorHeads& heads_of, std::int64_t first, std::int64_t last) {
   const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), c = args.out.dim(1), d = c / heads;
-  const std::int64_t masks = args.mask ? args.mask.dim(0) : 1, pitch = heads_of.pitch();
+  const std::int64_t masks = args.mask ? args.mask.dim(0) : 1, stride = 3 * c;
   for (std::int64_t index = first; index < last; ++index) {
     const std::int64_t window = index / heads, head = index % heads;
-    const std::int8_t* q = args.qkv.as<const std::int8_t>() + window * n * 3 * c + head * d;
+    const std::int8_t* q = args.qkv.as<const std::int8_t>() + window * n * stride + head * d;
     const float* mask = args.mask ? args.mask.as<const float>() + window % masks * n * n : nullptr;
-    heads_of.multiply_keys(q, q + c, 3 * c);
-    const LogitRows logits{args.bias.as<const float>() + head * n * n, mask, n, args.qk_factor};
-    softmax_rows({heads_of.scores(), logits, heads_of.p(), heads_of.factor(), pitch, args.pv_factor});
-    heads_of.multiply_values(q + 2 * c, 3 * c, args.out.as<std::int8_t>() + window * n * c + head * d, c);
+    std::int8_t* out = args.out.as<std::int8_t>() + window * n * c + head * d;
+    const LogitRows logits{args.bias.as<const float>() + head * n * n, mask, n};
+    const Scale scale = heads_of.scale_of(args, head, q, q + c, stride);
+    heads_of.pack_keys(q + c, stride);
+    for (std::int64_t row = 0; row < n; row += heads_of.rows_at_once()) {
+      const std::int64_t rows = min_of(n - row, heads_of.rows_at_once());
+      heads_of.multiply_keys(q + row * stride, stride, rows);
+      const SoftmaxRows softmax = heads_of.softmax(logits.from(row), args.pv_factor, scale.from(row));
+      each_pass(rows, [&](std::int64_t first_row, std::int64_t count) { softmax_some(softmax, first_row, count); });
+      if (row == 0) heads_of.pack_values(q + 2 * c, stride);
+      heads_of.multiply_values(out + row * c, c, rows);
+    }
   }
 }
 
 #if defined(__AMX_INT8__)
-// The same on tiles, for windows of at most 64 tokens and heads of at most 64 channels, a multiple of four; at most 16 rows of
-// a head at a time, so that all of it stays in the first-level cache.
+// The same on tiles, for windows of at most kTokens tokens, a multiple of 64, and heads of at most 64 channels, a multiple of
+// four; at most 16 rows of a head at a time, so that all of it stays in the first-level cache.
 //
 // Rows go through four stages: scores, softmax, times V, quantization. While the vector units are at one row's softmax the
 // tiles multiply the next rows' scores; and no stage reads what the one before has only just written, since a store
 // of another size than the load, or one that still waits for its tile, holds the load up.
+template <std::int64_t kTokens>
 class TileHeads {
  public:
   static bool fits(std::int64_t n, std::int64_t d) { return n <= kTokens && d <= kChannels && d % 4 == 0; }
@@ -217,14 +293,15 @@ class TileHeads {
   }
 
  private:
-  static constexpr std::int64_t kTokens = 64, kChannels = 64, kUnit = kTokens * kTile;
+  static constexpr std::int64_t kChannels = 64, kUnit = kTokens * kTile;
+  static constexpr std::int64_t kGroup = 4;  // units of keys whose scores tiles hold at once
 
   // What lies behind the rows of P and results meets zeros, or gives rows that nobody reads.
   struct alignas(64) Memory {
     std::int8_t keys[kTokens * kChannels], values[kTokens * kChannels], queries[kTile * kChannels];
     std::int32_t scores[2][kTile * kTokens], results[kTile * kChannels];
     std::int8_t p[2][kTile * kTokens];
-    float factor[4][kTile];
+    float factor[4][kTile], row_scale[kTile], key_scale[kTokens];
   };
 
   // Rows of a head: the i-th of all heads' passes.
@@ -261,8 +338,16 @@ class TileHeads {
       }
       _tile_loadd(4, memory_->queries, d_);
     }
-    const std::int8_t* keys = memory_->keys;
-// The intrinsics want the tile's number itself; each result has a tile of its own, so that none waits for another.
+    std::int64_t first = 0;
+    for (; kTokens > kGroup * kTile && first + kGroup < units; first += kGroup) {
+      multiply_group(memory_->keys + first * unit, unit, kGroup);
+      store_group(memory_->scores[i % 2] + first * kTile, kGroup);
+    }
+    multiply_group(memory_->keys + first * unit, unit, units - first);
+  }
+
+  // The intrinsics want the tile's number itself; each result has a tile of its own, so that none waits for another.
+  void multiply_group(const std::int8_t* keys, std::int64_t unit, std::int64_t units) const {
 #define SWIN_MULTIPLY(result)                   \
   if (units > result) {                         \
     _tile_zero(result);                         \
@@ -275,24 +360,34 @@ class TileHeads {
     SWIN_MULTIPLY(3)
 #undef SWIN_MULTIPLY
   }
-
-  void store_scores(std::int64_t i) {
-    std::int32_t* scores = memory_->scores[i % 2];
+  void store_group(std::int32_t* scores, std::int64_t units) const {
     _tile_stored(0, scores, kTokens * 4);
-    if (passes_ > 1) _tile_stored(1, scores + kTile, kTokens * 4);
-    if (passes_ > 2) _tile_stored(2, scores + 2 * kTile, kTokens * 4);
-    if (passes_ > 3) _tile_stored(3, scores + 3 * kTile, kTokens * 4);
+    if (units > 1) _tile_stored(1, scores + kTile, kTokens * 4);
+    if (units > 2) _tile_stored(2, scores + 2 * kTile, kTokens * 4);
+    if (units > 3) _tile_stored(3, scores + 3 * kTile, kTokens * 4);
+  }
+
+  // The scores that are still in tiles.
+  void store_scores(std::int64_t i) {
+    const std::int64_t first = kTokens > kGroup * kTile ? (passes_ - 1) / kGroup * kGroup : 0;
+    store_group(memory_->scores[i % 2] + first * kTile, passes_ - first);
   }
 
   void softmax(std::int64_t i) {
     const Rows rows = rows_of(i);
     const float* mask = args_.mask ? args_.mask.as<const float>() + rows.window % masks_ * n_ * n_ : nullptr;
-    const LogitRows logits{args_.bias.as<const float>() + rows.head * n_ * n_, mask, n_, args_.qk_factor};
+    const LogitRows logits{args_.bias.as<const float>() + rows.head * n_ * n_, mask, n_};
+    Scale scale{args_.qk_factor, nullptr, nullptr};
+    if (args_.head_scale) {
+      const std::int8_t* q = queries_of(rows);
+      const float head_scale = args_.head_scale.as<const float>()[rows.head];
+      inverse_lengths(q + rows.first * 3 * c_, 3 * c_, rows.count, d_, head_scale, memory_->row_scale, kTile);
+      if (rows.pass == 0) inverse_lengths(q + c_, 3 * c_, n_, d_, 1.0f, memory_->key_scale, kTokens);
+      scale = {0, memory_->row_scale, memory_->key_scale};
+    }
     const SoftmaxRows softmax{memory_->scores[i % 2], logits.from(rows.first), memory_->p[i % 2], memory_->factor[i % 4],
-                              kTokens, args_.pv_factor};
-    with_row_shape(n_, [&](auto count, auto lone, std::int64_t vectors) SWIN_INLINE {
-      softmax_pass<count.value, lone.value>(softmax, 0, rows.count, vectors);
-    });
+                              kTokens,                args_.pv_factor,         scale};
+    softmax_some(softmax, 0, rows.count);
   }
 
   void multiply_values(std::int64_t i) {
@@ -305,19 +400,29 @@ class TileHeads {
     }
     const std::int8_t* values = memory_->values;
     std::int32_t* results = memory_->results;
-    _tile_loadd(6, memory_->p[i % 2], kTokens);
-#define SWIN_MULTIPLY(result)                           \
-  if (units > result) {                                 \
-    _tile_zero(result);                                 \
-    _tile_loadd(7, values + result * kUnit, 64);        \
-    _tile_dpbssd(result, 6, 7);                         \
-    _tile_stored(result, results + result * kTile, kChannels * 4); \
+    const std::int8_t* p = memory_->p[i % 2];
+    const std::int64_t steps = kTokens > 64 ? ceil_div(n_, 64) : 1;
+#define SWIN_MULTIPLY(result)                                             \
+  if (units > result) {                                                   \
+    _tile_loadd(7, values + result * kUnit + step * 64 * kTile, 64);      \
+    _tile_dpbssd(result, 6, 7);                                           \
   }
-    SWIN_MULTIPLY(0)
-    SWIN_MULTIPLY(1)
-    SWIN_MULTIPLY(2)
-    SWIN_MULTIPLY(3)
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (std::int64_t step = 0; step < steps; ++step) {
+      _tile_loadd(6, p + step * 64, kTokens);
+      SWIN_MULTIPLY(0)
+      SWIN_MULTIPLY(1)
+      SWIN_MULTIPLY(2)
+      SWIN_MULTIPLY(3)
+    }
 #undef SWIN_MULTIPLY
+    _tile_stored(0, results, kChannels * 4);
+    if (units > 1) _tile_stored(1, results + kTile, kChannels * 4);
+    if (units > 2) _tile_stored(2, results + 2 * kTile, kChannels * 4);
+    if (units > 3) _tile_stored(3, results + 3 * kTile, kChannels * 4);
   }
 
   void quantize(std::int64_t i) {
@@ -345,8 +450,12 @@ void window_attention(const WindowAttentionArgs& args, const ExecContext& contex
   const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), d = args.out.dim(1) / heads;
   parallel_rows(context, args.out.dim(0) / n * heads, 1, [&](std::int64_t first, std::int64_t last) {
 #if defined(__AMX_INT8__)
-    if (TileHeads::fits(n, d)) {
-      TileHeads(args).attend(first, last);
+    if (TileHeads<64>::fits(n, d)) {
+      TileHeads<64>(args).attend(first, last);
+      return;
+    }
+    if (TileHeads<256>::fits(n, d)) {
+      TileHeads<256>(args).attend(first, last);
       return;
     }
 #endif

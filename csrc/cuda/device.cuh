@@ -28,6 +28,12 @@ __device__ __forceinline__ To bits_as(const From& from) {
   return to;
 }
 
+// x, as a number of which the compiler knows nothing: what follows from it is computed where it stands, also in a loop.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---------------------------------------------------------------------------------------------------------------- PTX
 
 #if defined(SWIN_HOST_SHIM)
@@ -248,6 +254,13 @@ template <class T, int V>
 __device__ __forceinline__ void load_floats(const T* source, float (&x)[V]) {
   if constexpr (V == 1) {
     x[0] = to_float(*source);
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+#pragma unroll
+    for (int i = 0; i < V / 4; ++i) {
+      const Words4 words = load_words(source + 4 * i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[4 * i + j] = __uint_as_float(words.word[j]);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < V / 8; ++i) {
@@ -261,9 +274,17 @@ __device__ __forceinline__ void load_floats(const T* source, float (&x)[V]) {
 
 template <class T, int V>
 __device__ __forceinline__ void store_floats(T* target, const float (&x)[V]) {
-  static_assert(V == 1 || V == 8, "one value or 16 bytes");
+  static_assert(V == 1 || V == 8, "one value or eight");
   if constexpr (V == 1) {
     *target = from_float<T>(x[0]);
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+#pragma unroll
+    for (int i = 0; i < V / 4; ++i) {
+      Words4 words;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) words.word[j] = __float_as_uint(x[4 * i + j]);
+      store_words(target + 4 * i, words);
+    }
   } else {
     store_words(target, pack8<T>(x));
   }

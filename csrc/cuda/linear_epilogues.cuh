@@ -11,6 +11,7 @@ namespace swin::cuda {
 
 // y = acc * scale[n] + bias[n]; no bias: 0.
 struct ChannelScale {
+  static constexpr bool kCombines = false;
   const float *scale, *bias;
 
   template <int V>

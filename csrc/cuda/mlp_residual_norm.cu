@@ -1,6 +1,7 @@
 // mlp_residual_norm: FC1, activation, FC2, residual += FC2's result; out = quantize(LayerNorm(residual)) in the next block's
-// window order. x s8 [M, C] in image order, w1 s8 [F, C], w2 s8 [C, F], scales and biases f32; hidden s8 [M, F] or none;
-// residual T [M, C], out s8 [M, C]. Formula: swin/ops.h.
+// window order. With kResPostNorm residual += LayerNorm(FC2's result); out = quantize(residual).
+// x s8 [M, C] in image order, w1 s8 [F, C], w2 s8 [C, F], scales and biases f32; hidden s8 [M, F] or none; branch f32
+// [M, C]; residual T [M, C], out s8 [M, C] or none. Formula: swin/ops.h.
 //
 // Without `hidden` (row_blocks.h says where): one kernel, a block having 128 whole rows (row_tiles.cuh) and going through the
 // hidden channels 64 at a time. FC1's result for them is quantized into shared memory, where FC2 takes it from: hidden rows
@@ -8,7 +9,8 @@
 // Floor: M*C + 5*M*C bytes, and 2*C*F of weights for each block from the second-level cache.
 // With `hidden`: two GEMMs (tile_gemm.cuh), FC1 with the activation and the quantization in its epilogue, FC2 with the
 // residual's sum in its own, and the LayerNorm of norm_shift_partition.cu. Floor: M*C + 2*M*F + 2*C*F + 4*M*C bytes, then 3*M*C.
-// Neither was timed yet.
+// With kResPostNorm FC2 stores its result to `branch`, and the norm of norm_residual.cuh moves 9*M*C bytes.
+// None was timed yet.
 #include "kernels.h"
 #include "row_tiles.cuh"
 
@@ -35,7 +37,7 @@ struct MlpShared {
   static_assert(kHiddenStep == kStepK && kBytes <= 64 << 10, "Turing's blocks have 64 KiB");
 };
 
-template <class Tile, class T, bool kRelu>
+template <class Tile, NormPlace kNorm, class T, bool kRelu>
 __global__ void __launch_bounds__(Tile::kThreads) mlp_rows_kernel(const MlpOperands mlp, const RowEnd<T> end) {
   using Shared = MlpShared<Tile>;
   constexpr int kThreads = Tile::kThreads, kC = Tile::kChannels;
@@ -95,7 +97,27 @@ __global__ void __launch_bounds__(Tile::kThreads) mlp_rows_kernel(const MlpOpera
     commit_copies();
     multiply_step(shared + Shared::kHidden + warp_row * kHiddenStep, shared + Shared::kW2 + side * (kC / 2) * kHiddenStep, acc);
   }
-  end_rows<Tile>(end, first_row, acc, reinterpret_cast<float*>(shared + Shared::kSums));
+  end_rows<Tile, kNorm>(end, first_row, acc, reinterpret_cast<float*>(shared + Shared::kSums));
+}
+
+template <class T>
+RowEnd<T> row_end(const MlpResidualNormArgs& args) {
+  return {args.scale2.as<const float>(),
+          args.bias2.as<const float>(),
+          args.residual.as<T>(),
+          args.gamma.as<const T>(),
+          args.beta.as<const T>(),
+          args.out.as<std::int8_t>(),
+          WindowRows(args.out ? args.geometry : image_order(args.x.dim(0))),
+          false,
+          count32(kOp, "rows", args.x.dim(0)),
+          args.quant};
+}
+
+template <class Tile, NormPlace kNorm, class T>
+auto rows_kernel(Activation activation) {
+  return activation == Activation::kRelu ? mlp_rows_kernel<Tile, kNorm, T, true>
+                                         : mlp_rows_kernel<Tile, kNorm, T, false>;
 }
 
 template <class T>
@@ -110,21 +132,13 @@ void run_in_row_blocks(const MlpResidualNormArgs& args, void* stream) {
                         args.scale1.as<const float>(),
                         args.bias1.as<const float>(),
                         args.hidden_quant};
-  const RowEnd<T> end{args.scale2.as<const float>(),
-                      args.bias2.as<const float>(),
-                      args.residual.as<T>(),
-                      args.gamma.as<const T>(),
-                      args.beta.as<const T>(),
-                      args.out.as<std::int8_t>(),
-                      WindowRows(args.out ? args.geometry : image_order(args.x.dim(0))),
-                      false,
-                      first.rows,
-                      args.quant};
+  const RowEnd<T> end = row_end<T>(args);
   const bool possible = mlp.hidden % kHiddenStep == 0 && end.aligned() && takes_copies(first) && is_aligned(mlp.w2, 16) &&
                         with_row_tile(c, [&](auto tile) {
                           using Chosen = decltype(tile);
-                          const auto kernel = args.activation == Activation::kRelu ? mlp_rows_kernel<Chosen, T, true>
-                                                                                   : mlp_rows_kernel<Chosen, T, false>;
+                          const auto kernel = args.norm == NormPlace::kPreNorm
+                                                  ? rows_kernel<Chosen, NormPlace::kPreNorm, T>(args.activation)
+                                                  : rows_kernel<Chosen, NormPlace::kResPostNorm, T>(args.activation);
                           launch_row_blocks<Chosen>(kOp, kernel, mlp.rows, MlpShared<Chosen>::kBytes, stream, mlp, end);
                         });
   SWIN_CHECK(ValueError, kOp, possible, "memory for the hidden rows, s8 [", mlp.rows, ", ", mlp.hidden,
@@ -143,6 +157,9 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
   } else {
     run_linear(kOp, args.x, *args.w1, QuantizeRows<Then::kGelu>(scale1, bias1, hidden, args.w1->n, args.hidden_quant),
                context.stream);
+  }
+  if (args.norm == NormPlace::kResPostNorm) {
+    return end_linear(kOp, args.hidden, *args.w2, args.branch, row_end<T>(args), context.stream);
   }
   add_linear<T>(kOp, args.hidden, *args.w2, args.scale2, args.bias2, args.residual, image_order(args.x.dim(0)), context.stream);
   if (!args.out) return;

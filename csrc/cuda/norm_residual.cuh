@@ -1,5 +1,6 @@
-// What Swin-V2's two residual operations share: residual += LayerNorm(x * dequant + bias), a row at a time (norm.cuh).
-// x and bias stay in registers as float32; the residual is read where the sum is made.
+// What Swin-V2's residual operations share, a row at a time (norm.cuh): in FT's graphs residual += LayerNorm(x * dequant +
+// bias), x s8, in the fused one residual += LayerNorm(branch), branch f32. What is normalised stays in registers as
+// float32; the residual is read where the sum is made.
 #pragma once
 
 #include "norm.cuh"
@@ -79,6 +80,70 @@ struct NormResidual {
   bool vectorised() const {
     return c % 8 == 0 && is_aligned(x, 8) && is_aligned(bias, 16) && is_aligned(gamma, 16) && is_aligned(beta, 16) &&
            is_aligned(residual, 16) && (!kWindows || is_aligned(out, 8));
+  }
+};
+
+// End says where rows go on (RowEnd, row_tiles.cuh). `out`, if there is one, gets the residual as it is stored,
+// quantized.
+template <class T, class End>
+struct NormBranch : End {
+  const float* branch;
+  std::int64_t c;
+
+  NormBranch(const End& end, const float* branch, std::int64_t c) : End(end), branch(branch), c(c) {}
+
+  static constexpr int kLongest = 6;
+  struct Row {
+    const float* branch;
+    T* residual;
+    std::int8_t* out;
+  };
+  struct Raw {
+    float x[8];
+  };
+  using Kept = Raw;
+
+  __device__ __forceinline__ Row row(unsigned r) const {
+    std::int8_t* const quantized = this->out == nullptr ? nullptr : this->out + this->out_row(r) * c;
+    return {branch + r * c, this->residual + this->residual_row(r) * c, quantized};
+  }
+  __device__ __forceinline__ Raw load(const Row& row, int chunk) const {
+    Raw raw;
+    load_floats(row.branch + 8 * chunk, raw.x);
+    return raw;
+  }
+  __device__ __forceinline__ Kept keep(const Row&, int, const Raw& raw) const { return raw; }
+  __device__ __forceinline__ void unpack(const Kept& kept, float (&y)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) y[i] = kept.x[i];
+  }
+  __device__ __forceinline__ void store(const Row& row, int chunk, float (&y)[8]) const {
+    float sum[8];
+    load_floats(row.residual + 8 * chunk, sum);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] += y[i];
+    const Words4 rounded = pack8<T>(sum);
+    store_words(row.residual + 8 * chunk, rounded);
+    if (row.out == nullptr) return;
+    unpack8<T>(rounded, sum);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] *= this->quant;
+    store_quantized<8>(row.out + 8 * chunk, sum);
+  }
+
+  __device__ __forceinline__ float first(const Row& row, int i) const { return row.branch[i]; }
+  __device__ __forceinline__ float again(const Row& row, int i) const { return row.branch[i]; }
+  __device__ __forceinline__ void store_one(const Row& row, int i, float y) const {
+    const T rounded = from_float<T>(to_float(row.residual[i]) + y);
+    row.residual[i] = rounded;
+    if (row.out == nullptr) return;
+    const float scaled[1] = {to_float(rounded) * this->quant};
+    store_quantized<1>(row.out + i, scaled);
+  }
+
+  bool vectorised() const {
+    return c % 8 == 0 && is_aligned(branch, 16) && is_aligned(this->gamma, 16) && is_aligned(this->beta, 16) &&
+           is_aligned(this->residual, 16) && is_aligned(this->out, 8);
   }
 };
 

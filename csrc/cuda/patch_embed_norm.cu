@@ -1,5 +1,5 @@
 // patch_embed_norm: x = LayerNorm(x + bias) in place, or only the bias where there is no gamma. x T [M, C]; bias,
-// gamma, beta T [C]. Formula: swin/ops.h.
+// gamma, beta T [C], each of them or none. Formula: swin/ops.h.
 //
 // Layout: norm.cuh with the row, bias added, kept in float32: what is normalised is not rounded to T first. Without
 // gamma: columns.cuh. Floor: 4 bytes an element.
@@ -29,9 +29,9 @@ struct PatchEmbedNorm {
   __device__ __forceinline__ Raw load(const Row& row, int chunk) const { return load_words(row.x + 8 * chunk); }
   __device__ __forceinline__ Kept keep(const Row&, int chunk, const Raw& raw) const {
     Kept kept;
-    float b[8];
+    float b[8] = {};
     unpack8<T>(raw, kept.x);
-    load_floats(bias + 8 * chunk, b);
+    if (bias != nullptr) load_floats(bias + 8 * chunk, b);
 #pragma unroll
     for (int i = 0; i < 8; ++i) kept.x[i] += b[i];
     return kept;
@@ -44,7 +44,9 @@ struct PatchEmbedNorm {
     store_floats<T, 8>(row.x + 8 * chunk, y);
   }
 
-  __device__ __forceinline__ float first(const Row& row, int i) const { return to_float(row.x[i]) + to_float(bias[i]); }
+  __device__ __forceinline__ float first(const Row& row, int i) const {
+    return to_float(row.x[i]) + (bias != nullptr ? to_float(bias[i]) : 0.0f);
+  }
   __device__ __forceinline__ float again(const Row& row, int i) const { return first(row, i); }
   __device__ __forceinline__ void store_one(const Row& row, int i, float y) const { row.x[i] = from_float<T>(y); }
 };
@@ -89,6 +91,8 @@ void patch_embed_norm(const PatchEmbedNormArgs& args, const ExecContext& context
                           is_aligned(op.beta, 16);
   if (op.gamma != nullptr) {
     launch_norm("patch_embed_norm", op, args.x.dim(0), c, vectorised, context.stream);
+  } else if (op.bias == nullptr) {
+    return;  // nothing to do
   } else if (vectorised) {
     add_bias<T, 8>(args, context);
   } else {

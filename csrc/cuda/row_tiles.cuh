@@ -101,7 +101,8 @@ __device__ __forceinline__ void sum_rows(float* shared, float (&sums)[Tile::kRow
 
 // residual += acc * scale + bias; out = quantize(LayerNorm(residual as it is stored)). All threads of the block.
 template <class Tile, class T>
-__device__ __forceinline__ void end_rows(const RowEnd<T>& end, unsigned first_row, Accumulators<Tile>& acc, float* shared) {
+__device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned first_row, Accumulators<Tile>& acc,
+                                             float* shared) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const unsigned row = first_row + warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
   const int column = warp % Tile::kWarpsN * (Tile::kChannels / Tile::kWarpsN) + lane % 4 * Tile::kLaneColumns;
@@ -175,6 +176,99 @@ __device__ __forceinline__ void end_rows(const RowEnd<T>& end, unsigned first_ro
     }
   }
 }
+
+// residual += LayerNorm(acc * scale + bias); out = quantize(residual as it is stored). All threads of the block.
+template <class Tile, class T>
+__device__ __forceinline__ void end_res_post_norm(const RowEnd<T>& end, unsigned first_row, Accumulators<Tile>& acc,
+                                                  float* shared) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const unsigned row = first_row + warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
+  const int column = warp % Tile::kWarpsN * (Tile::kChannels / Tile::kWarpsN) + lane % 4 * Tile::kLaneColumns;
+  constexpr float kShare = 1.0f / Tile::kChannels;
+  // The accumulators become y's bits, then, less their mean, those of what the LayerNorm scales.
+  float sums[Tile::kRowTiles][2] = {}, squares[Tile::kRowTiles][2] = {};
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      const int at = column + 2 * j + v;
+      const float scale = end.scale[at], bias = end.bias != nullptr ? end.bias[at] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float y = __int2float_rn(acc[i][j][2 * half + v]) * scale + bias;
+          acc[i][j][2 * half + v] = __float_as_int(y);
+          sums[i][half] += y;
+        }
+      }
+    }
+  }
+  sum_rows<Tile>(shared, sums);
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float mean = sums[i][half] * kShare;
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int v = 0; v < 2; ++v) {
+          int& bits = acc[i][j][2 * half + v];
+          const float centred = __int_as_float(bits) - mean;
+          bits = __float_as_int(centred);
+          squares[i][half] += centred * centred;
+        }
+      }
+    }
+  }
+  sum_rows<Tile>(shared, squares);
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; j += 2) {
+    float gamma[4], beta[4];
+    load_four<T>(end.gamma + column + 2 * j, gamma);
+    load_four<T>(end.beta + column + 2 * j, beta);
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const unsigned r = row + 16 * i + 8 * half;
+        if (r >= end.rows) continue;
+        T* target = end.residual + static_cast<std::int64_t>(end.residual_row(r)) * Tile::kChannels + column + 2 * j;
+        const float rstd = rsqrtf(squares[i][half] * kShare + kLayerNormEps);
+        float x[4];
+        load_four<T>(target, x);
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          x[v] += __int_as_float(acc[i][j + v / 2][2 * half + v % 2]) * rstd * gamma[v] + beta[v];
+        }
+        const uint2 words = four_words<T>(x);
+        *reinterpret_cast<uint2*>(target) = words;
+        if (end.out == nullptr) continue;
+        const float2 low = unpack<T>(words.x), high = unpack<T>(words.y);
+        const float scaled[4] = {low.x * end.quant, low.y * end.quant, high.x * end.quant, high.y * end.quant};
+        store_quantized<4>(end.out + static_cast<std::int64_t>(end.out_row(r)) * Tile::kChannels + column + 2 * j,
+                           scaled);
+      }
+    }
+  }
+}
+
+template <class Tile, NormPlace kNorm, class T>
+__device__ __forceinline__ void end_rows(const RowEnd<T>& end, unsigned first_row, Accumulators<Tile>& acc,
+                                         float* shared) {
+  if constexpr (kNorm == NormPlace::kPreNorm) {
+    end_pre_norm<Tile>(end, first_row, acc, shared);
+  } else {
+    end_res_post_norm<Tile>(end, first_row, acc, shared);
+  }
+}
+
+// A GEMM and the end of its rows with kResPostNorm where no block has whole ones: branch f32 [M, C] = y, in the order
+// of x's rows, then its LayerNorm added to the residual; compiled once, in linear_residual_norm.cu.
+template <class T>
+void end_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& branch,
+                const RowEnd<T>& end, void* stream);
 
 // Launches blocks of whole rows, with `bytes` of dynamic shared memory, which may be more than a kernel gets without asking.
 template <class Tile, class... Parameters, class... Arguments>

@@ -137,7 +137,10 @@ __device__ __forceinline__ void multiply_tile(const GemmOperands& g, unsigned fi
 // What a tile's accumulators become. An epilogue has
 //   Column<V> column(n)                              what its columns n .. n + V - 1 share; it stays in registers
 //   void store(row, n, const Column<V>&, float (&acc)[V])
-// with V = kOwned where all columns come in eights at aligned addresses, else V = 1.
+// with V = kOwned where all columns come in eights at aligned addresses, else V = 1. One that kCombines has in between
+//   void combine(n, const Column<V>&, float (&acc)[V])
+// for all lanes of the warp, whose 32 columns of a row are four lanes', and for rows beyond the matrix too. Its N is a
+// multiple of 32.
 template <class Tile, bool kAligned, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads)
     tile_gemm_kernel(const GemmOperands g, const FastDiv column_tiles, const Epilogue epilogue) {
@@ -151,7 +154,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const unsigned row = first_row + warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
   const unsigned column = first_column + warp % Tile::kWarpsN * 32 + lane % 4 * kOwned;
-  if (column >= g.columns) return;
+  if (column >= g.columns) return;  // where N is a multiple of 32, a whole warp
   constexpr int V = kAligned ? kOwned : 1;
 #pragma unroll
   for (int part = 0; part < kOwned; part += V) {
@@ -162,10 +165,14 @@ __global__ void __launch_bounds__(Tile::kThreads)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const unsigned r = row + 16 * i + 8 * half;
-        if (r >= g.rows) continue;
+        if (!Epilogue::kCombines && r >= g.rows) continue;
         float values[V];
 #pragma unroll
         for (int v = 0; v < V; ++v) values[v] = __int2float_rn(acc[i][(part + v) / 2][2 * half + (part + v) % 2]);
+        if constexpr (Epilogue::kCombines) {
+          epilogue.combine(column, shares, values);
+          if (r >= g.rows) continue;
+        }
         epilogue.store(r, column + part, shares, values);
       }
     }
@@ -177,21 +184,30 @@ using LargeTile = Tile<128, 96, 2, 3>;
 using SmallTile = Tile<64, 64, 2, 2>;
 inline constexpr std::int64_t kEnoughTiles = 256;  // about two for each multiprocessor of the largest GPUs
 
+template <class Tile, bool kAligned, class Epilogue>
+void launch_tiles(const char* op, const GemmOperands& g, const Epilogue& epilogue, void* stream) {
+  const std::int64_t columns = ceil_div(g.columns, Tile::kN), blocks = ceil_div(g.rows, Tile::kM) * columns;
+  SWIN_LAUNCH(op, (tile_gemm_kernel<Tile, kAligned, Epilogue>), count32(op, "tiles", blocks), Tile::kThreads, 0, stream,
+              g, FastDiv(columns), epilogue);
+}
+
+// Operands that take copies, columns in eights.
+template <class Epilogue>
+void launch_aligned_tiles(const char* op, const GemmOperands& g, const Epilogue& epilogue, void* stream) {
+  if (ceil_div(g.rows, LargeTile::kM) * ceil_div(g.columns, LargeTile::kN) >= kEnoughTiles) {
+    launch_tiles<LargeTile, true>(op, g, epilogue, stream);
+  } else {
+    launch_tiles<SmallTile, true>(op, g, epilogue, stream);
+  }
+}
+
 // `vectors`: the epilogue takes columns in eights.
 template <class Epilogue>
 void launch_tile_gemm(const char* op, const GemmOperands& g, bool vectors, const Epilogue& epilogue, void* stream) {
-  const auto start = [&](auto tile, auto kernel) {
-    using Chosen = decltype(tile);
-    const std::int64_t columns = ceil_div(g.columns, Chosen::kN), blocks = ceil_div(g.rows, Chosen::kM) * columns;
-    SWIN_LAUNCH(op, kernel, count32(op, "tiles", blocks), Chosen::kThreads, 0, stream, g, FastDiv(columns), epilogue);
-  };
-  const bool aligned = vectors && g.columns % kOwned == 0 && takes_copies(g);
-  if (!aligned) {
-    start(SmallTile{}, tile_gemm_kernel<SmallTile, false, Epilogue>);
-  } else if (ceil_div(g.rows, LargeTile::kM) * ceil_div(g.columns, LargeTile::kN) >= kEnoughTiles) {
-    start(LargeTile{}, tile_gemm_kernel<LargeTile, true, Epilogue>);
+  if (vectors && g.columns % kOwned == 0 && takes_copies(g)) {
+    launch_aligned_tiles(op, g, epilogue, stream);
   } else {
-    start(SmallTile{}, tile_gemm_kernel<SmallTile, true, Epilogue>);
+    launch_tiles<SmallTile, false>(op, g, epilogue, stream);
   }
 }
 

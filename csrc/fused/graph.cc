@@ -1,5 +1,5 @@
 // The fused graph (docs/fused.md): four operations a block, accumulators never written, LayerNorm where its rows are
-// made.
+// made. Swin-V2 has its norms behind the branches, and attention by cosine.
 #include <algorithm>
 #include <utility>
 
@@ -8,15 +8,16 @@
 namespace swin::fused_int8 {
 namespace {
 
-// The memory one forward pass works in, sized for the largest stage and shared by all blocks. QKV and the hidden rows are
-// never needed at the same time.
+// The memory one forward pass works in, sized for the largest stage and shared by all blocks. QKV and the hidden rows
+// are never needed at the same time.
 struct Buffers {
   void *residual, *merged;  // float [M, C]; the two change places at each stage
   void *tokens, *attended;  // s8 [M, C]: what enters QKV and, in image order, FC1; what enters the projection and, when
                             // a block ends, the next one's QKV: the two change places at each block
   void* wide;               // s8 [M, 3C], or [M, F]
+  void* branch;             // f32 [M, C] ahead of its norm; Swin-V2 only
 
-  Buffers(Plan& plan, const std::vector<StageGeometry>& stages) {
+  Buffers(Plan& plan, const std::vector<StageGeometry>& stages, bool post_norm) {
     std::int64_t tokens_c = 0, merged_c = 0, wide_c = 0;
     for (const StageGeometry& g : stages) {
       const std::int64_t rows = plan.batch() * g.height * g.width;
@@ -31,6 +32,7 @@ struct Buffers {
     tokens = plan.buffer("tokens", DType::kS8, tokens_c);
     attended = plan.buffer("attended", DType::kS8, tokens_c);
     wide = plan.buffer("wide", DType::kS8, wide_c);
+    branch = post_norm ? plan.buffer("branch", DType::kF32, tokens_c) : nullptr;
   }
 };
 
@@ -47,7 +49,7 @@ class FusedInt8 : public Graph {
 
   std::unique_ptr<Plan> make_plan(std::int64_t batch, void* stream) const override {
     auto plan = std::make_unique<Plan>(backend_, batch, stream);
-    Buffers buffers(*plan, stages_);
+    Buffers buffers(*plan, stages_, post_norm());
     append_patch_embed(*plan, buffers);
     for (std::size_t i = 0; i < stages_.size(); ++i) append_stage(*plan, static_cast<int>(i), buffers);
     append_classifier(*plan, buffers);
@@ -56,6 +58,8 @@ class FusedInt8 : public Graph {
 
  private:
   DType wide() const { return backend_.ops().float_dtype; }
+  bool post_norm() const { return config_.version == 2; }
+  NormPlace norm_place() const { return post_norm() ? NormPlace::kResPostNorm : NormPlace::kPreNorm; }
 
   WindowGeometry windows_of(const StageGeometry& g, std::int64_t batch, std::size_t block) const {
     const bool shifted = block % 2 == 1;
@@ -66,11 +70,11 @@ class FusedInt8 : public Graph {
     const std::int64_t tokens = plan.batch() * stages_.front().height * stages_.front().width;
     const TensorView residual(b.residual, wide(), {tokens, config_.embed_dim});
     plan.add("patch_embed", OpKind::kFloat, -1, -1,
-             PatchEmbedArgs{
-                 .image = TensorView(nullptr, DType::kF32, {plan.batch(), config_.in_chans, config_.img_h, config_.img_w}),
-                 .weight = weights_.patch_weight.view,
-                 .out = residual,
-                 .patch_size = config_.patch_size});
+             PatchEmbedArgs{.image = TensorView(nullptr, DType::kF32,
+                                                {plan.batch(), config_.in_chans, config_.img_h, config_.img_w}),
+                            .weight = weights_.patch_weight.view,
+                            .out = residual,
+                            .patch_size = config_.patch_size});
     plan.add("patch_embed_norm", OpKind::kFloat, -1, -1,
              PatchEmbedNormArgs{.x = residual,
                                 .bias = weights_.patch_bias.view,
@@ -82,13 +86,21 @@ class FusedInt8 : public Graph {
     const StageGeometry& g = stages_[stage];
     const StageWeights& w = weights_.stages[stage];
     const std::int64_t m = plan.batch() * g.height * g.width;
-    plan.add("norm1_shift_partition", OpKind::kFused, stage, 0,
-             NormShiftPartitionArgs{.residual = TensorView(b.residual, wide(), {m, g.dim}),
-                                    .gamma = w.blocks.front().norm1_gamma.view,
-                                    .beta = w.blocks.front().norm1_beta.view,
-                                    .out = TensorView(b.tokens, DType::kS8, {m, g.dim}),
-                                    .geometry = windows_of(g, plan.batch(), 0),
-                                    .quant = w.blocks.front().qkv_quant});
+    const BlockWeights& first = w.blocks.front();
+    const TensorView residual(b.residual, wide(), {m, g.dim}), tokens(b.tokens, DType::kS8, {m, g.dim});
+    const WindowGeometry windows = windows_of(g, plan.batch(), 0);
+    if (post_norm()) {
+      plan.add("shift_partition", OpKind::kFused, stage, 0,
+               ShiftPartitionArgs{.residual = residual, .out = tokens, .geometry = windows, .quant = first.qkv_quant});
+    } else {
+      plan.add("norm1_shift_partition", OpKind::kFused, stage, 0,
+               NormShiftPartitionArgs{.residual = residual,
+                                      .gamma = first.norm1_gamma.view,
+                                      .beta = first.norm1_beta.view,
+                                      .out = tokens,
+                                      .geometry = windows,
+                                      .quant = first.qkv_quant});
+    }
     for (std::size_t j = 0; j < w.blocks.size(); ++j) append_block(plan, stage, j, b);
     if (g.has_downsample) append_downsample(plan, stage, b);
   }
@@ -104,31 +116,46 @@ class FusedInt8 : public Graph {
     const TensorView tokens(b.tokens, DType::kS8, {m, c});
     const TensorView attended(b.attended, DType::kS8, {m, c});
     const TensorView qkv(b.wide, DType::kS8, {m, 3 * c});
+    const TensorView branch = post_norm() ? TensorView(b.branch, DType::kF32, {m, c}) : TensorView();
     const auto add = [&](const char* name, OpKind kind, OpArgs args) {
       plan.add(name, kind, stage, static_cast<int>(block), std::move(args));
     };
-    add("qkv", OpKind::kGemm,
-        LinearS8Args{
-            .x = tokens, .w = w.qkv.weight.get(), .scale = w.qkv.scale.view, .bias = w.qkv.bias.view, .out = qkv});
+    if (post_norm()) {
+      add("qkv", OpKind::kGemm,
+          LinearCosineQkvArgs{.x = tokens,
+                              .w = w.qkv.weight.get(),
+                              .scale = w.qkv.scale.view,
+                              .bias = w.qkv.bias.view,
+                              .out = qkv,
+                              .heads = g.heads});
+    } else {
+      add("qkv", OpKind::kGemm,
+          LinearS8Args{
+              .x = tokens, .w = w.qkv.weight.get(), .scale = w.qkv.scale.view, .bias = w.qkv.bias.view, .out = qkv});
+    }
     add("attention", OpKind::kFused,
         WindowAttentionArgs{.qkv = qkv,
                             .bias = w.relative_position_bias.view,
                             .mask = shifted ? s.attn_mask.view : TensorView(),
+                            .head_scale = w.head_scale.view,
                             .out = attended,
                             .qk_factor = w.qk_factor,
                             .pv_factor = w.pv_factor});
-    // The projection's rows leave in image order, over the ones in window order that QKV read.
+    // The projection's rows leave in image order, over the ones in window order that QKV read. Of a block's two norms
+    // the one that stands here is norm2 ahead of the MLP, in Swin-V2 norm1 behind the attention.
     add("proj_norm", OpKind::kGemm,
         LinearResidualNormArgs{.x = attended,
                                .w = w.proj.weight.get(),
                                .scale = w.proj.scale.view,
                                .bias = w.proj.bias.view,
                                .residual = residual,
-                               .gamma = w.norm2_gamma.view,
-                               .beta = w.norm2_beta.view,
+                               .gamma = post_norm() ? w.norm1_gamma.view : w.norm2_gamma.view,
+                               .beta = post_norm() ? w.norm1_beta.view : w.norm2_beta.view,
+                               .branch = branch,
                                .out = tokens,
                                .geometry = windows_of(g, plan.batch(), block),
-                               .quant = w.fc1_quant});
+                               .quant = w.fc1_quant,
+                               .norm = norm_place()});
     MlpResidualNormArgs mlp{.x = tokens,
                             .w1 = w.fc1.weight.get(),
                             .w2 = w.fc2.weight.get(),
@@ -140,15 +167,22 @@ class FusedInt8 : public Graph {
                             .gamma = {},
                             .beta = {},
                             .hidden = {},
+                            .branch = branch,
                             .out = {},
                             .geometry = {},
                             .activation = weights_.activation,
                             .hidden_quant = w.hidden_quant,
-                            .quant = 0};
+                            .quant = 0,
+                            .norm = norm_place()};
     if (backend_.mlp_keeps_hidden(m, g.dim, g.hidden)) mlp.hidden = TensorView(b.wide, DType::kS8, {m, g.hidden});
-    if (next != nullptr) {
+    if (post_norm()) {
+      mlp.gamma = w.norm2_gamma.view;
+      mlp.beta = w.norm2_beta.view;
+    } else if (next != nullptr) {
       mlp.gamma = next->norm1_gamma.view;
       mlp.beta = next->norm1_beta.view;
+    }
+    if (next != nullptr) {
       mlp.out = attended;
       mlp.geometry = windows_of(g, plan.batch(), block + 1);
       mlp.quant = next->qkv_quant;
@@ -161,22 +195,35 @@ class FusedInt8 : public Graph {
     const StageGeometry& g = stages_[stage];
     const StageWeights& w = weights_.stages[stage];
     const std::int64_t m = plan.batch() * g.height * g.width;
-    const TensorView gathered(b.tokens, DType::kS8, {m / 4, 4 * g.dim});
-    plan.add("patch_merge_norm", OpKind::kFused, stage, -1,
-             PatchMergeNormArgs{.residual = TensorView(b.residual, wide(), {m, g.dim}),
-                                .gamma = w.merge_gamma.view,
-                                .beta = w.merge_beta.view,
-                                .out = gathered,
-                                .batch = plan.batch(),
-                                .height = g.height,
-                                .width = g.width,
-                                .quant = w.reduction_quant});
-    plan.add("reduction", OpKind::kGemm, stage, -1,
-             LinearS8Args{.x = gathered,
-                          .w = w.reduction.weight.get(),
-                          .scale = w.reduction.scale.view,
-                          .bias = {},
-                          .out = TensorView(b.merged, wide(), {m / 4, 2 * g.dim})});
+    const TensorView residual(b.residual, wide(), {m, g.dim});
+    const TensorView gathered(b.tokens, DType::kS8, {m / 4, 4 * g.dim}), merged(b.merged, wide(), {m / 4, 2 * g.dim});
+    if (post_norm()) {
+      plan.add("patch_merge", OpKind::kFused, stage, -1,
+               PatchMergeArgs{.residual = residual,
+                              .out = gathered,
+                              .batch = plan.batch(),
+                              .height = g.height,
+                              .width = g.width,
+                              .quant = w.reduction_quant});
+    } else {
+      plan.add("patch_merge_norm", OpKind::kFused, stage, -1,
+               PatchMergeNormArgs{.residual = residual,
+                                  .gamma = w.merge_gamma.view,
+                                  .beta = w.merge_beta.view,
+                                  .out = gathered,
+                                  .batch = plan.batch(),
+                                  .height = g.height,
+                                  .width = g.width,
+                                  .quant = w.reduction_quant});
+    }
+    plan.add(
+        "reduction", OpKind::kGemm, stage, -1,
+        LinearS8Args{
+            .x = gathered, .w = w.reduction.weight.get(), .scale = w.reduction.scale.view, .bias = {}, .out = merged});
+    if (post_norm()) {
+      plan.add("reduction_norm", OpKind::kFused, stage, -1,
+               PatchEmbedNormArgs{.x = merged, .bias = {}, .gamma = w.merge_gamma.view, .beta = w.merge_beta.view});
+    }
     std::swap(b.residual, b.merged);
   }
 

@@ -1,5 +1,6 @@
 #include "weights.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "swin/error.h"
@@ -9,15 +10,16 @@ namespace {
 
 // Tensors per block, per stage behind its blocks, and at the end without and with a head.
 constexpr std::size_t kBlockTensors = 18, kStageTensors = 6, kFinalTensors = 6, kHeadTensors = 2;
+constexpr double kMostHeadScale = 100;  // exp of Swin-V2's logit_scale counts up to this
 
 enum Amax { kQkvInput, kMatmulQ, kMatmulK, kMatmulV, kProjInput, kFc1Input, kFc2Input, kAmaxCount };
 
 const float* floats(const TensorView& t) { return t.as<const float>(); }
 
-constexpr const char* kQuantizers[kAmaxCount] = {
-    "attn.qkv._input_quantizer",  "attn.matmul_q_input_quantizer", "attn.matmul_k_input_quantizer",
-    "attn.matmul_v_input_quantizer", "attn.proj._input_quantizer", "mlp.fc1._input_quantizer",
-    "mlp.fc2._input_quantizer"};
+constexpr const char* kQuantizers[kAmaxCount] = {"attn.qkv._input_quantizer",     "attn.matmul_q_input_quantizer",
+                                                 "attn.matmul_k_input_quantizer", "attn.matmul_v_input_quantizer",
+                                                 "attn.proj._input_quantizer",    "mlp.fc1._input_quantizer",
+                                                 "mlp.fc2._input_quantizer"};
 
 void need_positive(const std::string& name, float value) {
   SWIN_CHECK(ValueError, name, std::isfinite(value) && value > 0, "found ", value,
@@ -68,6 +70,17 @@ class LinearReader {
   Linear linear_;
 };
 
+// exp(min(logit_scale, log 100)) of each head, what cosine attention applies.
+Parameter load_head_scale(WeightList& list, const std::string& name, std::int64_t heads, const Backend& backend) {
+  const float* learnt = floats(list.next(name, DType::kF32, {heads}));
+  std::vector<float> scale(heads);
+  for (std::int64_t i = 0; i < heads; ++i) {
+    SWIN_CHECK(ValueError, name, std::isfinite(learnt[i]), "head ", i, " has ", learnt[i], "; a number is needed");
+    scale[i] = static_cast<float>(std::exp(std::min(double(learnt[i]), std::log(kMostHeadScale))));
+  }
+  return backend.upload_float32(TensorView(scale.data(), DType::kF32, {heads}));
+}
+
 BlockWeights load_block(WeightList& list, const std::string& name, const ModelConfig& config, const StageGeometry& g,
                         Activation activation, const Backend& backend) {
   const std::int64_t c = g.dim, area = g.window_area();
@@ -87,19 +100,26 @@ BlockWeights load_block(WeightList& list, const std::string& name, const ModelCo
   } else {
     fc1.read_bias(list);
   }
-  LinearReader fc2(list, backend, name + ".mlp.fc2", c, g.hidden, relu ? InputRange::kNonNegative : InputRange::kSigned);
+  LinearReader fc2(list, backend, name + ".mlp.fc2", c, g.hidden,
+                   relu ? InputRange::kNonNegative : InputRange::kSigned);
   fc2.read_bias(list);
   w.norm1_gamma = list.parameter(name + ".norm1.weight", DType::kF32, {c});
   w.norm1_beta = list.parameter(name + ".norm1.bias", DType::kF32, {c});
   w.norm2_gamma = list.parameter(name + ".norm2.weight", DType::kF32, {c});
   w.norm2_beta = list.parameter(name + ".norm2.bias", DType::kF32, {c});
-  const float* amax = floats(list.next(name + ".amax", DType::kF32, {kAmaxCount}));
-  for (int i = 0; i < kAmaxCount; ++i) need_positive(name + "." + kQuantizers[i] + ": amax", amax[i]);
-  w.relative_position_bias =
-      list.parameter(name + ".attn.relative_position_bias", DType::kF32, {g.heads, area, area});
-
+  // A Swin-V2 rounds q and k by their own largest: they have no amax, and stay in units of their own.
+  const bool cosine = config.version == 2;
+  const float* amax = floats(list.next(name + ".amax", DType::kF32, {cosine ? kAmaxCount - 2 : kAmaxCount}));
   double step[kAmaxCount];
-  for (int i = 0; i < kAmaxCount; ++i) step[i] = double(amax[i]) / 127.0;
+  for (int i = 0; i < kAmaxCount; ++i) {
+    step[i] = 1;
+    if (cosine && (i == kMatmulQ || i == kMatmulK)) continue;
+    need_positive(name + "." + kQuantizers[i] + ": amax", *amax);
+    step[i] = double(*amax++) / 127.0;
+  }
+  w.relative_position_bias = list.parameter(name + ".attn.relative_position_bias", DType::kF32, {g.heads, area, area});
+  if (cosine) w.head_scale = load_head_scale(list, name + ".attn.logit_scale", g.heads, backend);
+
   const auto third = [&](std::int64_t i) { return step[kMatmulQ + i / c]; };
   w.qkv = qkv.fold([&](std::int64_t i) { return step[kQkvInput] / third(i); },
                    [&](std::int64_t i) { return 1.0 / third(i); });
@@ -107,8 +127,10 @@ BlockWeights load_block(WeightList& list, const std::string& name, const ModelCo
   // ReLU commutes with a positive factor, so there FC1's scale quantizes too; GELU does not, and is quantized after.
   w.fc1 = fc1.fold(relu ? step[kFc1Input] / step[kFc2Input] : step[kFc1Input]);
   w.fc2 = fc2.fold(step[kFc2Input]);
-  const double scale = config.qk_scale.value_or(1.0 / std::sqrt(static_cast<double>(c / g.heads)));
-  w.qk_factor = static_cast<float>(step[kMatmulQ] * step[kMatmulK] * scale);
+  if (!cosine) {
+    const double scale = config.qk_scale.value_or(1.0 / std::sqrt(static_cast<double>(c / g.heads)));
+    w.qk_factor = static_cast<float>(step[kMatmulQ] * step[kMatmulK] * scale);
+  }
   w.pv_factor = static_cast<float>(step[kMatmulV] / step[kProjInput]);
   w.qkv_quant = static_cast<float>(1.0 / step[kQkvInput]);
   w.fc1_quant = static_cast<float>(1.0 / step[kFc1Input]);
@@ -124,8 +146,9 @@ StageWeights load_stage(WeightList& list, std::size_t index, const ModelConfig& 
     w.blocks.push_back(load_block(list, name + ".blocks." + std::to_string(block), config, g, activation, backend));
   }
   if (g.has_downsample) {
-    w.merge_gamma = list.parameter(name + ".downsample.norm.weight", DType::kF32, {4 * g.dim});
-    w.merge_beta = list.parameter(name + ".downsample.norm.bias", DType::kF32, {4 * g.dim});
+    const std::int64_t normed = config.version == 2 ? 2 * g.dim : 4 * g.dim;  // behind the reduction, or ahead of it
+    w.merge_gamma = list.parameter(name + ".downsample.norm.weight", DType::kF32, {normed});
+    w.merge_beta = list.parameter(name + ".downsample.norm.bias", DType::kF32, {normed});
     LinearReader reduction(list, backend, name + ".downsample.reduction", 2 * g.dim, 4 * g.dim);
     const float* amax = floats(list.next(name + ".downsample.amax", DType::kF32, {1}));
     need_positive(name + ".downsample.reduction._input_quantizer: amax", amax[0]);
@@ -147,13 +170,12 @@ StageWeights load_stage(WeightList& list, std::size_t index, const ModelConfig& 
 }  // namespace
 
 ModelWeights load_weights(const ModelConfig& config, const std::vector<TensorView>& list, const Backend& backend) {
-  SWIN_CHECK(UnsupportedError, "fused_int8", config.version == 1, "this graph runs Swin-V1 only; Swin-V", config.version,
-             " has ft_int8 and geluless_int8");
   const std::vector<StageGeometry> stages = stage_geometries(config);
   std::size_t needed = kFinalTensors + (config.num_classes > 0 ? kHeadTensors : 0);
-  for (std::int64_t depth : config.depths) needed += depth * kBlockTensors + kStageTensors;
+  const std::size_t block_tensors = kBlockTensors + (config.version == 2 ? 1 : 0);  // logit_scale
+  for (std::int64_t depth : config.depths) needed += depth * block_tensors + kStageTensors;
   SWIN_CHECK(ShapeError, "weight list", list.size() == needed, "found ", list.size(), " tensors; ", needed,
-             " are needed: ", kBlockTensors, " a block, ", kStageTensors, " a stage, ", kFinalTensors,
+             " are needed: ", block_tensors, " a block, ", kStageTensors, " a stage, ", kFinalTensors,
              " at the end and ", kHeadTensors, " for the head (docs/fused.md)");
   WeightList reader(list, backend);
   ModelWeights w;

@@ -21,13 +21,14 @@ struct BlockWeights {
   Linear qkv, proj, fc1, fc2;
   Parameter norm1_gamma, norm1_beta, norm2_gamma, norm2_beta;
   Parameter relative_position_bias;  // [heads, N, N]
-  float qk_factor, pv_factor;
+  Parameter head_scale;              // [heads] of cosine attention; none in Swin-V1, which has qk_factor
+  float qk_factor = 0, pv_factor;
   float qkv_quant, fc1_quant, hidden_quant;  // 127 / amax of QKV's, FC1's and FC2's input
 };
 
 struct StageWeights {
   std::vector<BlockWeights> blocks;
-  Parameter merge_gamma, merge_beta;  // [4C]; none in the last stage
+  Parameter merge_gamma, merge_beta;  // [4C], in Swin-V2 [2C]; none in the last stage
   Linear reduction;                   // [2C, 4C]; none in the last stage
   float reduction_quant = 0;
   Parameter attn_mask;  // [windows, N, N]; none where the stage does not shift

@@ -218,8 +218,7 @@ std::vector<double> ceilings(std::int64_t threads) {
 std::string tune_gemm_json([[maybe_unused]] const std::vector<std::int64_t>& m,
                            [[maybe_unused]] const std::vector<std::int64_t>& n,
                            [[maybe_unused]] const std::vector<std::int64_t>& k,
-                           [[maybe_unused]] const std::vector<std::string>& outputs,
-                           [[maybe_unused]] bool again) {
+                           [[maybe_unused]] const std::vector<std::string>& outputs, [[maybe_unused]] bool again) {
   return translate([&] {
 #if defined(SWIN_HAVE_CUDA)
     SWIN_CHECK(ShapeError, "tune_gemm", m.size() == n.size() && m.size() == k.size() && m.size() == outputs.size(),
@@ -307,7 +306,7 @@ void op_patch_embed(const Tensor& image, const Tensor& weight, std::int64_t patc
     run(view, PatchEmbedArgs{view(image), view(weight), view(out), patch_size});
   });
 }
-void op_patch_embed_norm(Tensor& x, const Tensor& bias, const OptTensor& gamma, const OptTensor& beta) {
+void op_patch_embed_norm(Tensor& x, const OptTensor& bias, const OptTensor& gamma, const OptTensor& beta) {
   translate([&] {
     const Views view(x);
     run(view, PatchEmbedNormArgs{view(x), view(bias), view(gamma), view(beta)});
@@ -464,36 +463,54 @@ void op_linear_s8(const Tensor& x, const Tensor& w, const Tensor& scale, const O
     run(view, LinearS8Args{view(x), packed.get(), view(scale), view(bias), view(out)});
   });
 }
-void op_window_attention(const Tensor& qkv, const Tensor& bias, const OptTensor& mask, double qk_factor,
-                         double pv_factor, Tensor& out) {
-  translate([&] {
-    const Views view(qkv);
-    run(view, WindowAttentionArgs{view(qkv), view(bias), view(mask), view(out), float(qk_factor), float(pv_factor)});
-  });
-}
-void op_linear_residual_norm(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias,
-                             Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef g, double quant,
-                             Tensor& out) {
+void op_linear_cosine_qkv(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias,
+                          std::int64_t heads, Tensor& out) {
   translate([&] {
     const Views view(x);
     const auto packed = packed_of(view, w, false);
-    run(view, LinearResidualNormArgs{view(x), packed.get(), view(scale), view(bias), view(residual), view(gamma),
-                                     view(beta), view(out), geometry(g), float(quant)});
+    run(view, LinearCosineQkvArgs{view(x), packed.get(), view(scale), view(bias), view(out), heads});
   });
 }
-// GELU where there is a bias1. No gamma, beta, geometry and out: the residual alone.
+void op_window_attention(const Tensor& qkv, const Tensor& bias, const OptTensor& mask, double qk_factor,
+                         double pv_factor, Tensor& out, const OptTensor& head_scale) {
+  translate([&] {
+    const Views view(qkv);
+    run(view, WindowAttentionArgs{view(qkv), view(bias), view(mask), view(head_scale), view(out), float(qk_factor),
+                                  float(pv_factor)});
+  });
+}
+// Memory for the rows ahead of their LayerNorm, where that stands behind the branch.
+OptTensor branch_of(const Tensor& residual, bool post_norm) {
+  if (!post_norm) return std::nullopt;
+  return at::empty(residual.sizes(), residual.options().dtype(at::kFloat));
+}
+void op_linear_residual_norm(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias,
+                             Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef g, double quant,
+                             Tensor& out, bool post_norm) {
+  translate([&] {
+    const Views view(x);
+    const auto packed = packed_of(view, w, false);
+    const OptTensor branch = branch_of(residual, post_norm);
+    run(view, LinearResidualNormArgs{view(x), packed.get(), view(scale), view(bias), view(residual), view(gamma),
+                                     view(beta), view(branch), view(out), geometry(g), float(quant),
+                                     post_norm ? NormPlace::kResPostNorm : NormPlace::kPreNorm});
+  });
+}
+// GELU where there is a bias1. No geometry and out: the residual alone, without `post_norm` no gamma and beta then.
 void op_mlp_residual_norm(const Tensor& x, const Tensor& w1, const Tensor& scale1, const OptTensor& bias1,
                           double hidden_quant, const Tensor& w2, const Tensor& scale2, const OptTensor& bias2,
                           Tensor& residual, const OptTensor& gamma, const OptTensor& beta, at::IntArrayRef g,
-                          double quant, const OptTensor& hidden, const OptTensor& out) {
+                          double quant, const OptTensor& hidden, const OptTensor& out, bool post_norm) {
   translate([&] {
     const Views view(x);
     const bool relu = !bias1.has_value();
     const auto packed1 = packed_of(view, w1, false), packed2 = packed_of(view, w2, relu);
+    const OptTensor branch = branch_of(residual, post_norm);
     run(view, MlpResidualNormArgs{view(x), packed1.get(), packed2.get(), view(scale1), view(bias1), view(scale2),
-                                  view(bias2), view(residual), view(gamma), view(beta), view(hidden), view(out),
-                                  out.has_value() ? geometry(g) : WindowGeometry{},
-                                  relu ? Activation::kRelu : Activation::kGelu, float(hidden_quant), float(quant)});
+                                  view(bias2), view(residual), view(gamma), view(beta), view(hidden), view(branch),
+                                  view(out), out.has_value() ? geometry(g) : WindowGeometry{},
+                                  relu ? Activation::kRelu : Activation::kGelu, float(hidden_quant), float(quant),
+                                  post_norm ? NormPlace::kResPostNorm : NormPlace::kPreNorm});
   });
 }
 
@@ -501,7 +518,7 @@ void op_mlp_residual_norm(const Tensor& x, const Tensor& w1, const Tensor& scale
 
 TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def("patch_embed(Tensor image, Tensor weight, int patch_size, Tensor(a!) out) -> ()");
-  m.def("patch_embed_norm(Tensor(a!) x, Tensor bias, Tensor? gamma, Tensor? beta) -> ()");
+  m.def("patch_embed_norm(Tensor(a!) x, Tensor? bias, Tensor? gamma, Tensor? beta) -> ()");
   m.def(
       "norm_shift_partition(Tensor residual, Tensor gamma, Tensor beta, int[] geometry, float quant, Tensor(a!) out) "
       "-> ()");
@@ -522,15 +539,17 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def("patch_merge_norm(Tensor residual, Tensor gamma, Tensor beta, int[] size, float quant, Tensor(a!) out) -> ()");
   m.def("dequantize(Tensor x, float dequant, Tensor(a!) out) -> ()");
   m.def("linear_s8(Tensor x, Tensor w, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def("linear_cosine_qkv(Tensor x, Tensor w, Tensor scale, Tensor? bias, int heads, Tensor(a!) out) -> ()");
   m.def(
-      "window_attention(Tensor qkv, Tensor bias, Tensor? mask, float qk_factor, float pv_factor, Tensor(a!) out) -> ()");
+      "window_attention(Tensor qkv, Tensor bias, Tensor? mask, float qk_factor, float pv_factor, Tensor(a!) out, "
+      "Tensor? head_scale=None) -> ()");
   m.def(
       "linear_residual_norm(Tensor x, Tensor w, Tensor scale, Tensor? bias, Tensor(a!) residual, Tensor gamma, "
-      "Tensor beta, int[] geometry, float quant, Tensor(b!) out) -> ()");
+      "Tensor beta, int[] geometry, float quant, Tensor(b!) out, bool post_norm=False) -> ()");
   m.def(
       "mlp_residual_norm(Tensor x, Tensor w1, Tensor scale1, Tensor? bias1, float hidden_quant, Tensor w2, "
       "Tensor scale2, Tensor? bias2, Tensor(a!) residual, Tensor? gamma, Tensor? beta, int[] geometry, float quant, "
-      "Tensor(b!)? hidden, Tensor(c!)? out) -> ()");
+      "Tensor(b!)? hidden, Tensor(c!)? out, bool post_norm=False) -> ()");
   m.def("final_norm_pool(Tensor residual, Tensor gamma, Tensor beta, Tensor(a!) out) -> ()");
   m.def("head(Tensor features, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
   m.def("shift_partition(Tensor residual, int[] geometry, float quant, Tensor(a!) out) -> ()");

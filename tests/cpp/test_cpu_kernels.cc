@@ -306,6 +306,29 @@ void linear(std::int64_t m, std::int64_t n, std::int64_t k, bool with_bias, std:
   }
 }
 
+void cosine_qkv(std::int64_t m, std::int64_t heads, std::int64_t d, std::int64_t k, bool with_bias, std::uint64_t seed) {
+  Random random(seed);
+  const std::int64_t n = 3 * heads * d;
+  const Tensor x(random, {m, k}, Values::kAny), w(random, {n, k}, Values::kAny);
+  const Tensor scale(random, {n}, 0.5f * spread(k), 1.5f * spread(k)), bias(random, {n}, -60, 60);
+  std::memset(x.view().as<std::int8_t>(), 0, k);  // without a bias, a row whose largest is 0
+  const std::vector<std::int64_t> acc = naive_gemm(x, w);
+  std::vector<double> exact;
+  for (std::int64_t i = 0; i < m * n; ++i) {
+    exact.push_back(static_cast<double>(acc[i]) * scale.f(i % n) + (with_bias ? bias.f(i % n) : 0));
+  }
+  for (std::int64_t i = 0; i < m * n; i += d) {  // one head of one row
+    if (i % n >= 2 * heads * d) continue;
+    double largest = kNormalizeEps;
+    for (std::int64_t e = 0; e < d; ++e) largest = std::fmax(largest, std::fabs(exact[i + e]));
+    for (std::int64_t e = 0; e < d; ++e) exact[i + e] *= 127 / largest;
+  }
+  check("linear_cosine_qkv" + shape_of({m, heads, d, k}), {{DType::kS8, {m, n}, false, exact}}, [&](Run& run) {
+    return LinearCosineQkvArgs{x.view(),   run.pack(w), scale.view(), with_bias ? bias.view() : TensorView{},
+                               run.out[0], heads};
+  });
+}
+
 // Row of window order that holds token (b*H + y)*W + x.
 std::int64_t window_row(const WindowGeometry& g, std::int64_t token) {
   const std::int64_t b = token / (g.height * g.width);
@@ -385,7 +408,31 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
          {DType::kS8, {m, c}, false, norm_rows(linear_sum, c, gamma, beta, quant, same)}},
         [&](Run& run) {
           return LinearResidualNormArgs{x.view(),     run.pack(w),  scale.view(), bias.view(), run.out[0],
-                                        gamma.view(), beta.view(), run.out[1],   g,           quant};
+                                        gamma.view(), beta.view(), {},           run.out[1],  g,
+                                        quant};
+        });
+  // Swin-V2's norm behind the branch.
+  std::vector<double> projected(m * c), projected_out;
+  for (std::int64_t i = 0; i < m * c; ++i) {
+    projected[i] = static_cast<double>(acc[window_row(g, i / c) * c + i % c]) * scale.f(i % c) + bias.f(i % c);
+  }
+  projected = norm_rows(projected, c, gamma, beta, 1, same);
+  for (std::int64_t i = 0; i < m * c; ++i) projected_out.push_back((projected[i] += residual.f(i)) * quant);
+  std::vector<float> memory(m * c);
+  check("linear_residual_norm, res-post-norm" + of,
+        {{DType::kF32, {m, c}, false, projected, {}, &residual}, {DType::kS8, {m, c}, false, projected_out}}, [&](Run& run) {
+          return LinearResidualNormArgs{x.view(),
+                                        run.pack(w),
+                                        scale.view(),
+                                        bias.view(),
+                                        run.out[0],
+                                        gamma.view(),
+                                        beta.view(),
+                                        TensorView(memory.data(), DType::kF32, {m, c}),
+                                        run.out[1],
+                                        g,
+                                        quant,
+                                        NormPlace::kResPostNorm};
         });
   std::vector<double> shifted(m * c), branch(m * c), plain_branch(m * c), quantized_sum, unbiased(m * c);
   for (std::int64_t i = 0; i < m * c; ++i) {
@@ -419,6 +466,9 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
   check("patch_embed_norm, bias only" + of, {{DType::kF32, {m, c}, false, biased, {}, &residual}}, [&](Run& run) {
     return PatchEmbedNormArgs{run.out[0], bias.view(), {}, {}};
   });
+  check("patch_embed_norm, norm only" + of,
+        {{DType::kF32, {m, c}, false, norm_rows(doubles(residual), c, gamma, beta, 1, same), {}, &residual}},
+        [&](Run& run) { return PatchEmbedNormArgs{run.out[0], {}, gamma.view(), beta.view()}; });
 
   std::vector<double> pooled(g.batch * c);
   const std::vector<double> normed = norm_rows(doubles(residual), c, gamma, beta, 1, same);
@@ -475,14 +525,18 @@ void mlp(const WindowGeometry& g, std::int64_t c, std::int64_t f, Activation act
   const Tensor scale2(random, {c}, 0.01f * spread(f), 0.03f * spread(f)), bias2(random, {c}, -1, 1);
   const Tensor residual(random, {m, c}, -3, 3), gamma(random, {c}, 0.5f, 1.5f), beta(random, {c}, -0.5f, 0.5f);
   const InputRange input = relu ? InputRange::kNonNegative : InputRange::kSigned;
+  std::vector<float> memory(m * c);
   for (const bool whole : {false, true}) {  // with memory for all hidden rows, or without
-    for (const bool normed : {true, false}) {
+    for (const auto& [normed, place] : {std::pair(true, NormPlace::kPreNorm), {false, NormPlace::kPreNorm},
+                                        {true, NormPlace::kResPostNorm}, {false, NormPlace::kResPostNorm}}) {
+      const bool post = place == NormPlace::kResPostNorm;
       std::vector<Output> outputs = {{DType::kF32, {m, c}, false, {}, {}, &residual}};
       if (normed) outputs.push_back({DType::kS8, {m, c}});
       std::vector<std::int8_t> hidden(m * f);
       // A hidden value one step off at a tie is worth 127 * scale2 to a sum.
-      check("mlp_residual_norm" + shape_of({m, c, f}) + (whole ? ", hidden" : "") + (relu ? ", ReLU" : ", GELU"), outputs,
-            [&](Run& run) {
+      check("mlp_residual_norm" + shape_of({m, c, f}) + (whole ? ", hidden" : "") + (relu ? ", ReLU" : ", GELU") +
+                (post ? ", res-post-norm" : ""),
+            outputs, [&, normed = normed, place = place](Run& run) {
               MlpResidualNormArgs args;
               args.x = x.view();
               args.w1 = run.pack(w1);
@@ -496,9 +550,13 @@ void mlp(const WindowGeometry& g, std::int64_t c, std::int64_t f, Activation act
               args.activation = activation;
               args.hidden_quant = 40;
               if (whole) args.hidden = TensorView(hidden.data(), DType::kS8, {m, f});
-              if (normed) {
+              args.norm = place;
+              if (post) args.branch = TensorView(memory.data(), DType::kF32, {m, c});
+              if (post || normed) {
                 args.gamma = gamma.view();
                 args.beta = beta.view();
+              }
+              if (normed) {
                 args.out = run.out[1];
                 args.quant = 45;
               }
@@ -528,38 +586,49 @@ void attention(std::int64_t windows, std::int64_t heads, std::int64_t n, std::in
   const TensorView mask_view = masks > 0 ? mask.view() : TensorView{};
   const std::string of = shape_of({windows, heads, n, d, masks});
 
-  std::vector<double> out(windows * n * c), slack(out.size());
-  for (std::int64_t index = 0; index < windows * heads; ++index) {
-    const std::int64_t window = index / heads, head = index % heads;
-    const auto at = [&](std::int64_t third, std::int64_t token, std::int64_t e) {
-      return qkv.s8((window * n + token) * 3 * c + third * c + head * d + e);
-    };
-    for (std::int64_t i = 0; i < n; ++i) {
-      std::vector<double> x;
-      double top = -1e30, sum = 0, unsure = 0;
-      for (std::int64_t j = 0; j < n; ++j) {
-        std::int64_t acc = 0;
-        for (std::int64_t e = 0; e < d; ++e) acc += at(0, i, e) * at(1, j, e);
-        x.push_back(static_cast<double>(acc) * qk_factor + bias.f((head * n + i) * n + j) +
-                    (masks > 0 ? mask.f((window % masks * n + i) * n + j) : 0));
-        top = std::fmax(top, x.back());
-      }
-      for (double& p : x) {
-        p = 127 * std::exp(p - top);
-        unsure += std::fabs(p - std::floor(p) - 0.5) < 1e-3;  // either way of rounding is right
-        sum += p = std::nearbyint(p);
-      }
-      for (std::int64_t e = 0; e < d; ++e) {
-        double y = 0;
-        for (std::int64_t j = 0; j < n; ++j) y += x[j] * at(2, j, e);
-        out[(window * n + i) * c + head * d + e] = y * pv_factor / sum;
-        slack[(window * n + i) * c + head * d + e] = 1e-3 + unsure * 256 * pv_factor / sum;
+  const Tensor cosine_scale(random, {heads}, 1, 20);
+  for (const bool cosine : {false, true}) {
+    std::vector<double> out(windows * n * c), slack(out.size());
+    for (std::int64_t index = 0; index < windows * heads; ++index) {
+      const std::int64_t window = index / heads, head = index % heads;
+      const auto at = [&](std::int64_t third, std::int64_t token, std::int64_t e) {
+        return qkv.s8((window * n + token) * 3 * c + third * c + head * d + e);
+      };
+      const auto length = [&](std::int64_t third, std::int64_t token) {
+        double squares = 0;
+        for (std::int64_t e = 0; e < d; ++e) squares += at(third, token, e) * at(third, token, e);
+        return std::sqrt(std::fmax(1, squares));
+      };
+      for (std::int64_t i = 0; i < n; ++i) {
+        std::vector<double> x;
+        double top = -1e30, sum = 0, unsure = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+          std::int64_t acc = 0;
+          for (std::int64_t e = 0; e < d; ++e) acc += at(0, i, e) * at(1, j, e);
+          const double factor = cosine ? cosine_scale.f(head) / (length(0, i) * length(1, j)) : qk_factor;
+          x.push_back(static_cast<double>(acc) * factor + bias.f((head * n + i) * n + j) +
+                      (masks > 0 ? mask.f((window % masks * n + i) * n + j) : 0));
+          top = std::fmax(top, x.back());
+        }
+        for (double& p : x) {
+          p = 127 * std::exp(p - top);
+          unsure += std::fabs(p - std::floor(p) - 0.5) < 1e-3;  // either way of rounding is right
+          sum += p = std::nearbyint(p);
+        }
+        for (std::int64_t e = 0; e < d; ++e) {
+          double y = 0;
+          for (std::int64_t j = 0; j < n; ++j) y += x[j] * at(2, j, e);
+          out[(window * n + i) * c + head * d + e] = y * pv_factor / sum;
+          slack[(window * n + i) * c + head * d + e] = 1e-3 + unsure * 256 * pv_factor / sum;
+        }
       }
     }
+    check("window_attention" + of + (cosine ? ", cosine" : ""), {{DType::kS8, {windows * n, c}, false, out, slack}},
+          [&](Run& run) {
+            return WindowAttentionArgs{qkv.view(), bias.view(), mask_view, cosine ? cosine_scale.view() : TensorView{},
+                                       run.out[0], qk_factor,   pv_factor};
+          });
   }
-  check("window_attention" + of, {{DType::kS8, {windows * n, c}, false, out, slack}}, [&](Run& run) {
-    return WindowAttentionArgs{qkv.view(), bias.view(), mask_view, run.out[0], qk_factor, pv_factor};
-  });
 
   // The same in FasterTransformer's steps.
   const Tensor q(random, {windows, heads, n, d}, values), k(random, {windows, heads, n, d}, values);
@@ -714,6 +783,11 @@ int main(int argc, char** argv) {
   linear(7, 33, 19, false, 301);
   linear(50, 100, 96, true, 302);
   linear(129, 259, 384, true, 303);
+  cosine_qkv(5, 2, 3, 7, false, 310);
+  cosine_qkv(49, 3, 32, 96, true, 311);
+  cosine_qkv(130, 6, 32, 192, false, 312);
+  cosine_qkv(33, 5, 24, 120, true, 313);     // heads that end within a vector
+  cosine_qkv(130, 24, 32, 768, true, 314);  // columns split
   norms_and_residuals(kPlain, 5, 11, 400);
   norms_and_residuals(kShifted, 32, 32, 401);
   norms_and_residuals(kOblong, 43, 66, 402);
@@ -728,6 +802,9 @@ int main(int argc, char** argv) {
   attention(3, 2, 9, 7, 3, 603);
   attention(2, 2, 1, 5, 0, 604);
   attention(2, 2, 49, 32, 0, 605, Values::kExtreme);
+  attention(1, 1, 256, 32, 1, 606);
+  attention(2, 2, 65, 12, 0, 607);
+  attention(1, 2, 197, 40, 1, 608, Values::kExtreme);
   ends(2, 3, 4, 5, 7, 13, 700);
   ends(1, 1, 2, 3, 3, 96, 701);
   every_operation_was_tried();

@@ -11,6 +11,7 @@ namespace {
 
 using namespace kernel_test;
 using swin::InputRange;
+using swin::NormPlace;
 using swin::PackedWeight;
 
 // A weight as both backends have it; the GPU's lies where the tensor lies.
@@ -108,6 +109,77 @@ void test_linear_is_exact() {
   }
 }
 
+// q, k and v of a row by heads; of q and k, each head of a row is rounded by its own largest.
+template <class T>
+void test_linear_cosine_qkv() {
+  struct Case {
+    std::int64_t m, heads, d, k;
+    int shift;
+    bool bias;
+  };
+  // Heads of 32: both tiles, whole and cut off, K of a part of a step and of several. Then what no tile has whole.
+  for (const Case& k : std::vector<Case>{{64, 2, 32, 64, 0, true},
+                                         {1, 1, 32, 16, 0, false},
+                                         {130, 3, 32, 96, 0, false},
+                                         {49, 1, 32, 208, 0, true},
+                                         {3973, 9, 32, 48, 0, true},
+                                         {4111, 8, 32, 16, 0, false},
+                                         {33, 2, 32, 48, 1, true},
+                                         {20, 1, 32, 100, 0, false},
+                                         {35, 2, 8, 32, 0, true},
+                                         {9, 2, 16, 64, 0, false},
+                                         {6, 1, 64, 96, 0, true},
+                                         {7, 3, 5, 7, 0, false},
+                                         {5, 1, 40, 48, 0, true},
+                                         {3, 2, 1, 16, 0, false}}) {
+    if (k.m > 1000 && std::is_same_v<T, __nv_bfloat16>) continue;  // nothing of it is of type T
+    begin(name_of_case("linear_cosine_qkv", type_name<T>(), {k.m, k.heads, k.d, k.k, k.shift, k.bias}));
+    Random random(g_case);
+    const std::int64_t n = 3 * k.heads * k.d;
+    Tensor<std::int8_t> x({k.m, k.k}, k.shift), out({k.m, n}, k.shift), cpu_out({k.m, n});
+    Weight w(n, k.k, random, k.shift);
+    Tensor<float> scale({n}), bias({n});
+    fill_s8(x, random);
+    fill_scales(scale, k.k, 50, random);
+    fill_normal(bias, 20, random);
+    if (!k.bias) {  // then a head may be all zeros, in one row or in all, or shorter than the least that is divided by
+      std::fill_n(x.data(), k.k, 0);
+      std::fill_n(scale.data() + k.heads * k.d, k.d, 0.0f);
+      for (std::int64_t e = 0; e < k.d; ++e) scale[(k.heads - 1) * k.d + e] *= 4e-16f;
+    }
+    const TensorView bias_view = k.bias ? bias.view : TensorView{};
+    run(
+        out,
+        [&] { call<T>(swin::LinearCosineQkvArgs{x.view, w.device.get(), scale.view, bias_view, out.view, k.heads}); },
+        k.m < 1000);
+    call_cpu(swin::LinearCosineQkvArgs{x.view, w.host.get(), scale.view, bias_view, cpu_out.view, k.heads});
+    std::vector<double> exact;
+    for (std::int64_t r = 0; r < k.m; ++r) {
+      for (std::int64_t head = 0; head < 3 * k.heads; ++head) {
+        double largest = swin::kNormalizeEps;
+        for (std::int64_t i = head * k.d; i < (head + 1) * k.d; ++i) {
+          exact.push_back(w.product(x, r, i) * static_cast<double>(scale[i]) + (k.bias ? bias[i] : 0));
+          largest = std::fmax(largest, std::fabs(exact.back()));
+        }
+        for (auto y = exact.end() - k.d; head < 2 * k.heads && y != exact.end(); ++y) *y *= 127 / largest;
+      }
+    }
+    compare_s8(out, &cpu_out, exact);
+  }
+}
+
+// Checks `out` = quantize(residual) in the order of `g`, the residual as it is stored.
+template <class T>
+void compare_quantized(const Tensor<std::int8_t>& out, const Tensor<T>& residual, const WindowGeometry& g,
+                       float quant) {
+  const std::int64_t c = residual.view.dim(1);
+  std::vector<double> exact;
+  for (std::int64_t i = 0; i < residual.size(); ++i) {
+    exact.push_back(static_cast<double>(swin::cuda::to_float(residual[image_row(g, i / c) * c + i % c])) * quant);
+  }
+  compare_s8(out, nullptr, exact);
+}
+
 // Checks `out` = quantize(LayerNorm(residual)) in the order of `g`, the residual as it is stored.
 template <class T>
 void compare_norm(const Tensor<std::int8_t>& out, const Tensor<T>& residual, const Twin<T>& gamma, const Twin<T>& beta,
@@ -127,15 +199,16 @@ void compare_norm(const Tensor<std::int8_t>& out, const Tensor<T>& residual, con
   compare_s8(out, &cpu_out, exact);
 }
 
-// Runs `body` in all orders: the residual restored, outputs poisoned before.
+// Runs `body` in all orders: the residual restored, outputs poisoned before; also the branch, which is scratch.
 template <class T, class Body>
-void run_on_residual(Tensor<T>& residual, const std::vector<Tensor<std::int8_t>*>& outputs, Body&& body,
-                     bool all_orders = true) {
+void run_on_residual(Tensor<T>& residual, Tensor<float>& branch, const std::vector<Tensor<std::int8_t>*>& outputs,
+                     Body&& body, bool all_orders = true) {
   const std::vector<unsigned char> start = residual.content();
   run_in_orders(
       all_orders, body,
       [&](bool before) {
         before ? residual.restore(start) : residual.check_guards();
+        before ? branch.poison() : branch.check_guards();
         for (Tensor<std::int8_t>* out : outputs) before ? out->poison() : out->check_guards();
       },
       [&] {
@@ -146,6 +219,30 @@ void run_on_residual(Tensor<T>& residual, const std::vector<Tensor<std::int8_t>*
         }
         return all;
       });
+}
+
+bool is_poisoned(const Tensor<float>& t) {
+  const std::vector<unsigned char> bytes = t.content();
+  return std::all_of(bytes.begin(), bytes.end(), [](unsigned char byte) { return byte == 0x7D; });
+}
+
+// Of y's rows their LayerNorm, what is added with kResPostNorm; returns each row's largest gamma / deviation, by which
+// an error of y becomes one of the result.
+template <class T>
+std::vector<double> normed_rows(std::vector<double>& y, const Twin<T>& gamma, const Twin<T>& beta) {
+  const std::int64_t c = gamma.host.size();
+  std::vector<double> gains;
+  for (auto first = y.begin(); first != y.end(); first += c) {
+    std::vector<double> row(first, first + c);
+    double mean = 0, variance = 0, largest = 0;
+    for (double v : row) mean += v / static_cast<double>(c);
+    for (double v : row) variance += (v - mean) * (v - mean) / static_cast<double>(c);
+    for (std::int64_t i = 0; i < c; ++i) largest = std::fmax(largest, std::fabs(gamma[i]));
+    gains.push_back(largest / std::sqrt(variance + swin::kLayerNormEps));
+    layer_norm(row, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+    std::copy(row.begin(), row.end(), first);
+  }
+  return gains;
 }
 
 struct RowCase {
@@ -171,65 +268,90 @@ const std::vector<RowCase> kMlpBlockCases = {
 };
 
 template <class T>
-void test_linear_residual_norm(const std::vector<RowCase>& cases) {
+void test_linear_residual_norm(const std::vector<RowCase>& cases, NormPlace norm, bool in_blocks) {
+  const bool post = norm == NormPlace::kResPostNorm;
   for (const RowCase& k : cases) {
     const WindowGeometry& g = k.g;
     const std::int64_t m = g.tokens(), c = k.c;
     begin(name_of_case("linear_residual_norm", type_name<T>(),
-                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.k, k.shift}));
+                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.k, k.shift, post}));
     Random random(g_case);
     Tensor<std::int8_t> x({m, k.k}, k.shift), out({m, c}, k.shift), cpu_out({m, c});
     Weight w(c, k.k, random, k.shift);
-    Tensor<float> scale({c}), bias({c});
+    Tensor<float> scale({c}), bias({c}), branch({m, c}, k.shift), cpu_branch({m, c});
     Twin<T> residual({m, c}, k.shift), gamma({c}), beta({c});
     fill_s8(x, random);
     fill_scales(scale, k.k, 1, random);
     fill_normal(bias, 0.5, random);
-    residual.normal(random, 2);
+    residual.normal(random, post ? 1 : 2);
     gamma.normal(random, 0.3, 1);
     beta.normal(random);
     const float quant = float_of(127 / 2.2);
-    std::vector<double> sums(m * c);
-    for (std::int64_t r = 0; r < m; ++r) {
-      for (std::int64_t i = 0; i < c; ++i) {
-        const std::int64_t at = image_row(g, r) * c + i;
-        sums[at] = residual[at] + (w.product(x, r, i) * static_cast<double>(scale[i]) + bias[i]);
-      }
+    std::vector<double> y, sums(m * c);
+    for (std::int64_t i = 0; i < m * c; ++i) {
+      y.push_back(w.product(x, i / c, i % c) * static_cast<double>(scale[i % c]) + bias[i % c]);
     }
-    run_on_residual(residual.device, {&out}, [&] {
-      call<T>(swin::LinearResidualNormArgs{x.view, w.device.get(), scale.view, bias.view, residual.device.view,
-                                           gamma.device.view, beta.device.view, out.view, g, quant});
-    }, m < 1000);
-    call_cpu(swin::LinearResidualNormArgs{x.view, w.host.get(), scale.view, bias.view, residual.host.view, gamma.host.view,
-                                          beta.host.view, cpu_out.view, g, quant});
-    compare_rounded(residual.device, sums, &residual.host, 5e-6);
-    compare_norm(out, residual.device, gamma, beta, {1, 1, m, 1, 1, 0, 0}, quant);
+    if (post) normed_rows(y, gamma, beta);
+    for (std::int64_t i = 0; i < m * c; ++i) {
+      const std::int64_t at = image_row(g, i / c) * c + i % c;
+      sums[at] = residual[at] + y[i];
+    }
+    swin::LinearResidualNormArgs args{};
+    args.x = x.view;
+    args.w = w.device.get();
+    args.scale = scale.view;
+    args.bias = bias.view;
+    args.residual = residual.device.view;
+    args.gamma = gamma.device.view;
+    args.beta = beta.device.view;
+    if (post) args.branch = branch.view;
+    args.out = out.view;
+    args.geometry = g;
+    args.quant = quant;
+    args.norm = norm;
+    run_on_residual(residual.device, branch, {&out}, [&] { call<T>(args); }, m < 1000);
+    EXPECT(is_poisoned(branch) == (in_blocks || !post));
+    args.w = w.host.get();
+    args.residual = residual.host.view;
+    args.gamma = gamma.host.view;
+    args.beta = beta.host.view;
+    if (post) args.branch = cpu_branch.view;
+    args.out = cpu_out.view;
+    call_cpu(args);
+    compare_rounded(residual.device, sums, &residual.host, post ? 1e-5 : 5e-6);
+    const WindowGeometry image_order{1, 1, m, 1, 1, 0, 0};
+    if (post) {
+      compare_quantized(out, residual.device, image_order, quant);
+    } else {
+      compare_norm(out, residual.device, gamma, beta, image_order, quant);
+    }
   }
 }
 
 double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
 
 template <class T>
-void test_mlp_residual_norm(const std::vector<RowCase>& cases, bool keeps_hidden) {
+void test_mlp_residual_norm(const std::vector<RowCase>& cases, NormPlace norm, bool keeps_hidden) {
+  const bool post = norm == NormPlace::kResPostNorm;
   for (const RowCase& k : cases) {
     for (const bool relu : {true, false}) {
       const WindowGeometry& g = k.g;
       const std::int64_t m = g.tokens(), c = k.c, f = k.k;
-      const bool last = c == 72 || m == 7;  // the last block of a stage has no LayerNorm behind it
+      const bool last = c == 72 || m == 7;  // the last block of a stage has no output, and with kPreNorm no LayerNorm
       begin(name_of_case("mlp_residual_norm", type_name<T>(),
-                         {g.batch, g.height, g.width, g.window_h, g.window_w, c, f, k.shift, relu}));
+                         {g.batch, g.height, g.width, g.window_h, g.window_w, c, f, k.shift, relu, post}));
       Random random(g_case);
       Tensor<std::int8_t> x({m, c}, k.shift), hidden({m, f}), out({m, c}, k.shift), cpu_out({m, c});
       const InputRange range = relu ? InputRange::kNonNegative : InputRange::kSigned;
       Weight w1(f, c, random, k.shift), w2(c, f, random, 0, range);
-      Tensor<float> scale1({f}), bias1({f}), scale2({c}), bias2({c});
+      Tensor<float> scale1({f}), bias1({f}), scale2({c}), bias2({c}), branch({m, c}, k.shift);
       Twin<T> residual({m, c}, k.shift), gamma({c}), beta({c});
       fill_s8(x, random);
       fill_scales(scale1, c, relu ? 60 : 1.5, random);
       fill_normal(bias1, 0.5, random);
       fill_scales(scale2, f, 1, random);
       fill_normal(bias2, 0.5, random);
-      residual.normal(random, 2);
+      residual.normal(random, post ? 1 : 2);
       gamma.normal(random, 0.3, 1);
       beta.normal(random);
       const float hidden_quant = float_of(relu ? 1 : 127 / 3.5), quant = float_of(127 / 2.2);
@@ -243,16 +365,21 @@ void test_mlp_residual_norm(const std::vector<RowCase>& cases, bool keeps_hidden
       args.bias2 = bias2.view;
       args.residual = residual.device.view;
       if (keeps_hidden) args.hidden = hidden.view;
+      if (post) args.branch = branch.view;
       args.activation = relu ? swin::Activation::kRelu : swin::Activation::kGelu;
       args.hidden_quant = hidden_quant;
-      if (!last) {
+      args.norm = norm;
+      if (!last || post) {
         args.gamma = gamma.device.view;
         args.beta = beta.device.view;
+      }
+      if (!last) {
         args.out = out.view;
         args.geometry = g;
         args.quant = quant;
       }
-      run_on_residual(residual.device, {&hidden, &out}, [&] { call<T>(args); });
+      run_on_residual(residual.device, branch, {&hidden, &out}, [&] { call<T>(args); });
+      EXPECT(is_poisoned(branch) == !(post && keeps_hidden));
 
       std::vector<double> exact_hidden;
       for (std::int64_t r = 0; r < m; ++r) {
@@ -266,35 +393,42 @@ void test_mlp_residual_norm(const std::vector<RowCase>& cases, bool keeps_hidden
       } else {
         for (std::int64_t i = 0; i < m * f; ++i) hidden[i] = static_cast<std::int8_t>(quantized(exact_hidden[i]));
       }
-      std::vector<double> sums;
-      for (std::int64_t r = 0; r < m; ++r) {
-        for (std::int64_t i = 0; i < c; ++i) {
-          sums.push_back(residual[r * c + i] + (w2.product(hidden, r, i) * static_cast<double>(scale2[i]) + bias2[i]));
-        }
+      std::vector<double> sums, gains(m, 1);
+      for (std::int64_t i = 0; i < m * c; ++i) {
+        sums.push_back(w2.product(hidden, i / c, i % c) * static_cast<double>(scale2[i % c]) + bias2[i % c]);
       }
+      if (post) gains = normed_rows(sums, gamma, beta);
+      for (std::int64_t i = 0; i < m * c; ++i) sums[i] += residual[i];
+      const double slack = post ? 1e-5 : 5e-6;
       if (keeps_hidden) {
-        compare_rounded(residual.device, sums, nullptr, 5e-6);
+        compare_rounded(residual.device, sums, nullptr, slack);
       } else {
         // Hidden values, which nobody sees, may each have been rounded the other way where they lie next to a tie.
         const double step = 127 * *std::max_element(scale2.data(), scale2.data() + c);
         for (std::int64_t i = 0; i < m * c; ++i) {
           const auto row = exact_hidden.begin() + i / c * f;
-          const double unsure = step * static_cast<double>(std::count_if(row, row + f, near_tie));
+          // A LayerNorm also moves by the mean's error, and by the deviation's: at most sqrt(c) deviations.
+          const double spread = post ? gains[i / c] * (2 + std::sqrt(static_cast<double>(c))) : 1;
+          const double unsure = spread * step * static_cast<double>(std::count_if(row, row + f, near_tie));
           const double apart = std::fabs(swin::cuda::to_float(residual.device[i]) - sums[i]);
           ++g_compared;
-          if (!(apart <= half_step<T>(sums[i]) * 1.000001 + 5e-6 + unsure)) fail("element " + std::to_string(i) + " is off by " + std::to_string(apart));
+          if (!(apart <= half_step<T>(sums[i]) * 1.000001 + slack + unsure)) {
+            fail("element " + std::to_string(i) + " is off by " + std::to_string(apart));
+          }
         }
       }
-      if (!last) compare_norm(out, residual.device, gamma, beta, g, quant);
+      if (!last && post) compare_quantized(out, residual.device, g, quant);
+      if (!last && !post) compare_norm(out, residual.device, gamma, beta, g, quant);
     }
   }
 }
 
 template <class T>
-void test_window_attention() {
+void test_window_attention(bool cosine) {
   struct Case {
     std::int64_t images, windows, heads, n, d;
-    int shift;
+    int shift, bias_shift = 0;
+    float head_scale = 12;  // of the last head
   };
   for (const Case& k : std::vector<Case>{{2, 4, 2, 49, 32, 0},
                                          {2, 1, 3, 49, 32, 0},
@@ -309,14 +443,28 @@ void test_window_attention() {
                                          {1, 2, 2, 16, 5, 0},
                                          {2, 2, 1, 25, 16, 1},
                                          {1, 1, 2, 1, 16, 0},
-                                         {2050, 1, 1, 4, 8, 0}}) {
+                                         {2050, 1, 1, 4, 8, 0},
+                                         {2, 1, 2, 64, 32, 0, 1, 100},
+                                         {1, 1, 1, 256, 32, 0},
+                                         {1, 2, 1, 72, 40, 0},
+                                         {2, 2, 1, 144, 32, 0, 1, 100},
+                                         {1, 1, 1, 72, 16, 1}}) {
     for (const bool masked : {false, true}) {
-      begin(name_of_case("window_attention", type_name<T>(), {k.images, k.windows, k.heads, k.n, k.d, k.shift, masked}));
+      begin(name_of_case("window_attention", type_name<T>(),
+                         {k.images, k.windows, k.heads, k.n, k.d, k.shift, k.bias_shift, masked, cosine}));
       Random random(g_case);
       const std::int64_t bw = k.images * k.windows, n = k.n, c = k.heads * k.d;
       Tensor<std::int8_t> qkv({bw * n, 3 * c}, k.shift), out({bw * n, c}), cpu_out({bw * n, c});
-      Twin<T> bias({k.heads, n, n}), mask({k.windows, n, n});
+      Twin<T> bias({k.heads, n, n}, k.bias_shift), mask({k.windows, n, n}, k.bias_shift);
+      Tensor<float> head_scale({k.heads});
+      for (std::int64_t h = 0; h < k.heads; ++h) head_scale[h] = h + 1 == k.heads ? k.head_scale : float_of(2 + h);
       fill_s8(qkv, random);
+      if (cosine) {  // a query and a key of length 0, and of length 1
+        std::fill_n(qkv.data(), c, 0);
+        std::fill_n(qkv.data() + (n - 1) * 3 * c + c, c, 0);
+        std::fill_n(qkv.data() + n / 2 * 3 * c, 2 * c, 0);
+        for (std::int64_t i = 0; i < 2 * c; i += k.d) qkv[n / 2 * 3 * c + i] = i % 2 ? 1 : -1;
+      }
       bias.normal(random);
       for (std::int64_t i = 0; i < mask.host.size(); ++i) {
         mask.set(i, i / n % n != i % n && random.uniform() < 0.3 ? -100 : 0);
@@ -324,26 +472,43 @@ void test_window_attention() {
       const float qk = float_of(1.5 / (74 * 74 * std::sqrt(k.d))), pv = 0.9f;
       const TensorView device_mask = masked ? mask.device.view : TensorView{};
       const TensorView host_mask = masked ? mask.host.view : TensorView{};
-      run(out, [&] { call<T>(swin::WindowAttentionArgs{qkv.view, bias.device.view, device_mask, out.view, qk, pv}); },
+      const TensorView scales = cosine ? head_scale.view : TensorView{};
+      run(
+          out,
+          [&] {
+            call<T>(swin::WindowAttentionArgs{qkv.view, bias.device.view, device_mask, scales, out.view, qk, pv});
+          },
           bw * k.heads * n < 600);
-      call_cpu(swin::WindowAttentionArgs{qkv.view, bias.host.view, host_mask, cpu_out.view, qk, pv});
+      call_cpu(swin::WindowAttentionArgs{qkv.view, bias.host.view, host_mask, scales, cpu_out.view, qk, pv});
       const auto at = [&](std::int64_t window, std::int64_t third, std::int64_t token, std::int64_t head, std::int64_t e) {
         return static_cast<std::int64_t>(qkv[(window * n + token) * 3 * c + third * c + head * k.d + e]);
       };
+      const auto length = [&](std::int64_t window, std::int64_t third, std::int64_t token, std::int64_t head) {
+        double squares = 0;
+        for (std::int64_t e = 0; e < k.d; ++e) {
+          const auto x = static_cast<double>(at(window, third, token, head, e));
+          squares += x * x;
+        }
+        return std::sqrt(std::fmax(1, squares));
+      };
       for (std::int64_t item = 0; item < bw * k.heads * n; ++item) {
         const std::int64_t window = item / n / k.heads, head = item / n % k.heads, i = item % n;
+        // A logit's rounding in float32 moves p; 1e-3 is enough where logits are small.
+        const double close = cosine ? std::fmax(1e-3, 1e-4 * head_scale[head]) : 1e-3;
+        const double row_scale = cosine ? head_scale[head] / length(window, 0, i, head) : qk;
         std::vector<double> p(n);
         double top = -1e30, sum = 0, unsure = 0;
         for (std::int64_t j = 0; j < n; ++j) {
           std::int64_t acc = 0;
           for (std::int64_t e = 0; e < k.d; ++e) acc += at(window, 0, i, head, e) * at(window, 1, j, head, e);
-          p[j] = static_cast<double>(acc) * qk + bias[(head * n + i) * n + j];
+          p[j] = static_cast<double>(acc) * (cosine ? row_scale / length(window, 1, j, head) : row_scale) +
+                 bias[(head * n + i) * n + j];
           if (masked) p[j] += mask[(window % k.windows * n + i) * n + j];
           top = std::fmax(top, p[j]);
         }
         for (double& x : p) {
           x = 127 * std::exp(x - top);
-          unsure += std::fabs(x - std::floor(x) - 0.5) < 1e-3;  // either way of rounding is right
+          unsure += std::fabs(x - std::floor(x) - 0.5) < close;  // either way of rounding is right
           sum += x = std::nearbyint(x);
         }
         for (std::int64_t e = 0; e < k.d; ++e) {
@@ -394,7 +559,7 @@ void test_errors_are_named() {
   expect_error("windows have 1025 tokens; a GPU takes at most 1024", [&] {
     Tensor<std::int8_t> qkv({1025, 3}), rows({1025, 1});
     Tensor<__half> bias({1, 1025, 1025});
-    call<__half>(swin::WindowAttentionArgs{qkv.view, bias.view, {}, rows.view, 1, 1});
+    call<__half>(swin::WindowAttentionArgs{qkv.view, bias.view, {}, {}, rows.view, 1, 1});
   });
 }
 
@@ -403,11 +568,20 @@ void add_tests(std::vector<Test>& tests) {
   const std::string type = std::string(" ") + type_name<T>();
   tests.insert(tests.end(), {{"linear_s8" + type, test_linear_s8<T>},
                              {"linear_s8, extremes" + type, test_linear_is_exact<T>},
-                             {"linear_residual_norm" + type, [] { test_linear_residual_norm<T>(kRowCases); }},
-                             {"linear_residual_norm, row blocks" + type, [] { test_linear_residual_norm<T>(kBlockCases); }},
-                             {"mlp_residual_norm" + type, [] { test_mlp_residual_norm<T>(kRowCases, true); }},
-                             {"mlp_residual_norm, row blocks" + type, [] { test_mlp_residual_norm<T>(kMlpBlockCases, false); }},
-                             {"window_attention" + type, test_window_attention<T>}});
+                             {"linear_cosine_qkv" + type, test_linear_cosine_qkv<T>},
+                             {"window_attention" + type, [] { test_window_attention<T>(false); }},
+                             {"window_attention, cosine" + type, [] { test_window_attention<T>(true); }}});
+  const auto add = [&](const std::string& name, void (*test)()) { tests.push_back({name + type, test}); };
+  add("linear_residual_norm", [] { test_linear_residual_norm<T>(kRowCases, NormPlace::kPreNorm, false); });
+  add("linear_residual_norm, row blocks", [] { test_linear_residual_norm<T>(kBlockCases, NormPlace::kPreNorm, true); });
+  add("linear_residual_norm, post", [] { test_linear_residual_norm<T>(kRowCases, NormPlace::kResPostNorm, false); });
+  add("linear_residual_norm, post, row blocks",
+      [] { test_linear_residual_norm<T>(kBlockCases, NormPlace::kResPostNorm, true); });
+  add("mlp_residual_norm", [] { test_mlp_residual_norm<T>(kRowCases, NormPlace::kPreNorm, true); });
+  add("mlp_residual_norm, row blocks", [] { test_mlp_residual_norm<T>(kMlpBlockCases, NormPlace::kPreNorm, false); });
+  add("mlp_residual_norm, post", [] { test_mlp_residual_norm<T>(kRowCases, NormPlace::kResPostNorm, true); });
+  add("mlp_residual_norm, post, row blocks",
+      [] { test_mlp_residual_norm<T>(kMlpBlockCases, NormPlace::kResPostNorm, false); });
 }
 
 }  // namespace

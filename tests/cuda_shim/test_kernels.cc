@@ -303,9 +303,10 @@ void test_patch_embed_norm() {
                                          {2, 1544, 0},
                                          {5, 96, 1},
                                          {11001, 384, 0}}) {
-    for (bool affine : {true, false}) {
-      if (affine && k.m > 1000) continue;
-      begin(name_of_case("patch_embed_norm", type_name<T>(), {k.m, k.c, k.shift, affine}));
+    for (int which = 0; which < 4; ++which) {
+      const bool affine = which % 2 == 0, biased = which < 2;
+      if ((affine || !biased) && k.m > 1000) continue;
+      begin(name_of_case("patch_embed_norm", type_name<T>(), {k.m, k.c, k.shift, affine, biased}));
       Random random(g_case);
       Twin<T> x({k.m, k.c}, k.shift), bias({k.c}), gamma({k.c}), beta({k.c});
       x.normal(random, 2);
@@ -315,16 +316,16 @@ void test_patch_embed_norm() {
       std::vector<double> exact;
       for (std::int64_t r = 0; r < k.m; ++r) {
         std::vector<double> row(k.c);
-        for (std::int64_t i = 0; i < k.c; ++i) row[i] = x[r * k.c + i] + bias[i];
+        for (std::int64_t i = 0; i < k.c; ++i) row[i] = x[r * k.c + i] + (biased ? bias[i] : 0);
         if (affine) layer_norm(row, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
         exact.insert(exact.end(), row.begin(), row.end());
       }
       const TensorView none;
       run_in_place(x.device, [&] {
-        call<T>(swin::PatchEmbedNormArgs{x.device.view, bias.device.view, affine ? gamma.device.view : none,
-                                         affine ? beta.device.view : none});
+        call<T>(swin::PatchEmbedNormArgs{x.device.view, biased ? bias.device.view : none,
+                                         affine ? gamma.device.view : none, affine ? beta.device.view : none});
       });
-      call_cpu(swin::PatchEmbedNormArgs{x.host.view, bias.host.view, affine ? gamma.host.view : none,
+      call_cpu(swin::PatchEmbedNormArgs{x.host.view, biased ? bias.host.view : none, affine ? gamma.host.view : none,
                                         affine ? beta.host.view : none});
       compare_rounded(x.device, exact, &x.host, 1e-5);
     }

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from quant_helpers import NON_SQUARE, THREE_STAGES, calibrated, one_thread
+from v2_configs import FINE_TUNED, MICRO, SMALL
 
 from pyharness.attention_geometry import attention_mask, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, save_calibrated
@@ -18,7 +19,7 @@ from pyharness.convert import describe, main, to_checkpoint, to_engine_file
 from pyharness.engine_file import EngineFile, check_scales, load_engine_file, save_engine_file, weight_specs
 from pyharness.errors import CalibrationError, CheckpointError, FormatError, HarnessError
 from pyharness.fused_fakequant import fused_model
-from pyharness.fused_format import AMAX_FIELDS
+from pyharness.fused_format import AMAX_FIELDS, AMAX_FIELDS_V2, amax_fields
 from pyharness.random_engine import random_engine_file
 from pyharness.tensor_file import load_tensors, save_tensors
 from pyharness.weight_steps import channel_steps, quantize_channels
@@ -26,7 +27,8 @@ from pyharness.weight_steps import channel_steps, quantize_channels
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIGS = pytest.mark.parametrize("config", [MICRO_DIGITS, NON_SQUARE, THREE_STAGES], ids=lambda c: c.name)
+SWIN_V1, SWIN_V2 = (MICRO_DIGITS, NON_SQUARE, THREE_STAGES), (MICRO, FINE_TUNED, SMALL)
+CONFIGS = pytest.mark.parametrize("config", [*SWIN_V1, *SWIN_V2], ids=lambda c: c.name)
 ACTIVATIONS = pytest.mark.parametrize("activation", ["relu", "gelu"])
 
 
@@ -61,7 +63,8 @@ HEAD = ["head.weight", "head.bias"]
 def test_the_list_has_the_documents_order(config):
     expected = []
     for stage, depth in enumerate(config.depths):
-        expected += [f"layers.{stage}.blocks.{block}.{name}" for block in range(depth) for name in BLOCK]
+        names = BLOCK + (["attn.logit_scale"] if config.version == 2 else [])
+        expected += [f"layers.{stage}.blocks.{block}.{name}" for block in range(depth) for name in names]
         expected += [f"layers.{stage}.{name}" for name in STAGE]
     expected += END + (HEAD if config.num_classes else [])
     assert [spec.name for spec in weight_specs(config, "fused_int8")] == expected
@@ -69,6 +72,8 @@ def test_the_list_has_the_documents_order(config):
     assert AMAX_FIELDS == (
         "qkv_input", "matmul_q", "matmul_k", "matmul_v", "proj_input", "fc1_input", "fc2_input",
     )  # fmt: skip
+    assert AMAX_FIELDS_V2 == ("qkv_input", "matmul_v", "proj_input", "fc1_input", "fc2_input")
+    assert (amax_fields(1), amax_fields(2)) == (AMAX_FIELDS, AMAX_FIELDS_V2)
 
 
 def test_shapes_of_the_micro_models_list():
@@ -94,6 +99,17 @@ def test_shapes_of_the_micro_models_list():
     assert {name: (specs[name].dtype, specs[name].shape) for name in expected} == expected
 
 
+def test_shapes_that_are_swin_v2s():
+    """The others are Swin-V1's."""
+    specs, v1 = ({s.name: s for s in weight_specs(config, "fused_int8", gelu=True)} for config in (MICRO, MICRO_DIGITS))
+    other = {name: (spec.dtype, spec.shape) for name, spec in specs.items() if spec != v1.get(name)}
+    blocks = [f"layers.{i}.blocks.{j}." for i in (0, 1) for j in (0, 1)]
+    expected = {f"{block}amax": (torch.float32, (5,)) for block in blocks}
+    expected |= {f"{block}attn.logit_scale": (torch.float32, (1 if ".0.b" in block else 2,)) for block in blocks}
+    expected |= {f"layers.0.downsample.norm.{name}": (torch.float32, (64,)) for name in ("weight", "bias")}
+    assert other == expected
+
+
 def test_empty_slots_follow_activation_and_geometry():
     def empty(config, gelu):
         return {spec.name for spec in weight_specs(config, "fused_int8", gelu) if spec.is_empty}
@@ -104,6 +120,8 @@ def test_empty_slots_follow_activation_and_geometry():
     assert empty(MICRO_DIGITS, False) == last | {"layers.1.attn_mask"} | fc1
     qkv = {f"layers.{i}.blocks.{j}.attn.qkv.bias" for i, j in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))}
     assert empty(NON_SQUARE, True) == last | qkv
+    assert empty(MICRO, False) == empty(MICRO_DIGITS, False)
+    assert empty(FINE_TUNED, True) == last | qkv
     plain = dataclasses.replace(MICRO_DIGITS, patch_norm=False)
     assert {"patch_embed.norm.weight", "patch_embed.norm.bias"} <= empty(plain, True)
 
@@ -145,6 +163,22 @@ def test_random_files_depend_on_seed_and_activation(seed):
         random_engine_file(MICRO_DIGITS, "fused_int8", activation="tanh")
 
 
+@ACTIVATIONS
+def test_random_files_of_swin_v2(activation, seed):
+    """k has no bias, a scale for every head, and amax that grow with the stream from block to block."""
+    deep = dataclasses.replace(MICRO, depths=(4, 2))
+    tensors = random_engine_file(deep, "fused_int8", seed=seed, activation=activation).by_name()
+    for block in ("layers.0.blocks.1", "layers.1.blocks.0"):
+        q, k, v = tensors[f"{block}.attn.qkv.bias"].chunk(3)
+        assert q.all() and not k.any() and v.all()
+        learnt = tensors[f"{block}.attn.logit_scale"]
+        assert learnt.dtype == torch.float32 and len(learnt.unique()) == learnt.numel() and (learnt.exp() > 0.5).all()
+        bias = tensors[f"{block}.attn.relative_position_bias"]
+        assert bias.min() > 0 and bias.max() < 16 and bias.std() > 1
+    amax = torch.stack([tensors[f"layers.0.blocks.{block}.amax"] for block in range(4)])
+    assert (amax[3] > 1.5 * amax[0]).all() and (amax > 0).all() and len(amax.unique()) == amax.numel()
+
+
 def test_gelu_in_some_blocks_only_is_refused():
     ef = random_engine_file(MICRO_DIGITS, "fused_int8", activation="gelu")
     with pytest.raises(FormatError, match=r"layers\.1\.blocks\.0\.mlp\.fc1\.bias is empty and other blocks have"):
@@ -179,6 +213,26 @@ def test_every_unusable_amax_is_named(value, tmp_path):
     assert "layers.0.blocks.1.mlp.fc2._input_quantizer has amax" in str(error.value)
     assert "layers.0.downsample.reduction._input_quantizer has amax" in str(error.value)
     assert str(error.value).count("has amax") == 2 and not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("field", AMAX_FIELDS_V2)
+def test_an_unusable_amax_of_swin_v2_is_named_by_its_quantizer(field, tmp_path):
+    quantizers = {"qkv_input": "attn.qkv._input", "matmul_v": "attn.matmul_v_input", "proj_input": "attn.proj._input",
+                  "fc1_input": "mlp.fc1._input", "fc2_input": "mlp.fc2._input"}  # fmt: skip
+
+    def zeroed(amax):
+        amax[AMAX_FIELDS_V2.index(field)] = 0
+        return amax
+
+    ef = replaced(random_engine_file(MICRO, "fused_int8"), "layers.1.blocks.0.amax", zeroed)
+    with pytest.raises(CalibrationError, match=rf"layers\.1\.blocks\.0\.{quantizers[field]}_quantizer has amax 0"):
+        save_engine_file(tmp_path / "engine", ef)
+
+
+def test_a_logit_scale_that_is_no_number_is_refused(tmp_path):
+    ef = replaced(random_engine_file(MICRO, "fused_int8"), "layers.1.blocks.1.attn.logit_scale", with_value(float("nan")))
+    with pytest.raises(FormatError, match=r"layers\.1\.blocks\.1\.attn\.logit_scale holds NaN or infinity"):
+        save_engine_file(tmp_path / "engine", ef)
 
 
 @pytest.mark.parametrize(
@@ -296,17 +350,49 @@ def test_the_file_holds_the_model(geluless):
     assert torch.equal(tensors["head.weight"], model.head.fc.weight), "in float32, not rounded to fp16"
 
 
-@CONFIGS
+@pytest.mark.parametrize("geluless", [False, True], ids=["gelu", "relu"])
+def test_the_file_holds_a_swin_v2(geluless):
+    """What differs from a Swin-V1: no bias of k, five amax, the MLP of the position bias as a table, logit scales, norms
+    behind the reductions."""
+    model, checkpoint = calibrated(SMALL, geluless, 1)
+    ef = to_engine_file(checkpoint, "fused_int8")
+    check_scales(ef)
+    assert ef.graph == "fused_int8" and ef.gelu != geluless and ef.meta["made_from"] == checkpoint.graph
+    tensors, state = ef.by_name(), checkpoint.state
+    block, at = model.layers[1].blocks[1], "layers.1.blocks.1."
+    zero = torch.zeros(48)
+    assert torch.equal(tensors[at + "attn.qkv.bias"], torch.cat((block.attn.q_bias, zero, block.attn.v_bias)))
+    assert torch.equal(tensors[at + "attn.logit_scale"], block.attn.logit_scale.flatten())
+    assert tensors[at + "amax"].tolist() == [
+        float(state[f"{at}{name}_quantizer._amax"])
+        for name in ("attn.qkv._input", "attn.matmul_v_input", "attn.proj._input", "mlp.fc1._input", "mlp.fc2._input")
+    ]
+    stage = list(SMALL.stages())[1]
+    table = state[at + "attn.relative_position_bias_table"]
+    assert torch.equal(tensors[at + "attn.relative_position_bias"], expand_bias_table(table, stage.window))
+    assert not torch.equal(table, table.half().float()), "in float32, not rounded to fp16"
+    for name in ("weight", "bias"):
+        own = getattr(model.layers[1].downsample.norm, name)  # timm's place of what ends stage 0
+        assert torch.equal(tensors[f"layers.0.downsample.norm.{name}"], own)
+        assert torch.equal(tensors[f"{at}norm1.{name}"], getattr(block.norm1, name))
+    steps, q = tensors[at + "attn.qkv.weight_scale"], tensors[at + "attn.qkv.weight"]
+    assert ((q * steps[:, None] - block.attn.qkv.weight.detach()).abs() < 0.501 * steps[:, None]).all()
+
+
+@pytest.mark.parametrize("config", SWIN_V1, ids=lambda c: c.name)
 @pytest.mark.parametrize("geluless", [False, True], ids=["gelu", "relu"])
 def test_both_int8_modes_give_the_same_file(config, geluless):
     files = [to_engine_file(calibrated(config, geluless, mode)[1], "fused_int8") for mode in (1, 2)]
     assert all(torch.equal(a, b) for a, b in zip(files[0].tensors, files[1].tensors))
 
 
-def test_only_the_quantizers_of_the_graph_are_read():
-    _, checkpoint = calibrated(MICRO_DIGITS, False, 1)
+@pytest.mark.parametrize("config", [MICRO_DIGITS, MICRO], ids=lambda c: c.name)
+def test_only_the_quantizers_of_the_graph_are_read(config):
+    _, checkpoint = calibrated(config, False, 1)
     expected = to_engine_file(checkpoint, "fused_int8")
     unused = ("_aftergemm_quantizer._amax", "_weight_quantizer._amax", "softmax_input_quantizer._amax", "matmul_a_input_quantizer._amax")
+    if config.version == 2:
+        unused += ("matmul_q_input_quantizer._amax", "matmul_k_input_quantizer._amax")
     state = {name: t for name, t in checkpoint.state.items() if not name.endswith(unused)}
     found = to_engine_file(dataclasses.replace(checkpoint, state=state), "fused_int8")
     assert all(torch.equal(a, b) for a, b in zip(found.tensors, expected.tensors))
@@ -334,6 +420,21 @@ def test_missing_and_unusable_scales_are_named_once():
 )
 def test_tensors_that_do_not_fit_are_named(name, tensor, message):
     _, checkpoint = calibrated(MICRO_DIGITS, False, 1)
+    with pytest.raises(CheckpointError, match=message):
+        to_engine_file(changed(checkpoint, name, tensor), "fused_int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("layers.0.blocks.1.attn.q_bias", None, r"lacks layers\.0\.blocks\.1\.attn\.q_bias \[32\]"),
+        ("layers.0.blocks.1.attn.logit_scale", torch.zeros(1), r"attn\.logit_scale must be \[1, 1, 1\], found \[1\]"),
+        ("layers.1.blocks.0.attn.v_bias", torch.full((64,), torch.inf), r"attn\.v_bias holds NaN"),
+        ("layers.0.blocks.0.attn.qkv.bias", torch.zeros(96), r"no place for layers\.0\.blocks\.0\.attn\.qkv\.bias"),
+    ],
+)
+def test_tensors_of_swin_v2_that_do_not_fit_are_named(name, tensor, message):
+    _, checkpoint = calibrated(MICRO, False, 1)
     with pytest.raises(CheckpointError, match=message):
         to_engine_file(changed(checkpoint, name, tensor), "fused_int8")
 
@@ -366,6 +467,24 @@ def test_the_program_converts_and_shows(geluless, tmp_path, capsys):
     other = GRAPHS[not geluless]
     with pytest.raises(HarnessError, match=f"calibrated for {checkpoint.graph}, not {other}"):
         main(["to-engine", calibrated_file, engine_file, "--graph", other])
+
+
+def test_the_program_converts_and_shows_a_swin_v2(tmp_path, capsys):
+    _, checkpoint = calibrated(MICRO, True, 1)
+    save_calibrated(tmp_path / "c.safetensors", checkpoint)
+    out = str(tmp_path / "e.safetensors")
+    words = ["to-engine", str(tmp_path / "c.safetensors"), out, "--graph", "fused_int8", "--weight-scales", "balanced"]
+    assert main(words) == 0
+    expected = to_engine_file(checkpoint, "fused_int8", "balanced").tensors
+    assert all(torch.equal(a, b) for a, b in zip(load_engine_file(out).tensors, expected))
+    capsys.readouterr()
+    assert main(["show", out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split()[0] for line in lines if line.split() and line.split()[0] in AMAX_FIELDS]
+    assert rows == list(AMAX_FIELDS_V2)
+    row = next(line for line in lines if line.startswith("fc2_input")).split()
+    amax = [float(checkpoint.state[f"layers.{i}.blocks.{j}.mlp.fc2._input_quantizer._amax"]) for i in (0, 1) for j in (0, 1)]
+    assert [float(cell) for cell in row[1:]] == pytest.approx(amax, rel=1e-4)
 
 
 def test_the_description_of_a_deep_model_shows_every_block():

@@ -12,7 +12,7 @@ from engine_buffers import GuardedOutput, guarded_copy
 from op_targets import CPU_VARIANTS, CUDA_PARAMS, Target, target
 from torch import Tensor
 
-from pyharness import engine, fused_reference
+from pyharness import engine, fused_reference, fused_reference_v2
 from pyharness.config import StageGeometry
 from pyharness.fused_reference import Linear, Norm, Quantized, difference
 from pyharness.reference import window_order
@@ -35,6 +35,15 @@ def on(request):
     """Runs the test on one instruction set, or on the GPU with one type of residual stream."""
     with target(request.param) as found:
         yield found
+
+
+@pytest.fixture
+def three_threads():
+    """Many rows are shared out by rows among them, few by columns: then the last to be done norms whole rows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -124,6 +133,58 @@ def test_linear_s8_split_by_columns(variant, rng, record_ties, threads):
     assert_right(fused_reference.linear_s8(x, layer), out.check(), record_ties)
 
 
+# Columns of a head that divide a unit, are whole units, or begin anywhere in one; one head, and more than a panel.
+COSINE_SHAPES = [(1, 1, 1, 1), (5, 3, 7, 33), (17, 2, 16, 96), (49, 3, 32, 96), (129, 2, 12, 24), (50, 1, 33, 130), (7, 1, 64, 3072)]
+COSINE_SHAPES += [(33, 4, 5, 36), (130, 6, 32, 192), (9, 2, 48, 64), (3, 1, 200, 50)]
+
+
+def head_sized(rng, layer: Linear, heads: int) -> Linear:
+    """The layer with each head of q and k of another size, some 10^6 apart: their rounding does not see it."""
+    d = len(layer.scale) // (3 * heads)
+    size = torch.ones(3, heads, d)
+    size[:2] = 10 ** (6 * torch.rand(2, heads, 1, generator=rng) - 4)
+    size = size.flatten()
+    return layer._replace(scale=layer.scale * size, bias=layer.bias * size if layer.bias.numel() else layer.bias)
+
+
+@pytest.mark.parametrize("m,heads,d,k", COSINE_SHAPES)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_linear_cosine_qkv(on: Target, rng, record_ties, m, heads, d, k, bias):
+    x, layer = s8(rng, m, k), head_sized(rng, linear(rng, 3 * heads * d, k, bias=bias), heads)
+    out = GuardedOutput((m, 3 * heads * d), torch.int8)
+    on.ops.linear_cosine_qkv(x, layer.weight, layer.scale, optional(layer.bias), heads, out.tensor)
+    golden = fused_reference_v2.linear_cosine_qkv(x, layer, heads)
+    assert_right(golden, out.check(), record_ties)
+    of_heads = golden.q.unflatten(1, (3, heads, d))[:, :2].abs().amax(-1)
+    assert bias or ((of_heads == 127) | (of_heads == 0)).all()
+
+
+@pytest.mark.parametrize("m,heads,d,k", [(130, 24, 32, 768), (20, 16, 24, 384), (1, 8, 32, 256), (3, 2, 25, 64)])
+def test_linear_cosine_qkv_split_by_columns(variant, rng, record_ties, three_threads, m, heads, d, k):
+    """Few rows, whose columns several threads share: by whole heads, which lie within units of the GEMM or do not."""
+    x, layer = s8(rng, m, k), head_sized(rng, linear(rng, 3 * heads * d, k), heads)
+    out = GuardedOutput((m, 3 * heads * d), torch.int8)
+    ops.linear_cosine_qkv(x, layer.weight, layer.scale, layer.bias, heads, out.tensor)
+    assert_right(fused_reference_v2.linear_cosine_qkv(x, layer, heads), out.check(), record_ties)
+
+
+def test_queries_and_keys_of_length_zero_stay_zero(on: Target, rng, record_ties):
+    """So do those of less than 1e-12; v is clamped as by linear_s8 where its factors reach beyond int32."""
+    heads, d, k = 3, 8, 40
+    x, layer = s8(rng, 5, k), linear(rng, 3 * heads * d, k, bias=False)
+    x[2] = 0
+    scale = layer.scale.unflatten(0, (3, heads, d)).clone()
+    scale[0, 1] = scale[1, 2] = 1e-20
+    scale[2] = 1e6
+    layer = layer._replace(scale=scale.flatten())
+    out = GuardedOutput((5, 3 * heads * d), torch.int8)
+    on.ops.linear_cosine_qkv(x, layer.weight, layer.scale, None, heads, out.tensor)
+    assert_right(fused_reference_v2.linear_cosine_qkv(x, layer, heads), out.check(), record_ties)
+    found = out.tensor.unflatten(1, (3, heads, d))
+    assert (found[:, 0, 1] == 0).all() and (found[:, 1, 2] == 0).all() and (found[2] == 0).all()
+    assert (found[[0, 1, 3, 4], 0, 0].abs().amax(-1) == 127).all()
+
+
 # Windows of one vector, of whole vectors, with a rest, with one column beyond them, larger than the registers; heads of any
 # width.
 ATTENTION_SHAPES = [(4, 3, 49, 32), (1, 2, 64, 16), (3, 2, 5, 7), (2, 1, 144, 24), (1, 1, 1, 1), (2, 2, 16, 33), (1, 1, 200, 8)]
@@ -141,6 +202,45 @@ def test_window_attention(on: Target, rng, record_ties, windows, heads, n, d, ma
     out = GuardedOutput((rows, c), torch.int8)
     on.ops.window_attention(qkv, bias, mask, qk, pv, out.tensor)
     assert_right(fused_reference.window_attention(qkv, heads, qk, bias, mask, pv), out.check(), record_ties)
+
+
+def kindred(rng, windows: int, n: int, heads: int, d: int, noise: float) -> Tensor:
+    """qkv s8 [windows * N, 3C] whose keys are queries of their window and noise, so that cosines reach up to 1."""
+    q, v = s8(rng, windows, n, heads, d), s8(rng, windows, n, heads, d)
+    k = (q[:, torch.randperm(n, generator=rng)] + normal(rng, windows, n, heads, d, scale=noise)).round().clamp(-128, 127)
+    return torch.stack((q, k.to(torch.int8), v), 2).reshape(windows * n, 3 * heads * d)
+
+
+@pytest.mark.parametrize("windows,heads,n,d", [*ATTENTION_SHAPES, (2, 3, 64, 32), (1, 2, 256, 32)])
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+def test_cosine_attention(on: Target, rng, record_ties, windows, heads, n, d, masked):
+    """Swin-V2's: logits from -16 to 116, and those of a mask. A query and a key of length zero have cosine 0."""
+    images = 2
+    rows, c = images * windows * n, heads * d
+    qkv = kindred(rng, images * windows, n, heads, d, noise=30)
+    qkv[rows // 2, :c] = 0
+    qkv[rows - 1, c : 2 * c] = 0
+    bias = (16 * torch.sigmoid(2 * normal(rng, heads, n, n))).to(on.real)
+    mask = torch.where(normal(rng, windows, n, n) > 0.5, -100.0, 0.0).to(on.real) if masked else None
+    for largest in (100.0, 9.0):
+        scale = largest * (0.3 + 0.7 * torch.rand(heads, generator=rng))
+        scale[-1], pv = largest, f32(0.8 + 0.1 * n**0.5)
+        out = GuardedOutput((rows, c), torch.int8)
+        on.ops.window_attention(qkv, bias, mask, 1e30, pv, out.tensor, scale)  # qk_factor is not used
+        golden = fused_reference_v2.cosine_attention(qkv, scale, bias, mask, pv)
+        assert_right(golden, out.check(), record_ties)
+
+
+def test_cosine_attention_of_extreme_values(on: Target, rng, record_ties):
+    n, d, heads = 49, 32, 2
+    qkv = EXTREMES[torch.randint(0, len(EXTREMES), (2 * n, 3 * heads * d), generator=rng)]
+    qkv[:7, : heads * d], qkv[7:9, : 2 * heads * d], qkv[9, : 2 * heads * d] = -128, 127, 0
+    qkv[10, :d] = torch.eye(d, dtype=torch.int8)[3]  # of length 1
+    bias = normal(rng, heads, n, n, scale=5).to(on.real)
+    for scale in (torch.tensor([100.0, 0.01]), torch.tensor([0.0, 1.0])):
+        out = GuardedOutput((2 * n, heads * d), torch.int8)
+        on.ops.window_attention(qkv, bias, None, 0.0, 1.0, out.tensor, scale)
+        assert_right(fused_reference_v2.cosine_attention(qkv, scale, bias, None, 1.0), out.check(), record_ties)
 
 
 def test_window_attention_of_extreme_values(on: Target, rng, record_ties):
@@ -209,6 +309,64 @@ def test_mlp_residual_norm(on: Target, rng, record_ties, activation, c, f, size,
         if not last:
             own = stream.tensor.reshape(residual.shape)
             assert_right(fused_reference.normalize(own, after, order), out.check(), record_ties)
+
+
+POST_NORM_SHAPES = [(96, 96, (6, 9)), (33, 50, (6, 9)), (768, 768, (6, 9)), (96, 64, (81, 78)), (1, 7, (3, 3)), (1536, 96, (21, 15))]
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("c,k,size", POST_NORM_SHAPES)
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2)], ids=["no shift", "shift"])
+def test_linear_residual_norm_behind_the_branch(on: Target, rng, record_ties, c, k, size, shift):
+    batch, (height, width) = 2, size
+    numbers, order = geometry(batch, height, width, (3, 3), shift)
+    m = batch * height * width
+    x, layer, after = s8(rng, m, k), linear(rng, c, k, spread=1.0), norm(rng, c, on.real)
+    residual = normal(rng, batch, height, width, c, scale=2).to(on.real)
+    stream, out = guarded_copy(residual.reshape(m, c)), GuardedOutput((m, c), torch.int8)
+    on.ops.linear_residual_norm(
+        x, layer.weight, layer.scale, layer.bias, stream.tensor, after.weight, after.bias, numbers, after.inverse_scale,
+        out.tensor, True,
+    )  # fmt: skip
+    golden = fused_reference_v2.linear_post_norm_residual(
+        x, layer, after.weight, after.bias, residual, order, after.inverse_scale
+    )
+    assert_right(golden.residual, stream.check())
+    # What is quantized is the residual stream as it is stored.
+    own = fused_reference_v2.quantize_stream(stream.tensor.reshape(residual.shape), after.inverse_scale)
+    assert_right(own, out.check(), record_ties)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("c,f,size", [(96, 384, (6, 9)), (33, 50, (3, 6)), (128, 512, (21, 15)), (192, 128, (9, 9)), (768, 3072, (3, 3))])
+@pytest.mark.parametrize("whole", [False, True], ids=["by blocks", "hidden rows kept"])
+def test_mlp_residual_norm_behind_the_branch(on: Target, rng, record_ties, activation, c, f, size, whole):
+    in_blocks = c in (96, 128, 192) and f % 64 == 0
+    if not (on.is_cpu or whole or in_blocks):
+        pytest.skip("a GPU needs memory for these hidden rows")
+    batch, (height, width) = 2, size
+    numbers, order = geometry(batch, height, width, (3, 3), (1, 2))
+    m, gelu = batch * height * width, activation == "gelu"
+    x, after = s8(rng, m, c), norm(rng, c, on.real)
+    fc1, fc2 = linear(rng, f, c, spread=2.0 if gelu else 60.0, bias=gelu), linear(rng, c, f, spread=1.0)
+    inverse = f32(127 / 4.5) if gelu else None
+    residual = normal(rng, batch, height, width, c, scale=2).to(on.real)
+    golden = fused_reference_v2.mlp_post_norm_residual(x, fc1, fc2, after.weight, after.bias, residual, inverse)
+    for last in (False, True):  # the last block of a stage writes the residual stream alone
+        stream, out = guarded_copy(residual.reshape(m, c)), GuardedOutput((m, c), torch.int8)
+        hidden = GuardedOutput((m, f), torch.int8) if whole else None
+        on.ops.mlp_residual_norm(
+            x, fc1.weight, fc1.scale, optional(fc1.bias), inverse or 0.0, fc2.weight, fc2.scale, fc2.bias, stream.tensor,
+            after.weight, after.bias, [] if last else numbers, after.inverse_scale, hidden.tensor if hidden else None,
+            None if last else out.tensor, True,
+        )  # fmt: skip
+        assert_right(golden.residual, stream.check(), slack=golden.slack)
+        if hidden:
+            hidden.check()
+        if not last:
+            own = fused_reference_v2.quantize_stream(stream.tensor.reshape(residual.shape), after.inverse_scale, order)
+            assert_right(own, out.check(), record_ties)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e9])
@@ -282,6 +440,17 @@ BAD_CALLS = {
         lambda: ops.window_attention(torch.zeros(6, 12, **S8), torch.zeros(2, 4, 4), None, 1.0, 1.0, torch.zeros(6, 4, **S8))),
     "mask of another model": (ValueError, r"window_attention .*3 windows are not a multiple of the mask's 2",
         lambda: ops.window_attention(torch.zeros(12, 12, **S8), torch.zeros(2, 4, 4), torch.zeros(2, 4, 4), 1.0, 1.0, torch.zeros(12, 4, **S8))),
+    "heads that do not divide": (ValueError, r"linear_cosine_qkv .*the weight's 24 rows do not divide into q, k and v of 3 heads",
+        lambda: ops.linear_cosine_qkv(torch.zeros(4, 8, **S8), torch.zeros(24, 8, **S8), torch.ones(24), None, 3, torch.zeros(4, 24, **S8))),
+    "no heads": (ValueError, r"linear_cosine_qkv .*the weight's 24 rows do not divide into q, k and v of 0 heads",
+        lambda: ops.linear_cosine_qkv(torch.zeros(4, 8, **S8), torch.zeros(24, 8, **S8), torch.ones(24), None, 0, torch.zeros(4, 24, **S8))),
+    "cosines as floats": (TypeError, r"linear_cosine_qkv .*out is float32 \[4, 24\]; int8 is needed",
+        lambda: ops.linear_cosine_qkv(torch.zeros(4, 8, **S8), torch.zeros(24, 8, **S8), torch.ones(24), None, 2, torch.zeros(4, 24))),
+    "a scale for every head": (ValueError, r"window_attention .*head_scale is float32 \[3\]; float32 \[2\] is needed",
+        lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(2, 4, 4), None, 1.0, 1.0, torch.zeros(4, 4, **S8), torch.ones(3))),
+    "a norm behind the branch without its weight": (ValueError, r"mlp_residual_norm .*gamma",
+        lambda: ops.mlp_residual_norm(torch.zeros(4, 8, **S8), torch.zeros(16, 8, **S8), torch.ones(16), None, 0.0, torch.zeros(8, 16, **S8),
+                                      torch.ones(8), None, torch.zeros(4, 8), None, None, [], 1.0, None, None, True)),
     "second weight of another shape": (ValueError, r"mlp_residual_norm .*second weight must be \[8, 16\]",
         lambda: ops.mlp_residual_norm(torch.zeros(4, 8, **S8), torch.zeros(16, 8, **S8), torch.ones(16), None, 0.0, torch.zeros(8, 12, **S8),
                                       torch.ones(8), None, torch.zeros(4, 8), None, None, [], 1.0, None, None)),

@@ -361,7 +361,7 @@ def test_peers_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 def test_the_sanitizers_workload(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["sanitize_gpu.py", "cpu"])
-    assert sanitize_gpu.main() == 0 and "6 models" in capsys.readouterr().out
+    assert sanitize_gpu.main() == 0 and "8 models" in capsys.readouterr().out
 
 
 BLOCK_IMPORTS = """

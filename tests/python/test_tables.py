@@ -126,13 +126,16 @@ def test_methods_of_a_graph_that_the_engine_lacks_are_left_out_and_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names, cpu = ("fp32", "ft_int8", "fused_int8_gelu", "fused_int8"), torch.device("cpu")
-    monkeypatch.setattr(engine, "runs_graph", lambda graph, device: True)
+    monkeypatch.setattr(engine, "runs_graph", lambda graph, device, version: True)
     assert reproduce_table2.names_that_run(names, cpu) == list(names)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(engine, "runs_graph", lambda graph, device: graph != FUSED_GRAPH)
+    monkeypatch.setattr(engine, "runs_graph", lambda graph, device, version: graph != FUSED_GRAPH)
     assert reproduce_table2.names_that_run(names, cpu) == ["fp32", "ft_int8"]
     assert reproduce_table2.names_that_run(ENGINE_GRAPHS, cpu) == ["ft_int8", "geluless_int8"]
-    assert "the engine has no fused_int8 on cpu" in capsys.readouterr().err
+    assert "the engine has no fused_int8 on cpu: no rows for it" in capsys.readouterr().err
+    monkeypatch.setattr(engine, "runs_graph", lambda graph, device, version: version == 1)
+    assert reproduce_table2.names_that_run(names, cpu, 2) == ["fp32", "ft_int8"]
+    assert "the engine has no fused_int8 on cpu for Swin-V2: no rows for it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("fused", "ft"), [("fused_int8_gelu", "ft_int8"), ("fused_int8", "geluless_int8")])

@@ -15,6 +15,7 @@ from op_walk import walk
 from quant_helpers import calibrated, exercised_model, images_for, one_thread, sqnr_db
 from test_engine import SQNR_BOUND_DB, agreement_db, golden_logits, model_on, replace_scale, replace_tensor
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from v2_configs import CONFIGS, FINE_TUNED, MICRO, SMALL
 
 from pyharness import models, reference
 from pyharness.attention_geometry import expand_bias_table
@@ -33,29 +34,10 @@ from pyharness.quantize import calibrate
 from pyharness.random_engine import random_engine_file
 from pyharness.reference import Node, Quantized, ReferenceSwin, ResidualQuantized
 from pyharness.reference_v2 import ReferenceSwinV2
-from pyharness.reproduce_table2 import names_that_run
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MICRO = dataclasses.replace(MICRO_DIGITS, name="micro_v2", version=2)
-"""14x14 tokens in windows of 7 that shift, then 7x7 in one window."""
-
-FINE_TUNED = SwinConfig(
-    "fine_tuned_v2", (32, 64), 2, 3, 0, 24, (2, 3), (2, 3), (8, 8), qkv_bias=False, version=2, pretrained_window_size=(6, 0)
-)
-"""16x32 tokens, then 8x16, which shift along one axis only; weights of a window of 6 in the first stage; no head."""
-
-SMALL = SwinConfig("small_v2", (32, 32), 2, 3, 7, 24, (2, 2, 1), (2, 3, 4), (4, 4, 4), version=2)
-CONFIGS = {
-    "micro": MICRO,
-    "three stages": SMALL,
-    "not square": dataclasses.replace(SMALL, img_size=(32, 64)),
-    "no qkv bias, features only": dataclasses.replace(SMALL, qkv_bias=False, num_classes=0),
-    "no patch norm": dataclasses.replace(SMALL, patch_norm=False),
-    "a window per stage": dataclasses.replace(SMALL, window_size=(8, 2, 4), mlp_ratio=2.5),
-    "window 16": dataclasses.replace(SMALL, img_size=(64, 64), window_size=(16, 16), depths=(2, 1), num_heads=(2, 3)),
-}
 TIMM = pytest.mark.parametrize("config", [MICRO, FINE_TUNED], ids=lambda c: c.name)
 GELULESS = pytest.mark.parametrize("geluless", [False, True], ids=["gelu", "relu"])
 
@@ -260,18 +242,6 @@ def test_int8_mode_2_is_refused():
         FakeQuantSwin(MICRO, "ft_int8", 2)
     with pytest.raises(FormatError, match="Swin-V2 has int8_mode 1 only, found 2"):
         random_engine_file(MICRO, "ft_int8", 2)
-
-
-def test_the_fused_graph_is_refused(seed):
-    file = random_engine_file(MICRO, "ft_int8", seed=seed)
-    with pytest.raises(FormatError, match="fused_int8 runs Swin-V1 only; Swin-V2 has ft_int8 and geluless_int8"):
-        random_engine_file(MICRO, "fused_int8")
-    with pytest.raises(FormatError, match="fused_int8 runs Swin-V1 only"):
-        to_engine_file(to_checkpoint(file), "fused_int8")
-    with pytest.raises(NotImplementedError, match="this graph runs Swin-V1 only; Swin-V2 has"):
-        SwinInt8(file.tensors, MICRO, "fused_int8")(torch.zeros(1, 1, 28, 28))
-    names = ("fp32", "ft_int8", "fused_int8", "geluless_int8")
-    assert names_that_run(names, torch.device("cpu"), 2) == ["fp32", "ft_int8", "geluless_int8"]
 
 
 # --- Lists and files --------------------------------------------------------------------------------------------------

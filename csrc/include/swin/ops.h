@@ -57,8 +57,8 @@ struct PatchEmbedArgs {
   std::int64_t patch_size = 0;
 };
 
-// x = LayerNorm(x + bias) * gamma + beta in place; gamma and beta without data: only the bias.
-// x float [M, C]; bias, gamma, beta float [C].
+// x = LayerNorm(x + bias) * gamma + beta in place; gamma and beta without data: only the bias; bias without data: none.
+// x float [M, C]; bias, gamma, beta float [C]. Also what the fused graph has behind Swin-V2's reduction.
 struct PatchEmbedNormArgs {
   TensorView x, bias, gamma, beta;
 };
@@ -154,43 +154,64 @@ struct LinearS8Args {
   TensorView scale, bias, out;
 };
 
+// linear_s8 for Swin-V2's cosine attention, y = float(acc) * scale[n] + bias[n]. Columns are q, k, v of `heads` heads of d.
+// A row's head of q or k is rounded to 127ths of its largest, since a cosine does not change with its length:
+//   out = clamp(rne(y * (127 / max(kNormalizeEps, max_e |y[e]|))), -128, 127); v: out = clamp(rne(y), -128, 127).
+// x s8 [M, K], w's InputRange kSigned, scale, bias f32 [3*h*d] (no bias: 0) -> out s8 [M, 3*h*d].
+struct LinearCosineQkvArgs {
+  TensorView x;
+  const PackedWeight* w = nullptr;
+  TensorView scale, bias, out;
+  std::int64_t heads = 0;
+};
+
 // Attention of one window and head after the other: with q, k, v the thirds of a row of qkv, split by head,
 //   x[j] = float(sum_e q[i, e] * k[j, e]) * qk_factor + bias[head, i, j] + mask[window, i, j]
 //   p[j] = rne(127 * exp(x[j] - max_j x[j])), 0..127
 //   out[window*N + i, head*d + e] = clamp(rne(float(sum_j p[j] * v[j, e]) * pv_factor / float(sum_j p[j])), -128, 127).
-// qkv s8 [BW*N, 3*h*d], bias float [h, N, N], mask float [windows, N, N] or none -> out s8 [BW*N, h*d].
+// With head_scale (Swin-V2) qk_factor is ignored, and the first term of x[j] is a cosine's:
+//   float(sum_e q[i, e] * k[j, e]) * head_scale[head] / (len(q[i]) * len(k[j])), len(a) = sqrt(max(1, sum_e a[e]^2)).
+// qkv s8 [BW*N, 3*h*d], bias float [h, N, N], mask float [windows, N, N] or none, head_scale f32 [h] or none
+// -> out s8 [BW*N, h*d].
 struct WindowAttentionArgs {
-  TensorView qkv, bias, mask, out;
+  TensorView qkv, bias, mask, head_scale, out;
   float qk_factor = 0, pv_factor = 0;
 };
 
-// residual[image order] += float(acc) * scale[n] + bias[n]; out = quantize(LayerNorm(residual), quant), in image order.
+// Where the LayerNorm of a residual operation stands, whose branch gives y.
+//   kPreNorm      ahead of the next branch (Swin-V1): residual += y; out = quantize(LayerNorm(residual), quant)
+//   kResPostNorm  behind its own branch (Swin-V2):    residual += LayerNorm(y); out = quantize(residual, quant)
+enum class NormPlace { kPreNorm, kResPostNorm };
+
+// y = float(acc) * scale[n] + bias[n], from window order to image order; residual and out as `norm` says, in image order.
 // x s8 [M, K] in the window order of `geometry`; w's InputRange kSigned; scale, bias f32 [C]; gamma, beta
-// float [C]; residual float [M, C], out s8 [M, C].
+// float [C]; residual float [M, C], out s8 [M, C]; branch f32 [M, C]: memory for y, needed with kResPostNorm.
 struct LinearResidualNormArgs {
   TensorView x;
   const PackedWeight* w = nullptr;
-  TensorView scale, bias, residual, gamma, beta, out;
+  TensorView scale, bias, residual, gamma, beta, branch, out;
   WindowGeometry geometry;
   float quant = 0;
+  NormPlace norm = NormPlace::kPreNorm;
 };
 
 enum class Activation { kRelu, kGelu };
 
 // hidden: kRelu  clamp(rne(max(0, float(acc1) * scale1[f])), 0, 127), and there is no bias1
 //         kGelu  clamp(rne(GELU(float(acc1) * scale1[f] + bias1[f]) * hidden_quant), -128, 127)
-// residual += float(acc2) * scale2[n] + bias2[n]; out = quantize(LayerNorm(residual), quant), in the window order of
-// `geometry`. Without gamma, beta and out the residual alone is updated.
+// y = float(acc2) * scale2[n] + bias2[n]; residual and out as `norm` says, out in the window order of `geometry`.
+// Without out the residual alone is updated, and with kPreNorm there is no gamma and beta then.
 // x s8 [M, C] in image order, w1 [F, C] (its InputRange kSigned), w2 [C, F] (kNonNegative for kRelu, else kSigned), scales
 // and biases f32, residual float [M, C], out s8 [M, C]; hidden s8 [M, F] or none: memory for all hidden rows, as
-// Backend::mlp_keeps_hidden says.
+// Backend::mlp_keeps_hidden says; branch f32 [M, C]: memory for y, needed with kResPostNorm.
 struct MlpResidualNormArgs {
   TensorView x;
   const PackedWeight *w1 = nullptr, *w2 = nullptr;
-  TensorView scale1, bias1, scale2, bias2, residual, gamma, beta, hidden, out;
+  TensorView scale1, bias1, scale2, bias2, residual, gamma, beta, hidden, branch, out;
   WindowGeometry geometry;
   Activation activation = Activation::kRelu;
   float hidden_quant = 0, quant = 0;
+  NormPlace norm = NormPlace::kPreNorm;
 };
 
 // out[b] = mean over tokens of LayerNorm(residual). residual float [B*L, C] -> out f32 [B, C].
@@ -257,6 +278,7 @@ struct DequantizeNormArgs {
 
 #define SWIN_FOR_EACH_FUSED_OP(X)                      \
   X(linear_s8, LinearS8Args)                           \
+  X(linear_cosine_qkv, LinearCosineQkvArgs)            \
   X(window_attention, WindowAttentionArgs)             \
   X(linear_residual_norm, LinearResidualNormArgs)      \
   X(mlp_residual_norm, MlpResidualNormArgs)
