@@ -15,8 +15,9 @@ void head_scale_softmax(const HeadScaleSoftmaxArgs& args, const ExecContext& con
     for (std::int64_t index = first; index < last; ++index) {
       const float* mask = args.mask ? args.mask.as<const float>() + index / heads % windows * n * n : nullptr;
       const LogitRows logits{args.bias.as<const float>() + index % heads * n * n, mask, n};
+      const float scale = args.dequant * head_scale[index % heads];
       const SoftmaxS8 of{args.scores.as<const std::int8_t>() + index * n * pitch, logits,
-                         args.out.as<std::int8_t>() + index * n * pitch, pitch, args.dequant * head_scale[index % heads], args.quant};
+                         args.out.as<std::int8_t>() + index * n * pitch, pitch, scale, args.quant};
       softmax_s8(of, x);
     }
   });
