@@ -427,16 +427,15 @@ OpCost cost(const BiasResidualArgs& a) {
 }
 OpCost cost(const PatchMergeNormArgs& a) { return cost_of({a.residual, a.gamma, a.beta}, {a.out}, a.out.numel() * 10); }
 OpCost cost(const DequantizeArgs& a) { return cost_of({a.x}, {a.out}, a.out.numel()); }
-OpCost cost(const LinearS8Args& a) {
+// Args: LinearS8Args or LinearCosineQkvArgs.
+template <class Args>
+OpCost linear_cost(const Args& a) {
   OpCost c = cost_of({a.x, a.scale, a.bias}, {a.out}, 2 * a.x.dim(0) * a.w->n * a.w->k);
   c.bytes_read += a.w->n * a.w->k;
   return c;
 }
-OpCost cost(const LinearCosineQkvArgs& a) {
-  OpCost c = cost_of({a.x, a.scale, a.bias}, {a.out}, 2 * a.x.dim(0) * a.w->n * a.w->k);
-  c.bytes_read += a.w->n * a.w->k;
-  return c;
-}
+OpCost cost(const LinearS8Args& a) { return linear_cost(a); }
+OpCost cost(const LinearCosineQkvArgs& a) { return linear_cost(a); }
 OpCost cost(const WindowAttentionArgs& a) {
   return cost_of({a.qkv, a.bias, a.mask, a.head_scale}, {a.out}, 4 * a.out.numel() * a.bias.dim(1));
 }

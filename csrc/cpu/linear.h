@@ -87,10 +87,10 @@ static inline float* branch_rows(const TensorView& branch, const BlockTask& task
 
 // multiply_and_store of the task's rows one after the other.
 static inline void multiply_to_rows(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                                      const Channels& channels, float* branch) {
+                                    const Channels& channels, float* rows) {
   std::int64_t target[kBlockRows];
   for (std::int64_t r = 0; r < task.rows; ++r) target[r] = r * channels.count;
-  multiply_and_store(w, x, task, scratch, FloatRows{channels, branch, target});
+  multiply_and_store(w, x, task, scratch, FloatRows{channels, rows, target});
 }
 
 // Counts the tasks of each block of rows that are done; the last of a block may go on with its whole rows.
