@@ -57,10 +57,10 @@ def save(figure: Any, path: Path) -> None:
 
 
 def short_model(model: str) -> str:
-    """`swin_tiny_patch4_window7_224` -> `Swin-T`; the names of other models stay."""
+    """`swin_tiny_patch4_window7_224` -> `Swin-T`, `swin_base_patch4_window12_384` -> `Swin-B 384`; others stay."""
     for word, letter in (("tiny", "T"), ("small", "S"), ("base", "B"), ("large", "L")):
         if model.startswith(f"swin_{word}_"):
-            return f"Swin-{letter}"
+            return f"Swin-{letter} 384" if model.endswith("_384") else f"Swin-{letter}"
     return {"swin_micro_digits": "Swin micro (digits)"}.get(model, model)
 
 

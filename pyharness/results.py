@@ -477,18 +477,25 @@ def replace_block(text: str, name: str, content: str) -> str:
 def readme_with_tables(text: str, folder: Path) -> str:
     """`text` of the README with the tables of result folder `folder` in their places.
 
-    A block `NAME of OTHER` takes the Markdown file NAME of another machine: of the folder OTHER beside `folder`.
+    A block `NAME of OTHER` takes the Markdown file NAME of another machine: of the folder OTHER beside `folder`; a
+    block `at_a_glance of SOME OTHERS` is made of the peers' tables in all those folders.
     """
+    from pyharness.glance import at_a_glance
+
+    beside = folder.resolve().parent
+    for others in re.findall(r"<!-- begin at_a_glance of ([\w. -]+?) -->", text):
+        folders = [beside / other for other in others.split()]
+        text = replace_block(text, f"at_a_glance of {others}", at_a_glance(folders))
     for kind in ROW_TYPES:
         text = replace_block(text, kind, markdown(kind, load_table(folder, kind)))
     for name, program in MARKDOWN_BLOCKS.items():
         if name in OPTIONAL_BLOCKS and f"<!-- begin {name} -->" not in text:
             continue
         text = replace_block(text, name, _short_markdown(folder / f"{name}.md", program))
-    for name, other in re.findall(r"<!-- begin (\w+) of ([\w.-]+) -->", text):
+    for name, other in re.findall(r"<!-- begin (?!at_a_glance)(\w+) of ([\w.-]+) -->", text):
         if name not in MARKDOWN_BLOCKS:
             raise FormatError(f"`<!-- begin {name} of {other} -->`: {name} is none of {', '.join(MARKDOWN_BLOCKS)}")
-        content = _short_markdown(folder.resolve().parent / other / f"{name}.md", MARKDOWN_BLOCKS[name])
+        content = _short_markdown(beside / other / f"{name}.md", MARKDOWN_BLOCKS[name])
         text = replace_block(text, f"{name} of {other}", content)
     return text
 

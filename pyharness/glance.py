@@ -1,0 +1,86 @@
+"""The README's first table: this engine beside the fastest other library, over machines, models and batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyharness.errors import FormatError
+from pyharness.plots import short_model
+from pyharness.results import markdown_table, milliseconds
+
+INSTRUCTIONS = {
+    "amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2",
+    "neon_dotprod": "NEON dot product", "portable": "none",
+}  # fmt: skip
+"""Of an engine's variant, for people."""
+
+
+def at_a_glance(folders: Sequence[Path]) -> str:
+    """Markdown: one row for each group of `<folder>/peers_cpu.json` on the most threads the file has.
+
+    Times as fast: 1 over the median of the ratios within each round, peers being those that keep to the instruction
+    set where it was named to them. A dash was not measured. FormatError where a folder has no such file.
+    """
+    lines = [line for folder in folders for line in _lines(folder.name, _document(folder))]
+    header = (
+        "processor", "instructions", "model", "batch", "fastest other", "ms", "fused_int8 ms", "times as fast",
+        "with GELU", "GELU-less over FT",
+    )  # fmt: skip
+    return markdown_table(header, lines, right=(3, 5, 6, 7, 8, 9)) + (
+        "\nfused_int8: on AVX2 with balanced weight steps, where they were measured (`*`). with GELU: "
+        "`fused_int8_gelu`, for a checkpoint as it is, as many times as fast as the fastest other. GELU-less over FT: "
+        "the paper's subject, `geluless_int8` against `ft_int8`. Medians of the ratios within rounds of alternating "
+        "calls, random weights; every method and its spread: the folders' `peers_cpu.md`.\n"
+    )
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    path = folder / "peers_cpu.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"cannot read {path} ({error.strerror}); benchmarks/peers_cpu.py writes it") from None
+
+
+def _lines(folder: str, document: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    rows = document["rows"]
+    threads = max(row["threads"] for row in rows)
+    isas = {run["isa"]: run["engine_isa"] for run in document["meta"].get("runs_of_this_file", ())}
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["threads"] == threads and row["latency_ms"]:
+            groups.setdefault((row["isa"], row["model"], row["batch"]), []).append(row)
+    models = list(dict.fromkeys(model for _, model, _ in groups))
+    for isa, model, batch in sorted(groups, key=lambda g: (g[0] != "native", models.index(g[1]), g[2])):
+        engine_isa = isas.get(isa) or document["meta"]["engine"]["isa"]
+        processor = f"[{document['meta']['device'].split(',')[0]}](results/{folder})"
+        instructions = INSTRUCTIONS[engine_isa] + (" alone" if isa != "native" else "")
+        yield (processor, instructions, *_line(engine_isa, model, batch, groups[isa, model, batch]))
+
+
+def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    ours = {row["method"]: row for row in rows if row["side"] == "ours"}
+    peers = [row for row in rows if row["side"] == "peer"]
+    kept = [row for row in peers if row["isa_forced"] != "no"]
+    ratio = "ratio_to_best_peer" if len(kept) == len(peers) else "ratio_to_best_forced_peer"
+    best = min(kept, key=lambda row: row["latency_ms"]["median"])
+    balanced = engine_isa == "avx2" and "fused_int8_balanced" in ours
+    fused = "fused_int8_balanced" if balanced else "fused_int8"
+
+    def times(method: str, ratio: str) -> str:
+        value = ours.get(method, {}).get(ratio)
+        return "-" if value is None else f"{1 / value:.2f}x"
+
+    return (
+        short_model(model),
+        str(batch),
+        best["method"],
+        milliseconds(best["latency_ms"]["median"]),
+        milliseconds(ours[fused]["latency_ms"]["median"]) + ("*" if balanced else "") if fused in ours else "-",
+        times(fused, ratio),
+        times("fused_int8_gelu", ratio),
+        times("geluless_int8", "vs_ft_int8"),
+    )

@@ -1,0 +1,74 @@
+"""The README's first table, from the peers' result files of several machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyharness.errors import FormatError
+from pyharness.glance import at_a_glance
+
+
+def row(method: str, ms: float | None, side: str = "ours", **more: Any) -> dict[str, Any]:
+    return {
+        "isa": "native", "model": "swin_tiny_patch4_window7_224", "batch": 1, "threads": 2, "method": method, "side": side,
+        "latency_ms": ms and {"median": ms}, "isa_forced": None, "ratio_to_best_peer": None,
+        "ratio_to_best_forced_peer": None, "vs_ft_int8": None, **more,
+    }  # fmt: skip
+
+
+def a_group(**more: Any) -> list[dict[str, Any]]:
+    return [
+        row("ft_int8", 9, **more),
+        row("geluless_int8", 8, vs_ft_int8=0.8, ratio_to_best_peer=0.4, **more),
+        row("fused_int8", 5, ratio_to_best_peer=0.25, ratio_to_best_forced_peer=0.2, **more),
+        row("fused_int8_gelu", 6, ratio_to_best_peer=0.3125, ratio_to_best_forced_peer=0.25, **more),
+        row("fused_int8_balanced", 4, ratio_to_best_peer=0.2, ratio_to_best_forced_peer=0.16, **more),
+        row("openvino_int8", 20, "peer", **more),
+        row("timm_fp32", 70, "peer", **more),
+        row("openvino_bf16", None, "peer", **more),
+    ]
+
+
+def written(folder: Path, rows: list[dict[str, Any]], **isas: str) -> Path:
+    folder.mkdir()
+    runs = [{"isa": isa, "engine_isa": engine} for isa, engine in isas.items()]
+    document = {"meta": {"device": "A CPU, 2 cores", "runs_of_this_file": runs}, "rows": rows}
+    (folder / "peers_cpu.json").write_text(json.dumps(document))
+    return folder
+
+
+def lines_of(*folders: Path) -> list[list[str]]:
+    table = at_a_glance(folders).split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_a_row_for_each_group_on_the_most_threads(tmp_path: Path) -> None:
+    rows = [*a_group(isa="avx2"), *a_group(threads=1), *a_group(batch=8), *a_group()]
+    found = lines_of(written(tmp_path / "there", rows, avx2="avx2", native="amx_int8"))
+    first = ["[A CPU](results/there)", "AMX", "Swin-T", "1", "openvino_int8", "20.0", "5.00", "4.00x", "3.20x", "1.25x"]
+    assert found[:2] == [first, [*first[:3], "8", *first[4:]]]
+    # On AVX2 the steps made for it.
+    assert found[2:] == [[first[0], "AVX2 alone", *first[2:6], "4.00*", "5.00x", "3.20x", "1.25x"]]
+
+
+def test_a_peer_that_does_not_keep_to_the_instructions_is_passed_over(tmp_path: Path) -> None:
+    rows = [r for r in a_group(isa="avx2") if r["method"] != "fused_int8_balanced"]
+    rows += [row("onnxruntime_int8", 10, "peer", isa="avx2", isa_forced="no")]
+    (line,) = lines_of(written(tmp_path / "there", rows, avx2="avx2"))
+    assert line[4:] == ["openvino_int8", "20.0", "5.00", "5.00x", "4.00x", "1.25x"]
+
+
+def test_machines_stand_one_below_the_other(tmp_path: Path) -> None:
+    folders = [written(tmp_path / name, a_group(), native="avx512_vnni") for name in ("b", "a")]
+    assert [line[:2] for line in lines_of(*folders)] == [
+        ["[A CPU](results/b)", "AVX-512 VNNI"], ["[A CPU](results/a)", "AVX-512 VNNI"],
+    ]  # fmt: skip
+
+
+def test_a_folder_without_peers_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"peers_cpu\.json .*benchmarks/peers_cpu\.py writes it"):
+        at_a_glance([tmp_path])
