@@ -150,13 +150,20 @@ endif()
 
 # --- targets ---------------------------------------------------------------------------------------------------------
 
+# Machine code for many architectures repeats itself: a quarter of the bytes. Drivers older than CUDA 12.4's cannot read it, and
+# CUDA 13 runs with none of those.
+set(compress)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+  set(compress --compress-mode=size)
+endif()
+
 # C++17, which every nvcc and CMake in range knows. Takes off what CMakeLists.txt adds for the C++ compiler.
 function(compile_with_nvcc target)
   set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "" CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
                                              CUDA_EXTENSIONS OFF)
   target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc/include ${CMAKE_SOURCE_DIR}/csrc/cuda)
   target_compile_options(${target} PRIVATE "SHELL:-Xcompiler -Wall" "SHELL:-Xcompiler -fmacro-prefix-map=${CMAKE_SOURCE_DIR}/="
-                                           --expt-relaxed-constexpr ${ARGN})
+                                           --expt-relaxed-constexpr ${compress} ${ARGN})
 endfunction()
 
 # One file an op; the CUTLASS and cuBLASLt files have their own conditions below.
@@ -179,7 +186,15 @@ else()
   message(STATUS "CUDA: cuBLASLt was not found (the Python package nvidia-cublas); that GEMM provider is left out")
 endif()
 
-# One CUTLASS file for each family of architectures; `last` is the last compute capability it is compiled for.
+# nvcc takes up to 7 GB for one of Hopper's CUTLASS files (ninja heeds this; elsewhere --parallel is all there is).
+cmake_host_system_information(RESULT memory_mb QUERY TOTAL_PHYSICAL_MEMORY)
+math(EXPR wgmma_jobs "(${memory_mb} + 1000) / 8000")
+if(wgmma_jobs LESS 1)
+  set(wgmma_jobs 1)
+endif()
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS wgmma=${wgmma_jobs})
+
+# CUTLASS's files for each family of architectures.
 function(add_cutlass_family family code)
   if(NOT code)
     return()
@@ -204,7 +219,12 @@ if(cutlass)
   code_for(90 90 code)
   if(code)
     add_cutlass_family(sm90 90a-real ${CMAKE_SOURCE_DIR}/csrc/cuda/gemm_cutlass_sm90.cu
-                       ${CMAKE_SOURCE_DIR}/csrc/cuda/gemm_cutlass_sm90_pingpong.cu)
+                       ${CMAKE_SOURCE_DIR}/csrc/cuda/gemm_cutlass_sm90_pingpong.cu
+                       ${CMAKE_SOURCE_DIR}/csrc/cuda/gemm_cutlass_sm90_channels_s8.cu
+                       ${CMAKE_SOURCE_DIR}/csrc/cuda/gemm_cutlass_sm90_channels_gelu.cu
+                       ${CMAKE_SOURCE_DIR}/csrc/cuda/gemm_cutlass_sm90_channels_f32.cu
+                       ${CMAKE_SOURCE_DIR}/csrc/cuda/gemm_cutlass_sm90_channels_add.cu)
+    set_target_properties(swin_cuda_cutlass_sm90 PROPERTIES JOB_POOL_COMPILE wgmma)
   endif()
   message(STATUS "CUDA: CUTLASS of ${cutlass}")
 else()

@@ -160,12 +160,20 @@ def cuda_info() -> dict[str, Any]:
 
 
 def providers_of(ops: Iterable[OpInfo], choices: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """What ran each GEMM shape of `ops`: {"4096x96x384 s8": "cublaslt algo7"}. `choices`: those of `cuda_info`."""
-    shapes = {tuple(map(int, re.findall(r"\d+", op.shape)[:3])) for op in ops if op.kind == "gemm"}
+    """What ran each GEMM shape of `ops`: {"4096x96x384 s8": "cublaslt algo7"}. `choices`: those of `cuda_info`.
+
+    An FT graph's GEMMs (named *_gemm) and the fused graph's leave different outputs of the same sizes.
+    """
+    products = set()
+    for op in ops:
+        if op.kind == "gemm" and (sizes := re.match(r"M=(\d+) ", op.shape)):
+            of_ft = op.name.endswith("_gemm")
+            for n, k in re.findall(r"N=(\d+) K=(\d+)", op.shape):
+                products.add((int(sizes[1]), int(n), int(k), of_ft))
     return {
         f"{c['m']}x{c['n']}x{c['k']} {c['output']}": f"{c['provider']} {c['candidate']}".strip()
         for c in choices
-        if (c["m"], c["n"], c["k"]) in shapes
+        if (c["m"], c["n"], c["k"], not c["output"].startswith("channels_")) in products
     }
 
 

@@ -1,8 +1,8 @@
 """Tune the GEMMs of a model ahead of time: which provider and kernel runs each shape fastest on this GPU.
 
-Every candidate of cuBLASLt and CUTLASS is first proven on random data, byte by byte, against the engine's own plain
-kernel; only what is exact is timed. The winners go to a config file that the engine reads; without it the engine does
-the same at the first forward pass of a new batch size.
+Every candidate of cuBLASLt, CUTLASS and the engine's own tiles is first proven on random data against the engine's
+plain kernel; only what is right is timed. The winners go to a config file that the engine reads; without it the engine
+does the same at the first forward pass of a new batch size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_BATCHES = (128,)
 
 @dataclass(frozen=True)
 class Shape:
-    """out [m, n] = x s8 [m, k] times w s8 [n, k] transposed; `output` is s8, s8_relu or s32 (docs/epilogues.md)."""
+    """out [m, n] = x s8 [m, k] times w s8 [n, k] transposed; `output`: csrc/include/swin/cuda_gemm.h."""
 
     m: int
     n: int
@@ -40,12 +40,19 @@ class Shape:
 
 
 def gemm_shapes(config: SwinConfig, batch: int, int8_mode: int = 1) -> list[Shape]:
-    """The GEMMs of both graphs for `batch` images, each once, in the order in which a forward pass comes to them."""
+    """The GEMMs of all graphs for `batch` images, each once, in the order in which a forward pass comes to them."""
     wide = "s8" if int8_mode == 1 else "s32"
     shapes: dict[Shape, None] = {}
     for stage in config.stages():
         m, dim = batch * stage.resolution[0] * stage.resolution[1], stage.dim
         hidden = config.hidden_dim(dim)
+        # The fused graph's, with a float16 residual stream. Its other products, and the MLPs whose rows stay in one
+        # block (csrc/cuda/row_blocks.h), have kernels of their own.
+        fused = [Shape(m, hidden, dim, "channels_gelu"), Shape(m, hidden, dim, "channels_relu")]
+        if config.version == 1:
+            fused += [Shape(m, 3 * dim, dim, "channels_s8"), Shape(m, dim, hidden, "channels_add_f16")]
+        else:
+            fused += [Shape(m, dim, dim, "channels_f32"), Shape(m, dim, hidden, "channels_f32")]
         found = [
             Shape(m, 3 * dim, dim, "s8"),  # qkv
             Shape(m, dim, dim, "s8"),  # proj
@@ -55,7 +62,7 @@ def gemm_shapes(config: SwinConfig, batch: int, int8_mode: int = 1) -> list[Shap
         ]
         if stage.has_downsample:
             found.append(Shape(m // 4, 2 * dim, 4 * dim, wide))  # reduction
-        shapes.update(dict.fromkeys(found))
+        shapes.update(dict.fromkeys(found + fused))
     return list(shapes)
 
 
@@ -126,8 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tune_gemm.py",
         description="Prove, time and choose the INT8 GEMM kernels of Swin models on this GPU.",
-        epilog="SWIN_GEMM=cublaslt|cutlass|auto forces a provider when the engine runs; SWIN_GEMM_CONFIG is where the "
-        "engine looks for the file, by default ~/.cache/swin_int8/gemm.json.",
+        epilog="SWIN_GEMM=cublaslt|cutlass|swin_tiles|auto forces a provider when the engine runs; SWIN_GEMM_CONFIG is "
+        "where the engine looks for the file, by default ~/.cache/swin_int8/gemm.json.",
     )
     parser.add_argument(
         "--model", nargs="+", default=list(results.PUBLISHED), metavar="MODEL", dest="models",

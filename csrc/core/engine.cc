@@ -22,11 +22,20 @@ const char* kind_name(OpKind kind) {
   }
 }
 
+std::string linear_shape(const TensorView& x, const PackedWeight& w) {
+  return detail::concat("M=", x.dim(0), " N=", w.n, " K=", w.k);
+}
+
 std::string shape_of(const Node& node) {
+  if (const auto* a = std::get_if<GemmS8Args>(&node.args)) return linear_shape(a->x, *a->w);
+  if (const auto* a = std::get_if<LinearS8Args>(&node.args)) return linear_shape(a->x, *a->w);
+  if (const auto* a = std::get_if<LinearCosineQkvArgs>(&node.args)) return linear_shape(a->x, *a->w);
+  if (const auto* a = std::get_if<LinearResidualNormArgs>(&node.args)) return linear_shape(a->x, *a->w);
+  if (const auto* a = std::get_if<MlpResidualNormArgs>(&node.args)) {
+    return linear_shape(a->x, *a->w1) + detail::concat(", N=", a->w2->n, " K=", a->w2->k);
+  }
   std::ostringstream text;
-  if (const auto* a = std::get_if<GemmS8Args>(&node.args)) {
-    text << "M=" << a->x.dim(0) << " N=" << a->w->n << " K=" << a->w->k;
-  } else if (const auto* a = std::get_if<QkGemmArgs>(&node.args)) {
+  if (const auto* a = std::get_if<QkGemmArgs>(&node.args)) {
     text << "batch=" << a->q.dim(0) * a->q.dim(1) << " M=" << a->q.dim(2) << " N=" << a->q.dim(2)
          << " K=" << a->q.dim(3);
   } else if (const auto* a = std::get_if<PvGemmArgs>(&node.args)) {

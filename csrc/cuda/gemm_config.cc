@@ -16,19 +16,46 @@
 
 namespace swin {
 
-const char* name_of(GemmOutput output) {
-  switch (output) {
-    case GemmOutput::kS8: return "s8";
-    case GemmOutput::kS8Relu: return "s8_relu";
-    default: return "s32";
+namespace {
+
+struct OutputKind {
+  GemmOutput output;
+  const char* name;
+  int bytes;
+  bool channels;
+};
+constexpr OutputKind kOutputs[] = {
+    {GemmOutput::kS8, "s8", 1, false},
+    {GemmOutput::kS8Relu, "s8_relu", 1, false},
+    {GemmOutput::kS32, "s32", 4, false},
+    {GemmOutput::kChannelsS8, "channels_s8", 1, true},
+    {GemmOutput::kChannelsRelu, "channels_relu", 1, true},
+    {GemmOutput::kChannelsGelu, "channels_gelu", 1, true},
+    {GemmOutput::kChannelsF32, "channels_f32", 4, true},
+    {GemmOutput::kChannelsAddF16, "channels_add_f16", 2, true},
+    {GemmOutput::kChannelsAddBF16, "channels_add_bf16", 2, true},
+};
+
+const OutputKind& kind_of(GemmOutput output) {
+  for (const OutputKind& kind : kOutputs) {
+    if (kind.output == output) return kind;
   }
+  std::abort();  // not reached
 }
 
+}  // namespace
+
+const char* name_of(GemmOutput output) { return kind_of(output).name; }
+bool has_channels(GemmOutput output) { return kind_of(output).channels; }
+int output_bytes(GemmOutput output) { return kind_of(output).bytes; }
+
 GemmOutput gemm_output_of(const std::string& name) {
-  for (GemmOutput output : {GemmOutput::kS8, GemmOutput::kS8Relu, GemmOutput::kS32}) {
-    if (name == name_of(output)) return output;
+  std::string known;
+  for (const OutputKind& kind : kOutputs) {
+    if (name == kind.name) return kind.output;
+    known += detail::concat(known.empty() ? "" : ", ", kind.name);
   }
-  throw ValueError(detail::concat("gemm: there is no output '", name, "'; s8, s8_relu or s32 is needed"));
+  throw ValueError(detail::concat("gemm: there is no output '", name, "'; one of these is needed: ", known));
 }
 
 namespace cuda {

@@ -27,7 +27,7 @@ struct GemmRefusal {
 struct GemmEntry {
   std::string device;    // "NVIDIA H200"
   int sm = 0;            // 90
-  std::string versions;  // "cublaslt 13.1.0, cutlass 4.2.0, swin_plain 1"
+  std::string versions;  // "cublaslt 13.1.0, cutlass 4.2.0, swin_tiles 1, swin_plain 1"
   GemmShape shape;
   std::vector<GemmTiming> best;                      // the fastest of each provider, the fastest first
   std::vector<std::pair<std::string, int>> offered;  // candidates by provider

@@ -54,7 +54,7 @@ class CutlassProvider : public GemmProvider {
     std::vector<GemmCandidate> found;
     std::string refused = detail::concat("no kernel of this build is for sm_", sm);
     for (const CutlassKernel& kernel : kernels()) {
-      if (sm < kernel.min_sm || sm > kernel.max_sm || kernel.s32 != (shape.output == GemmOutput::kS32)) continue;
+      if (sm < kernel.min_sm || sm > kernel.max_sm || !kernel.serves(shape.output)) continue;
       if (const char* reason = kernel.refuse(shape)) {
         refused = reason;
       } else {
@@ -66,7 +66,7 @@ class CutlassProvider : public GemmProvider {
   }
   std::unique_ptr<GemmKernel> prepare(const GemmShape& shape, const GemmCandidate& candidate) const override {
     for (const CutlassKernel& kernel : kernels()) {
-      if (candidate.name == kernel.name && kernel.s32 == (shape.output == GemmOutput::kS32)) {
+      if (candidate.name == kernel.name && kernel.serves(shape.output)) {
         return std::make_unique<Kernel>(kernel, shape);
       }
     }

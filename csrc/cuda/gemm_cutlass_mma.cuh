@@ -111,7 +111,7 @@ struct Make {
       cutlass::arch::OpMultiplyAddSaturate>;
 
   static CutlassKernel kernel(const char* name, int min_sm, int max_sm) {
-    return {name, kS32, min_sm, max_sm, Launcher<Gemm>::refuse, Launcher<Gemm>::launch};
+    return {name, kS32 ? serves_s32 : serves_s8, min_sm, max_sm, Launcher<Gemm>::refuse, Launcher<Gemm>::launch};
   }
 };
 

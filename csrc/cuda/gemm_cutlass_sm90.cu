@@ -15,6 +15,10 @@ void add_sm90_kernels(std::vector<CutlassKernel>& kernels) {
   // int8_mode 2: FC2 and the reduction.
   add(wgmma::Cooperative<S32, 128, 128, 128, 2, 1>::kernel("sm90_coop_128x128x128_c2x1_s32"));
   add_sm90_pingpong_kernels(kernels);
+  add_sm90_channels_s8_kernels(kernels);
+  add_sm90_channels_gelu_kernels(kernels);
+  add_sm90_channels_f32_kernels(kernels);
+  add_sm90_channels_add_kernels(kernels);
 }
 
 }  // namespace cuda

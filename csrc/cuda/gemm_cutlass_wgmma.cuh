@@ -1,6 +1,7 @@
 // CUTLASS 3.x kernels for Hopper: wgmma on s8, operands through TMA into shared memory, warp-specialized, persistent.
 //
-// x s8 [M, K] and w s8 [N, K] row-major, so both operands have K innermost, as wgmma wants s8; out s8 or s32 [M, N].
+// x s8 [M, K] and w s8 [N, K] row-major, so both operands have K innermost, as wgmma wants s8; out [M, N], s8 or s32
+// here and more in gemm_cutlass_channels.cuh.
 // K and N multiples of 16 (TMA strides). No workspace. Compiled for sm_90a alone: wgmma exists nowhere else.
 // Bytes: (M*K + N*K + M*N * size of out); a cluster of two blocks reads its common operand once.
 #pragma once
@@ -40,30 +41,35 @@ Stride rows_of(int columns) {
   return cute::make_stride(std::int64_t{columns}, Int<1>{}, std::int64_t{0});
 }
 
-template <class Out, class MainloopSchedule, class EpilogueSchedule, int TileM, int TileN, int TileK, int ClusterM,
-          int ClusterN>
-struct Make {
-  static constexpr bool kS32 = std::is_same<Out, std::int32_t>::value;
+// Cooperative: two warpgroups share a tile of 128 or 256 rows. Ping-pong: each has a tile of its own, and one's
+// epilogue runs under the other's products, which pays where K is short, as everywhere in Swin's first stages.
+struct CooperativeSchedule {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+struct PingpongSchedule {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+
+// The product, whatever becomes of it. Source: what the epilogue reads where it writes, void for nothing. Fusion: a
+// fusion operation or a visitor tree, computing in Compute.
+template <class Source, class Out, class Compute, class Fusion, class Schedule, int TileM, int TileN, int TileK,
+          int ClusterM, int ClusterN>
+struct Product {
   static constexpr int kAlignOut = 16 / static_cast<int>(sizeof(Out));
   using Tile = Shape<Int<TileM>, Int<TileN>, Int<TileK>>;
   using Cluster = Shape<Int<ClusterM>, Int<ClusterN>, Int<1>>;
   using RowMajor = cutlass::layout::RowMajor;
-  // s8: clamp(acc * factor, floor, 127) in float, then rounded to nearest even; the ReLU is a floor of 0.
-  // s32: acc times an integer 1.
-  using Compute = std::conditional_t<kS32, std::int32_t, float>;
-  using Fusion = std::conditional_t<
-      kS32, cutlass::epilogue::fusion::ScaledAcc<Out, Compute, Compute>,
-      cutlass::epilogue::fusion::LinCombEltAct<cutlass::epilogue::thread::Clamp, Out, Compute, void, Compute,
-                                               cutlass::FloatRoundStyle::round_to_nearest>>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, std::int32_t, Compute, void, RowMajor, kAlignOut, Out, RowMajor,
-      kAlignOut, EpilogueSchedule, Fusion>::CollectiveOp;
+      cutlass::epilogue::collective::EpilogueTileAuto, std::int32_t, Compute, Source, RowMajor, kAlignOut, Out,
+      RowMajor, kAlignOut, typename Schedule::Epilogue, Fusion>::CollectiveOp;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, std::int8_t, RowMajor, 16, std::int8_t,
       cutlass::layout::ColumnMajor, 16, std::int32_t, Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>,
-      MainloopSchedule>::CollectiveOp;
+      typename Schedule::Mainloop>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
@@ -73,7 +79,9 @@ struct Make {
     return nullptr;
   }
 
-  static const char* launch(const GemmShape& shape, const GemmCall& call, void* stream) {
+  // set_fusion: called with the fusion's own arguments to fill in.
+  template <class SetFusion>
+  static const char* launch(const GemmShape& shape, const GemmCall& call, void* stream, SetFusion set_fusion) {
     const int m = static_cast<int>(shape.m), n = static_cast<int>(shape.n), k = static_cast<int>(shape.k);
     typename Gemm::Arguments args;
     args.mode = cutlass::gemm::GemmUniversalMode::kGemm;
@@ -82,16 +90,12 @@ struct Make {
     args.mainloop.dA = rows_of<typename Kernel::StrideA>(k);
     args.mainloop.ptr_B = call.w;
     args.mainloop.dB = rows_of<typename Kernel::StrideB>(k);
+    if constexpr (!std::is_void<Source>::value) args.epilogue.ptr_C = static_cast<const Source*>(call.out);
     args.epilogue.dC = rows_of<typename Kernel::StrideC>(n);
     args.epilogue.ptr_D = static_cast<Out*>(call.out);
     args.epilogue.dD = rows_of<typename Kernel::StrideD>(n);
     args.hw_info = hardware();
-    if constexpr (kS32) {
-      args.epilogue.thread.alpha = 1;
-    } else {
-      args.epilogue.thread.alpha = call.factor;
-      args.epilogue.thread.activation = {floor_of(shape.output), 127.0f};
-    }
+    set_fusion(args.epilogue.thread);
     if (Gemm::get_workspace_size(args) != 0) return "the kernel asks for a workspace";
     Gemm gemm;
     cutlass::Status status = Gemm::can_implement(args);
@@ -99,17 +103,40 @@ struct Make {
     if (status == cutlass::Status::kSuccess) status = gemm.run(static_cast<cudaStream_t>(stream));
     return status == cutlass::Status::kSuccess ? nullptr : cutlass::cutlassGetStatusString(status);
   }
-
-  static CutlassKernel kernel(const char* name) { return {name, kS32, 90, 90, refuse, launch}; }
 };
 
-// Cooperative: two warpgroups share a tile of 128 or 256 rows. Ping-pong: each has a tile of its own, and one's epilogue
-// runs under the other's products, which pays where K is short, as everywhere in Swin's first stages.
+// FT's outputs. s8: clamp(acc * factor, floor, 127) in float, then rounded to nearest even; the ReLU is a floor of 0.
+// s32: acc times an integer 1.
+template <class Out, class Schedule, int... Sizes>
+struct Make {
+  static constexpr bool kS32 = std::is_same<Out, std::int32_t>::value;
+  using Compute = std::conditional_t<kS32, std::int32_t, float>;
+  using Fusion = std::conditional_t<
+      kS32, cutlass::epilogue::fusion::ScaledAcc<Out, Compute, Compute>,
+      cutlass::epilogue::fusion::LinCombEltAct<cutlass::epilogue::thread::Clamp, Out, Compute, void, Compute,
+                                               cutlass::FloatRoundStyle::round_to_nearest>>;
+  using Base = Product<void, Out, Compute, Fusion, Schedule, Sizes...>;
+
+  static const char* launch(const GemmShape& shape, const GemmCall& call, void* stream) {
+    return Base::launch(shape, call, stream, [&](auto& fusion) {
+      if constexpr (kS32) {
+        fusion.alpha = 1;
+      } else {
+        fusion.alpha = call.factor;
+        fusion.activation = {floor_of(shape.output), 127.0f};
+      }
+    });
+  }
+
+  static CutlassKernel kernel(const char* name) {
+    return {name, kS32 ? serves_s32 : serves_s8, 90, 90, Base::refuse, launch};
+  }
+};
+
 template <class Out, int... Sizes>
-using Cooperative = Make<Out, cutlass::gemm::KernelTmaWarpSpecializedCooperative,
-                         cutlass::epilogue::TmaWarpSpecializedCooperative, Sizes...>;
+using Cooperative = Make<Out, CooperativeSchedule, Sizes...>;
 template <class Out, int... Sizes>
-using Pingpong = Make<Out, cutlass::gemm::KernelTmaWarpSpecializedPingpong, cutlass::epilogue::TmaWarpSpecialized, Sizes...>;
+using Pingpong = Make<Out, PingpongSchedule, Sizes...>;
 
 }  // namespace wgmma
 }  // namespace cuda

@@ -5,11 +5,18 @@
 // two, so that many products lie exactly on a rounding tie; and -128 / 127 alone, for the largest sums and saturation. The
 // output is poisoned before each run, with another byte each time, so that nothing left over passes for a result.
 //
+// Outputs with channels are made in float32, where another order of the same operations may round another way. On the
+// small values everything is dyadic and no operation before the last rounding errs: there every value must be equal,
+// ties included (but not behind GELU, which ends in no tie). On the others a value may be the expected one's neighbour,
+// if few are: a multiplication and an addition in place of one fused, or another erf, move one value in 10^4 across a
+// tie at most, and a kernel that errs moves more than one in 256. The extreme values have no bias.
+//
 // A timing: launches back to back between two events on a stream of its own. The L2 is not flushed: in a forward pass too
 // the operation before has just written the activations.
 #include <cuda_runtime_api.h>
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -24,6 +31,12 @@ namespace {
 
 constexpr const char* kWhere = "gemm tuner";
 constexpr std::int64_t kGuardBytes = 4096;
+constexpr std::int64_t kOffByOne = 256;  // of so many values one may be
+// Of a float32, relative to |y| + |bias|: multiplied and added one after the other it errs by 3 * 2^-24 at most.
+constexpr float kTolerance = 5e-7f;
+// What GELU(y) is quantized with: up to 3.2; and, for the extreme values, its negative part alone over the range, down
+// to -0.17, where the formula with tanh moves 3 of 100 values.
+constexpr float kGeluFactor = 40, kGeluFactorOfNegatives = 500;
 
 const char* advice_on(cudaError_t status) {
   if (status == cudaErrorMemoryAllocation) {
@@ -86,12 +99,14 @@ class CudaBench : public GemmBench {
  public:
   explicit CudaBench(const GemmShape& shape)
       : shape_(shape),
-        out_bytes_(shape.m * shape.n * (shape.output == GemmOutput::kS32 ? 4 : 1)),
+        out_bytes_(shape.m * shape.n * output_bytes(shape.output)),
         x_(allocate(shape.m * shape.k)),
         w_(allocate(shape.n * shape.k)),
         out_(allocate(out_bytes_ + kGuardBytes)),
         expected_(allocate(out_bytes_ + kGuardBytes)),
-        differences_(allocate(sizeof(ByteDifferences))) {}
+        scale_(has_channels(shape.output) ? allocate(4 * shape.n) : Memory()),
+        bias_(has_channels(shape.output) ? allocate(4 * shape.n) : Memory()),
+        counts_(allocate(sizeof(Counts))) {}
 
   std::vector<std::string> prove(const std::vector<const GemmKernel*>& kernels) override {
     std::vector<std::string> verdicts(kernels.size());
@@ -113,7 +128,10 @@ class CudaBench : public GemmBench {
     return verdicts;  // what is left in the operands is kFull: timings are on random values
   }
 
+  // An output that adds goes on adding to its own result. It stays finite: |y| is below 16, less than half the last
+  // place of a float16 that has come to 2^15.
   double time_us(const GemmKernel& kernel, int launches) override {
+    if (adds()) fill_residual(out_.get());
     SWIN_CUDA(cudaEventRecord(start_.event, queue_.stream));
     for (int i = 0; i < launches; ++i) kernel.run(call_, queue_.stream);
     SWIN_CUDA(cudaEventRecord(stop_.event, queue_.stream));
@@ -124,39 +142,119 @@ class CudaBench : public GemmBench {
   }
 
  private:
-  // Operands of `pattern`, and a factor that spreads their products over the output's range.
+  struct Counts {
+    ByteDifferences bytes;
+    GemmErrors errors;
+  };
+
+  bool adds() const {
+    return shape_.output == GemmOutput::kChannelsAddF16 || shape_.output == GemmOutput::kChannelsAddBF16;
+  }
+
+  // Operands of `pattern`, and a factor, or scales, that spread their products over the output's range.
   void fill(GemmPattern pattern, int seed) {
     fill_random(static_cast<std::int8_t*>(x_.get()), shape_.m * shape_.k, 2 * seed, pattern, queue_.stream);
     fill_random(static_cast<std::int8_t*>(w_.get()), shape_.n * shape_.k, 2 * seed + 1, pattern, queue_.stream);
     const double root = std::sqrt(static_cast<double>(shape_.k));
     const double one = pattern == GemmPattern::kSmall ? 24.0 : pattern == GemmPattern::kFull ? 5461.0 : 16256.0;
-    double factor = 60 / (one * root);  // the standard deviation of a result is then 60
-    // A power of two: a half is exact, and for the small values every sum that is an odd multiple of it is a tie.
-    if (pattern == GemmPattern::kSmall) factor = std::fmin(0.5, std::exp2(std::round(std::log2(factor))));
-    call_ = {static_cast<const std::int8_t*>(x_.get()), static_cast<const std::int8_t*>(w_.get()), expected_.get(),
-             static_cast<float>(factor)};
+    call_ = {static_cast<const std::int8_t*>(x_.get()), static_cast<const std::int8_t*>(w_.get()), expected_.get()};
+    if (has_channels(shape_.output)) {
+      fill_channels(pattern, seed, one * root);
+    } else {
+      double factor = 60 / (one * root);  // the standard deviation of a result is then 60
+      // A power of two: a half is exact, and for the small values every sum that is an odd multiple of it is a tie.
+      if (pattern == GemmPattern::kSmall) factor = std::fmin(0.5, std::exp2(std::round(std::log2(factor))));
+      call_.factor = static_cast<float>(factor);
+    }
     plain_gemm(shape_, call_, queue_.stream);
     call_.out = out_.get();
   }
 
+  // Scales, biases and what an output that adds finds, for accumulators of this standard deviation.
+  void fill_channels(GemmPattern pattern, int seed, double deviation) {
+    const bool gelu = shape_.output == GemmOutput::kChannelsGelu;
+    const double wanted = adds() ? 1 : gelu ? 2 : 64;  // the standard deviation of y
+    RandomFloats scale, bias;
+    if (pattern != GemmPattern::kSmall) {
+      // Scales of half to twice what gives that. Residuals of 16 to 32, larger than any y: their sums do not cancel, so
+      // that a rounding of y, 2^-24 of it, is nowhere a step of the sum, 2^-11 of it or more.
+      scale = {static_cast<float>(1.5 / 65536 * wanted / deviation), 21846, 65536, false};
+      bias = {static_cast<float>(0.5 / 65536 * wanted), 0, 65536, true};
+      residual_ = {0.125f, 128, 128, true};
+    } else if (adds()) {
+      // In units of 2^-6: y any number, and residuals of 7 bits, which bfloat16 has too, so large that most sums have a
+      // bit or two more than the output, and many are ties.
+      const int bits = shape_.output == GemmOutput::kChannelsAddF16 ? 11 : 8;
+      const float unit = 1.0f / 64;
+      scale = {unit, 1, 2, false};
+      bias = {unit, 0, 1 << (bits - 1), true};
+      residual_ = {unit * static_cast<float>(1 << (bits - 5)), 0, 128, true};
+    } else {
+      // Two powers of two, the larger one a half at most: every y is then a multiple of a quarter or less.
+      const double power = std::fmin(0.5, std::exp2(std::round(std::log2(wanted / deviation))));
+      scale = {static_cast<float>(power / 2), 1, 2, false};
+      bias = {static_cast<float>(wanted / 128), 0, 64, true};
+    }
+    const auto scales = static_cast<float*>(scale_.get()), biases = static_cast<float*>(bias_.get());
+    fill_random(scales, shape_.n, 100 + seed, scale, queue_.stream);
+    fill_random(biases, shape_.n, 200 + seed, bias, queue_.stream);
+    residual_seed_ = 300 + seed;
+    if (gelu) call_.factor = pattern == GemmPattern::kExtremes ? kGeluFactorOfNegatives : kGeluFactor;
+    call_.scale = scales;
+    call_.bias = pattern == GemmPattern::kExtremes ? nullptr : biases;  // the ReLU model's FC1 has none
+    if (adds()) fill_residual(expected_.get());
+  }
+
+  void fill_residual(void* out) {
+    cuda::fill_residual(shape_.output, out, shape_.m * shape_.n, residual_seed_, residual_, queue_.stream);
+  }
+
   std::string compare(const GemmKernel& kernel, GemmPattern pattern, int poison) {
+    const auto counts = static_cast<Counts*>(counts_.get());
+    const auto found_end = static_cast<char*>(out_.get()) + out_bytes_;
+    const auto expected_end = static_cast<char*>(expected_.get()) + out_bytes_;
     SWIN_CUDA(cudaMemsetAsync(out_.get(), poison, static_cast<std::size_t>(out_bytes_ + kGuardBytes), queue_.stream));
-    SWIN_CUDA(cudaMemsetAsync(static_cast<char*>(expected_.get()) + out_bytes_, poison, kGuardBytes, queue_.stream));
-    SWIN_CUDA(cudaMemsetAsync(differences_.get(), 0, sizeof(ByteDifferences), queue_.stream));
+    SWIN_CUDA(cudaMemsetAsync(expected_end, poison, kGuardBytes, queue_.stream));
+    SWIN_CUDA(cudaMemsetAsync(counts, 0, sizeof(Counts), queue_.stream));
+    if (adds()) fill_residual(out_.get());
     kernel.run(call_, queue_.stream);
-    count_differences(out_.get(), expected_.get(), out_bytes_ + kGuardBytes,
-                      static_cast<ByteDifferences*>(differences_.get()), queue_.stream);
-    ByteDifferences found{};
-    SWIN_CUDA(cudaMemcpyAsync(&found, differences_.get(), sizeof found, cudaMemcpyDeviceToHost, queue_.stream));
+    const bool channels = has_channels(shape_.output);
+    const bool exact = !channels || (pattern == GemmPattern::kSmall && shape_.output != GemmOutput::kChannelsGelu);
+    if (channels) {
+      count_differences(found_end, expected_end, kGuardBytes, &counts->bytes, queue_.stream);
+      count_errors(shape_, out_.get(), expected_.get(), call_.bias, exact ? 0 : kTolerance, &counts->errors,
+                   queue_.stream);
+    } else {
+      count_differences(out_.get(), expected_.get(), out_bytes_ + kGuardBytes, &counts->bytes, queue_.stream);
+    }
+    Counts found{};
+    SWIN_CUDA(cudaMemcpyAsync(&found, counts, sizeof found, cudaMemcpyDeviceToHost, queue_.stream));
     SWIN_CUDA(cudaStreamSynchronize(queue_.stream));
-    if (found.count == 0) return "";
-    const auto at = static_cast<std::int64_t>(found.somewhere);
-    if (at >= out_bytes_) return "it wrote behind the end of the output";
-    const std::int64_t size = out_bytes_ / (shape_.m * shape_.n), element = at / size;
     const char* name = pattern == GemmPattern::kFull ? "random values" : pattern == GemmPattern::kSmall ? "rounding ties"
                                                                                                         : "extreme values";
-    return detail::concat(found.count, " of ", out_bytes_, " bytes differ on ", name, ", one at row ", element / shape_.n,
-                          ", column ", element % shape_.n, difference(element, size));
+    if (channels) return verdict(found, exact, name);
+    if (found.bytes.count == 0) return "";
+    const auto at = static_cast<std::int64_t>(found.bytes.somewhere);
+    if (at >= out_bytes_) return "it wrote behind the end of the output";
+    const std::int64_t size = output_bytes(shape_.output), element = at / size;
+    return detail::concat(found.bytes.count, " of ", out_bytes_, " bytes differ on ", name, ", one at row ",
+                          element / shape_.n, ", column ", element % shape_.n, difference(element, size));
+  }
+
+  // On an output with channels.
+  std::string verdict(const Counts& found, bool exact, const char* pattern) const {
+    if (found.bytes.count != 0) return "it wrote behind the end of the output";
+    const std::int64_t values = shape_.m * shape_.n;
+    const std::int64_t tolerated = exact ? 0 : (values + kOffByOne - 1) / kOffByOne;
+    const bool wrong = found.errors.wrong.count != 0;
+    const GemmErrors::Kind& kind = wrong ? found.errors.wrong : found.errors.off_by_one;
+    if (!wrong && static_cast<std::int64_t>(kind.count) <= tolerated) return "";
+    const auto element = static_cast<std::int64_t>(kind.somewhere);
+    char difference[64];
+    std::snprintf(difference, sizeof difference, ": found %.9g, expected %.9g", static_cast<double>(kind.found),
+                  static_cast<double>(kind.expected));
+    return detail::concat(kind.count, " of ", values, " values are ", wrong ? "wrong" : "off by one step", " on ",
+                          pattern, ", one at row ", element / shape_.n, ", column ", element % shape_.n, difference);
   }
 
   // ": found 3, expected 4"
@@ -176,10 +274,12 @@ class CudaBench : public GemmBench {
   RelaxedCapture relaxed_;
   const GemmShape shape_;
   const std::int64_t out_bytes_;
-  const Memory x_, w_, out_, expected_, differences_;
+  const Memory x_, w_, out_, expected_, scale_, bias_, counts_;
   Queue queue_;
   Event start_, stop_;
   GemmCall call_;
+  RandomFloats residual_;
+  std::uint64_t residual_seed_ = 0;
 };
 
 class CudaLab : public GemmLab {
@@ -225,6 +325,7 @@ std::vector<GemmProviderInfo> gemm_provider_infos() {
 #else
   infos.push_back({kCutlass, "", "CUTLASS's headers were not found when this build was configured"});
 #endif
+  infos.push_back({kTiles, tiles_provider().version(), ""});
   infos.push_back({kPlain, plain_provider().version(), ""});
   return infos;
 }
@@ -237,6 +338,7 @@ const std::vector<const GemmProvider*>& gemm_provider_list() {
 #if defined(SWIN_HAVE_CUTLASS)
       &cutlass_provider(),
 #endif
+      &tiles_provider(),
       &plain_provider(),
   };
   return list;

@@ -1,4 +1,4 @@
-// What runs an integer GEMM on a GPU. Providers: cuBLASLt, CUTLASS, and this project's own plain kernel.
+// What runs an integer GEMM on a GPU. Providers: cuBLASLt, CUTLASS, and this project's own tiles and plain kernel.
 //
 // A provider offers candidates for a shape; the tuner (gemm_tuner.h) proves each on random data, times those that gave
 // exactly the right result, and keeps the fastest. Nobody is trusted for being a library.
@@ -20,12 +20,16 @@
 namespace swin {
 namespace cuda {
 
-// One call: x s8 [m, k] and w s8 [n, k] row-major, out s8 or s32 [m, n] row-major; `factor` as in GemmS8Args.
+// One call: x s8 [m, k], w s8 [n, k] and out [m, n] of the shape's output, row-major. `factor`: as in GemmS8Args; what
+// kChannelsGelu quantizes with. scale, bias: float32 [n], of outputs that have channels; no bias: 0. Every pointer is
+// aligned to 16 bytes, but for the plain kernel's.
 struct GemmCall {
   const std::int8_t* x = nullptr;
   const std::int8_t* w = nullptr;
   void* out = nullptr;
   float factor = 0;
+  const float* scale = nullptr;
+  const float* bias = nullptr;
 };
 
 // The kernel of one candidate for one shape on one device. Immutable: any number of threads and streams may run it.
@@ -44,7 +48,7 @@ struct GemmCandidate {
 class GemmProvider {
  public:
   virtual ~GemmProvider() = default;
-  virtual const char* name() const = 0;     // "cublaslt", "cutlass", "swin_plain"
+  virtual const char* name() const = 0;     // "cublaslt", "cutlass", "swin_tiles", "swin_plain"
   virtual std::string version() const = 0;  // results of another version are measured again
   // What could run `shape` on the current device, whose compute capability is `sm` (90 for 9.0), likeliest first.
   // Empty where it cannot run it; `why` then says why.
@@ -55,10 +59,13 @@ class GemmProvider {
 
 inline constexpr const char* kCublasLt = "cublaslt";
 inline constexpr const char* kCutlass = "cutlass";
+inline constexpr const char* kTiles = "swin_tiles";
 inline constexpr const char* kPlain = "swin_plain";
 
 // The lower bound that an epilogue clamps to: ReLU is a 0 in the place of -128 (docs/epilogues.md).
-inline float floor_of(GemmOutput output) { return output == GemmOutput::kS8Relu ? 0.0f : -128.0f; }
+inline float floor_of(GemmOutput output) {
+  return output == GemmOutput::kS8Relu || output == GemmOutput::kChannelsRelu ? 0.0f : -128.0f;
+}
 
 // Of this build, the last resort last. They live as long as the process.
 const std::vector<const GemmProvider*>& gemm_provider_list();
@@ -71,6 +78,7 @@ std::vector<GemmProviderInfo> gemm_provider_infos();
 // Defined where the provider was built (cmake/cuda.cmake).
 const GemmProvider& cublaslt_provider();
 const GemmProvider& cutlass_provider();
+const GemmProvider& tiles_provider();
 const GemmProvider& plain_provider();
 
 }  // namespace cuda

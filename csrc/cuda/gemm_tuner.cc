@@ -17,9 +17,11 @@ constexpr int kFinalists = 5;       // of all providers together; the fastest of
 constexpr double kRoundUs = 300;    // one round lasts about this long ...
 constexpr int kMostLaunches = 50;   // ... but never more launches than this
 
-std::string wanted_provider() {
+std::string wanted_provider(GemmOutput output) {
   const char* value = std::getenv("SWIN_GEMM");
-  return value == nullptr || *value == '\0' ? kAuto : value;
+  const std::string wanted = value == nullptr || *value == '\0' ? kAuto : value;
+  // cuBLASLt has nothing with a scale for each channel, our tiles nothing without: naming one says nothing of the other.
+  return wanted == (has_channels(output) ? kCublasLt : kTiles) ? kAuto : wanted;
 }
 
 std::string describe(const GemmShape& shape) {
@@ -209,7 +211,7 @@ const GemmKernel& GemmTuner::choose(const GemmDevice& device, const std::string&
 
 const GemmKernel& GemmTuner::kernel(const GemmShape& shape, void* stream) {
   const GemmDevice device = lab_.current_device();
-  const std::string wanted = wanted_provider();
+  const std::string wanted = wanted_provider(shape.output);
   if (const GemmKernel* kernel = find(device.index, wanted, shape)) return *kernel;
 
   if (wanted != kAuto && provider(wanted) == nullptr) {

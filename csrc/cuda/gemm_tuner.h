@@ -2,8 +2,10 @@
 //
 // The policy alone, in plain C++: the device is behind GemmLab, so that tests drive it where there is no GPU.
 //
-//   SWIN_GEMM=auto|cublaslt|cutlass|swin_plain   whose candidates may run (default auto: the fastest of all)
-//   SWIN_GEMM_CONFIG=FILE                        where results are kept (gemm_config.h)
+//   SWIN_GEMM=auto|cublaslt|cutlass|swin_tiles|swin_plain
+//                           whose candidates may run (default auto: the fastest of all); cublaslt says nothing of outputs
+//                           with a scale for each channel, swin_tiles of those without
+//   SWIN_GEMM_CONFIG=FILE   where results are kept (gemm_config.h)
 //
 // The plain kernel is the last resort: under `auto` it runs what nobody else can, and is not timed where somebody can.
 #pragma once
@@ -23,7 +25,7 @@ namespace cuda {
 class GemmBench {
  public:
   virtual ~GemmBench() = default;
-  // For each kernel "" if it reproduced our own kernel's result exactly on every pattern of data, else what differed.
+  // For each kernel "" if it reproduced our own kernel's result on every pattern of data, else what differed.
   // A kernel that is nullptr is passed over.
   virtual std::vector<std::string> prove(const std::vector<const GemmKernel*>& kernels) = 0;
   // Microseconds of one launch, from `launches` back to back.

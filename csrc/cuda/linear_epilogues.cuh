@@ -75,6 +75,27 @@ struct StoreRows : ChannelScale {
   }
 };
 
+// out T [M, N] += y.
+template <class T>
+struct AddToRows : ChannelScale {
+  T* out;
+  std::int64_t n;
+
+  AddToRows(const float* scale, const float* bias, T* out, std::int64_t n) : ChannelScale{scale, bias}, out(out), n(n) {}
+
+  bool aligned() const { return is_aligned(out, 16); }
+  template <int V>
+  __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
+    c.apply(x);
+    T* target = out + row * n + at;
+    float before[V];
+    load_floats<T, V>(target, before);
+#pragma unroll
+    for (int i = 0; i < V; ++i) x[i] += before[i];
+    store_floats<T, V>(target, x);
+  }
+};
+
 // residual T [M, N] += y, row r of the GEMM being row windows.image_row(r) of it.
 template <class T>
 struct AddToResidual : ChannelScale {
@@ -111,11 +132,6 @@ inline GemmOperands operands(const char* op, const TensorView& x, const PackedWe
   return {x.as<const std::int8_t>(), static_cast<const CudaPackedWeight&>(w).data, count32(op, "rows", x.dim(0)),
           count32(op, "columns", w.n), static_cast<int>(count32(op, "values of K", w.k))};
 }
-
-// residual[image order of geometry] += x w^T, scaled and with its bias; compiled once, in linear_residual_norm.cu.
-template <class T>
-void add_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& scale, const TensorView& bias,
-                const TensorView& residual, const WindowGeometry& geometry, void* stream);
 
 template <class Epilogue>
 void run_linear(const char* op, const TensorView& x, const PackedWeight& w, const Epilogue& epilogue, void* stream) {

@@ -4,10 +4,12 @@
 // in image order. Formula: swin/ops.h.
 //
 // Many rows of few channels: one kernel, a block having whole rows (row_tiles.cuh). Floor: M*K + C*K + 5*M*C bytes.
-// Else two, the GEMM (tile_gemm.cuh), whose epilogue updates the residual, and the LayerNorm of norm_shift_partition.cu, as a
-// block has 96 of a row's columns. Floor: M*K + C*K + 4*M*C bytes, then 3*M*C.
-// With kResPostNorm the GEMM stores y to `branch`, and the norm is that of norm_residual.cuh.
+// Else two, the GEMM (tile_gemm.cuh), whose epilogue updates the residual where a row's token lies in the image, and the
+// LayerNorm of norm_shift_partition.cu, as a block has 96 of a row's columns. Floor: M*K + C*K + 4*M*C bytes, then 3*M*C.
+// With kResPostNorm the GEMM, then of the tuner's choice (gemm_channels.cu), stores y to `branch`, and the norm is that of
+// norm_residual.cuh.
 // Floor: M*K + C*K + 4*M*C bytes, then 9*M*C.
+#include "gemm_tiles.h"
 #include "kernels.h"
 #include "norm_residual.cuh"
 #include "row_tiles.cuh"
@@ -38,20 +40,9 @@ bool run_in_row_blocks(const char* op, const GemmOperands& g, const RowEnd<T>& e
 }  // namespace
 
 template <class T>
-void add_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& scale, const TensorView& bias,
-                const TensorView& residual, const WindowGeometry& geometry, void* stream) {
-  run_linear(op, x, w,
-             AddToResidual<T>(scale.as<const float>(), bias.as<const float>(), residual.as<T>(), w.n, geometry), stream);
-}
-template void add_linear<__half>(const char*, const TensorView&, const PackedWeight&, const TensorView&, const TensorView&,
-                                 const TensorView&, const WindowGeometry&, void*);
-template void add_linear<__nv_bfloat16>(const char*, const TensorView&, const PackedWeight&, const TensorView&,
-                                        const TensorView&, const TensorView&, const WindowGeometry&, void*);
-
-template <class T>
 void end_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& branch,
                 const RowEnd<T>& end, void* stream) {
-  run_linear(op, x, w, StoreRows<float>(end.scale, end.bias, branch.as<float>(), w.n), stream);
+  channels_gemm(op, x, w, GemmOutput::kChannelsF32, end.scale, end.bias, branch.data, stream);
   const NormBranch<T, RowEnd<T>> norm{end, branch.as<const float>(), w.n};
   launch_norm(op, norm, end.rows, w.n, norm.vectorised(), stream);
 }
@@ -76,7 +67,8 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
                       args.quant};
   if (run_in_row_blocks(op, g, end, args.norm, context.stream)) return;
   if (args.norm == NormPlace::kResPostNorm) return end_linear(op, args.x, *args.w, args.branch, end, context.stream);
-  add_linear<T>(op, args.x, *args.w, args.scale, args.bias, args.residual, args.geometry, context.stream);
+  run_linear(op, args.x, *args.w, AddToResidual<T>(end.scale, end.bias, end.residual, args.w->n, args.geometry),
+             context.stream);
   norm_shift_partition<T>(
       NormShiftPartitionArgs{args.residual, args.gamma, args.beta, args.out, image_order(args.x.dim(0)), args.quant},
       context);

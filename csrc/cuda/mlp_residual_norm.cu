@@ -7,10 +7,11 @@
 // hidden channels 64 at a time. FC1's result for them is quantized into shared memory, where FC2 takes it from: hidden rows
 // never get to memory. W2's part is copied while FC1 runs, W1's next one while FC2 does.
 // Floor: M*C + 5*M*C bytes, and 2*C*F of weights for each block from the second-level cache.
-// With `hidden`: two GEMMs (tile_gemm.cuh), FC1 with the activation and the quantization in its epilogue, FC2 with the
+// With `hidden`: two GEMMs of the tuner's choice (gemm_channels.cu), FC1 with the activation and the quantization in its epilogue, FC2 with the
 // residual's sum in its own, and the LayerNorm of norm_shift_partition.cu. Floor: M*C + 2*M*F + 2*C*F + 4*M*C bytes, then 3*M*C.
 // With kResPostNorm FC2 stores its result to `branch`, and the norm of norm_residual.cuh moves 9*M*C bytes.
 // None was timed yet.
+#include "gemm_tiles.h"
 #include "kernels.h"
 #include "row_tiles.cuh"
 
@@ -150,18 +151,15 @@ void run_in_row_blocks(const MlpResidualNormArgs& args, void* stream) {
 template <class T>
 void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& context) {
   if (!args.hidden) return run_in_row_blocks<T>(args, context.stream);
-  const float *scale1 = args.scale1.as<const float>(), *bias1 = args.bias1.as<const float>();
-  std::int8_t* hidden = args.hidden.as<std::int8_t>();
-  if (args.activation == Activation::kRelu) {
-    run_linear(kOp, args.x, *args.w1, QuantizeRows<Then::kRelu>(scale1, bias1, hidden, args.w1->n), context.stream);
-  } else {
-    run_linear(kOp, args.x, *args.w1, QuantizeRows<Then::kGelu>(scale1, bias1, hidden, args.w1->n, args.hidden_quant),
-               context.stream);
-  }
+  const GemmOutput activated =
+      args.activation == Activation::kRelu ? GemmOutput::kChannelsRelu : GemmOutput::kChannelsGelu;
+  channels_gemm(kOp, args.x, *args.w1, activated, args.scale1.as<const float>(), args.bias1.as<const float>(),
+                args.hidden.data, context.stream, args.hidden_quant);
   if (args.norm == NormPlace::kResPostNorm) {
     return end_linear(kOp, args.hidden, *args.w2, args.branch, row_end<T>(args), context.stream);
   }
-  add_linear<T>(kOp, args.hidden, *args.w2, args.scale2, args.bias2, args.residual, image_order(args.x.dim(0)), context.stream);
+  channels_gemm(kOp, args.hidden, *args.w2, kChannelsAdd<T>, args.scale2.as<const float>(), args.bias2.as<const float>(),
+                args.residual.data, context.stream);
   if (!args.out) return;
   norm_shift_partition<T>(
       NormShiftPartitionArgs{args.residual, args.gamma, args.beta, args.out, args.geometry, args.quant}, context);

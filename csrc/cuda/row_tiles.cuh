@@ -270,16 +270,11 @@ template <class T>
 void end_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& branch,
                 const RowEnd<T>& end, void* stream);
 
-// Launches blocks of whole rows, with `bytes` of dynamic shared memory, which may be more than a kernel gets without asking.
+// Launches blocks of whole rows, with `bytes` of dynamic shared memory.
 template <class Tile, class... Parameters, class... Arguments>
 void launch_row_blocks(const char* op, void (*kernel)(Parameters...), unsigned rows, std::size_t bytes, void* stream,
                        const Arguments&... arguments) {
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (status != cudaSuccess) {
-    cudaGetLastError();
-    throw Error(detail::concat(op, ": no ", bytes, " bytes of shared memory for a block: ", cudaGetErrorString(status)));
-  }
+  allow_shared(op, kernel, bytes);
   SWIN_LAUNCH(op, kernel, static_cast<unsigned>(ceil_div(rows, Tile::kM)), Tile::kThreads, bytes, stream, arguments...);
 }
 

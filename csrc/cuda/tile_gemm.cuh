@@ -2,13 +2,15 @@
 //
 // acc[m, n] = sum_k x[m, k] * w[n, k] in int32; x s8 [M, K], w s8 [N, K], row-major, of any shape and alignment.
 //
-// Layout. A block computes kM x kN accumulators; each warp has a part of them in registers, here 32 columns.
+// Layout. A block computes kM x kN accumulators; each warp has a part of them in registers, 32 or 64 columns.
 // K goes by in steps of 64 bytes through shared memory, kStages of them under way (cp.async; Turing copies at once).
 // - k order: lane t of four owns bytes 16t..16t+15 of a row's 64, which are its shares of two m16n8k32 products: one
 //   16-byte load of shared memory where the fragments' own order takes four words. A sum over k may run in any order.
 // - rows lie one after the other, unpadded: eight lanes' loads are then two whole rows, 128 bytes in 32 banks.
-// - column order: column c of tile j is column (c/2)*8 + 2j + c%2 of the warp's 32, so a lane ends up with 8 adjacent
-//   columns of a row: the epilogue reads and stores 8 bytes of s8 or 16 of a two-byte type at once.
+// - column order: column c of tile j of J is column (c/2)*2J + 2j + c%2 of the warp's, so a lane ends up with 8 or 16
+//   adjacent columns of a row: the epilogue reads and stores 8 bytes of s8 or 16 of a two-byte type at once.
+// - of a warp's 64 x 64 accumulators each byte of shared memory makes 32 products, of 64 x 32 a third less; a multiprocessor
+//   reads 128 bytes of it a cycle, and Ampere's makes 2048 products meanwhile, Hopper's up to 4096.
 // - rows and columns beyond the matrix repeat the last one and are not stored; bytes beyond K are zeros.
 // Floor: M*K + N*K + what the epilogue moves in bytes, 2*M*N*K operations. Not timed yet.
 #pragma once
@@ -19,7 +21,7 @@ namespace swin::cuda {
 
 inline constexpr int kStepK = 64;
 inline constexpr int kStages = 3;
-inline constexpr int kOwned = 8;  // adjacent columns of a lane
+inline constexpr int kOwned = 8;  // adjacent columns of a lane that an epilogue gets at once
 
 // kWarpsM x kWarpsN warps, each 16 * kRowTiles rows and 8 * kColumnTiles columns.
 template <int kM_, int kN_, int kWarpsM_, int kWarpsN_>
@@ -27,7 +29,9 @@ struct Tile {
   static constexpr int kM = kM_, kN = kN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
   static constexpr int kThreads = kWarp * kWarpsM * kWarpsN;
   static constexpr int kRowTiles = kM / kWarpsM / 16, kColumnTiles = kN / kWarpsN / 8;
+  static constexpr int kLaneColumns = 2 * kColumnTiles;
   static constexpr int kStepBytes = (kM + kN) * kStepK;  // of shared memory
+  static constexpr int kSharedBytes = kStages * kStepBytes;
   static_assert(kRowTiles * 16 * kWarpsM == kM && kColumnTiles * 8 * kWarpsN == kN);
 };
 
@@ -144,8 +148,9 @@ __device__ __forceinline__ void multiply_tile(const GemmOperands& g, unsigned fi
 template <class Tile, bool kAligned, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads)
     tile_gemm_kernel(const GemmOperands g, const FastDiv column_tiles, const Epilogue epilogue) {
-  static_assert(Tile::kColumnTiles * 2 == kOwned && kStages * Tile::kStepBytes <= 48 << 10);
-  __shared__ __align__(16) std::int8_t shared[kStages * Tile::kStepBytes];
+  static_assert(Tile::kLaneColumns % kOwned == 0);
+  static_assert(!Epilogue::kCombines || Tile::kLaneColumns == kOwned, "32 columns of a row are four lanes'");
+  SWIN_DYNAMIC_SHARED(shared);
   unsigned column_block = blockIdx.x;
   const unsigned first_row = column_tiles.split(column_block) * Tile::kM, first_column = column_block * Tile::kN;
   Accumulators<Tile> acc;
@@ -153,12 +158,13 @@ __global__ void __launch_bounds__(Tile::kThreads)
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const unsigned row = first_row + warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
-  const unsigned column = first_column + warp % Tile::kWarpsN * 32 + lane % 4 * kOwned;
-  if (column >= g.columns) return;  // where N is a multiple of 32, a whole warp
+  const unsigned column =
+      first_column + warp % Tile::kWarpsN * 8 * Tile::kColumnTiles + lane % 4 * Tile::kLaneColumns;
+  if (Epilogue::kCombines && column >= g.columns) return;  // a whole warp, as N is a multiple of 32
   constexpr int V = kAligned ? kOwned : 1;
 #pragma unroll
-  for (int part = 0; part < kOwned; part += V) {
-    if (V == 1 && column + part >= g.columns) break;
+  for (int part = 0; part < Tile::kLaneColumns; part += V) {
+    if (!Epilogue::kCombines && column + part >= g.columns) break;
     const auto shares = epilogue.template column<V>(column + part);
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
@@ -170,7 +176,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
 #pragma unroll
         for (int v = 0; v < V; ++v) values[v] = __int2float_rn(acc[i][(part + v) / 2][2 * half + (part + v) % 2]);
         if constexpr (Epilogue::kCombines) {
-          epilogue.combine(column, shares, values);
+          epilogue.combine(column + part, shares, values);
           if (r >= g.rows) continue;
         }
         epilogue.store(r, column + part, shares, values);
@@ -184,11 +190,23 @@ using LargeTile = Tile<128, 96, 2, 3>;
 using SmallTile = Tile<64, 64, 2, 2>;
 inline constexpr std::int64_t kEnoughTiles = 256;  // about two for each multiprocessor of the largest GPUs
 
+// Lets a block of `kernel` have `bytes` of dynamic shared memory, which may be more than it gets without asking.
+template <class... Parameters>
+void allow_shared(const char* op, void (*kernel)(Parameters...), std::size_t bytes) {
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw Error(detail::concat(op, ": no ", bytes, " bytes of shared memory for a block: ", cudaGetErrorString(status)));
+}
+
 template <class Tile, bool kAligned, class Epilogue>
 void launch_tiles(const char* op, const GemmOperands& g, const Epilogue& epilogue, void* stream) {
+  const auto kernel = tile_gemm_kernel<Tile, kAligned, Epilogue>;
+  if (Tile::kSharedBytes > 48 << 10) allow_shared(op, kernel, Tile::kSharedBytes);
   const std::int64_t columns = ceil_div(g.columns, Tile::kN), blocks = ceil_div(g.rows, Tile::kM) * columns;
-  SWIN_LAUNCH(op, (tile_gemm_kernel<Tile, kAligned, Epilogue>), count32(op, "tiles", blocks), Tile::kThreads, 0, stream,
-              g, FastDiv(columns), epilogue);
+  SWIN_LAUNCH(op, kernel, count32(op, "tiles", blocks), Tile::kThreads, Tile::kSharedBytes, stream, g, FastDiv(columns),
+              epilogue);
 }
 
 // Operands that take copies, columns in eights.

@@ -1,189 +1,25 @@
 // The plain GEMM on the host shim against a loop, and the tuner with everything behind it but a GPU: providers whose
 // kernels are wrong in one way each must be refused, for the right reason, and the fastest right one must be chosen.
+// Outputs that have channels: test_channels.cc.
 // Plain checks, no framework; every failure is printed and the program's status says whether there was one.
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <fstream>
-#include <functional>
 #include <sstream>
-#include <string>
 #include <thread>
-#include <vector>
 
-#include "cuda_runtime_api.h"
-#include "gemm_reference.h"
-#include "gemm_tuner.h"
-#include "swin/error.h"
-
-namespace {
-
-using swin::GemmOutput;
-using swin::GemmShape;
-using swin::cuda::GemmCall;
-using swin::cuda::GemmCandidate;
-using swin::cuda::GemmKernel;
-using swin::cuda::GemmPattern;
-
-int g_failures = 0;
-
-#define EXPECT(condition)                                                            \
-  do {                                                                               \
-    if (!(condition)) {                                                              \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);            \
-      ++g_failures;                                                                  \
-    }                                                                                \
-  } while (0)
-
-bool has(const std::string& text, const std::string& part) {
-  if (text.find(part) != std::string::npos) return true;
-  std::printf("'%s' is not in: %s\n", part.c_str(), text.c_str());
-  return false;
-}
-
-template <class Error>
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-// --- Providers that go wrong ------------------------------------------------------------------------------------------
-
-enum class Defect { kNone, kTruncates, kTiesAway, kTiesUp, kLastRow, kBehind, kNoRelu, kFails, kWraps };
-
-struct Fake {
-  std::string name;
-  Defect defect;
-  double us;
-};
-
-// A right result, computed by loops, then spoilt.
-class FakeKernel : public GemmKernel {
- public:
-  FakeKernel(const GemmShape& shape, Fake fake) : shape_(shape), fake_(std::move(fake)) {}
-  void run(const GemmCall& call, void*) const override {
-    if (fake_.defect == Defect::kFails) throw swin::Error("a status that says no");
-    fake::clock_us += fake_.us;
-    const std::int64_t rows = fake_.defect == Defect::kLastRow ? shape_.m - 1 : shape_.m;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      for (std::int64_t j = 0; j < shape_.n; ++j) {
-        std::int32_t acc = 0;
-        for (std::int64_t k = 0; k < shape_.k; ++k) acc += call.x[i * shape_.k + k] * call.w[j * shape_.k + k];
-        if (shape_.output == GemmOutput::kS32) {
-          static_cast<std::int32_t*>(call.out)[i * shape_.n + j] = acc;
-        } else {
-          static_cast<std::int8_t*>(call.out)[i * shape_.n + j] = requantized(static_cast<float>(acc) * call.factor);
-        }
-      }
-    }
-    if (fake_.defect == Defect::kBehind) {
-      static_cast<std::int8_t*>(call.out)[shape_.m * shape_.n * (shape_.output == GemmOutput::kS32 ? 4 : 1)] = 1;
-    }
-  }
-
- private:
-  std::int8_t requantized(float y) const {
-    float floor = swin::cuda::floor_of(shape_.output);
-    if (fake_.defect == Defect::kNoRelu) floor = -128;
-    float rounded = std::nearbyint(y);
-    if (fake_.defect == Defect::kTruncates) rounded = std::trunc(y);
-    if (fake_.defect == Defect::kTiesAway) rounded = std::round(y);
-    if (fake_.defect == Defect::kTiesUp) rounded = std::floor(y + 0.5f);
-    if (fake_.defect == Defect::kWraps) return static_cast<std::int8_t>(static_cast<int>(std::max(rounded, floor)));
-    return static_cast<std::int8_t>(std::clamp(rounded, floor, 127.0f));
-  }
-
-  const GemmShape shape_;
-  const Fake fake_;
-};
-
-class FakeProvider : public swin::cuda::GemmProvider {
- public:
-  explicit FakeProvider(const char* name) : name_(name) {}
-  const char* name() const override { return name_; }
-  std::string version() const override { return installed; }
-  std::vector<GemmCandidate> candidates(const GemmShape&, int, std::string* why) const override {
-    if (!starts) throw swin::Error("it does not start");
-    std::vector<GemmCandidate> found;
-    for (const Fake& fake : fakes) found.push_back({fake.name, "state of " + fake.name});
-    if (found.empty()) *why = "it has none";
-    return found;
-  }
-  std::unique_ptr<GemmKernel> prepare(const GemmShape& shape, const GemmCandidate& candidate) const override {
-    ++prepared;
-    for (const Fake& fake : fakes) {
-      if (fake.name == candidate.name && candidate.state == "state of " + fake.name) {
-        return std::make_unique<FakeKernel>(shape, fake);
-      }
-    }
-    throw swin::UnsupportedError("there is no " + candidate.name);
-  }
-
-  std::vector<Fake> fakes;
-  std::string installed = "1.0";
-  bool starts = true;
-  mutable int prepared = 0;
-
- private:
-  const char* name_;
-};
-
-FakeProvider& cublaslt() {
-  static FakeProvider provider(swin::cuda::kCublasLt);
-  return provider;
-}
-FakeProvider& cutlass() {
-  static FakeProvider provider(swin::cuda::kCutlass);
-  return provider;
-}
-
-}  // namespace
+#include "fakes.h"
 
 namespace swin::cuda {
-const GemmProvider& cublaslt_provider() { return cublaslt(); }
-const GemmProvider& cutlass_provider() { return cutlass(); }
+const GemmProvider& cublaslt_provider() { return gemm_test::cublaslt(); }
+const GemmProvider& cutlass_provider() { return gemm_test::cutlass(); }
+const GemmProvider& tiles_provider() { return gemm_test::tiles(); }
 }  // namespace swin::cuda
 
 namespace {
 
-std::string g_folder;
-
-// A tuner of its own over the process's providers and the bench of gemm_lab.cc, and an empty config file.
-class Setup {
- public:
-  explicit Setup(const char* name, const char* wanted = nullptr) : path(g_folder + "/" + name + "/deep/gemm.json") {
-    setenv("SWIN_GEMM_CONFIG", path.c_str(), 1);
-    want(wanted);
-    fake::capturing = fake::out_of_memory = false;
-    fake::device = 0;
-    cublaslt().installed = cutlass().installed = "1.0";
-    cublaslt().fakes = {{"quick", Defect::kNone, 20}, {"quicker", Defect::kNone, 10}};
-    cutlass().fakes = {{"tile", Defect::kNone, 15}};
-    again();
-  }
-  ~Setup() { EXPECT(fake::allocations == 0); }
-
-  // As another process would start.
-  void again() { tuner = std::make_unique<swin::cuda::GemmTuner>(swin::cuda::gemm_provider_list(), swin::cuda::gemm_lab()); }
-  static void want(const char* provider) {
-    if (provider != nullptr) {
-      setenv("SWIN_GEMM", provider, 1);
-    } else {
-      unsetenv("SWIN_GEMM");
-    }
-  }
-
-  const std::string path;
-  std::unique_ptr<swin::cuda::GemmTuner> tuner;
-};
+using namespace gemm_test;
 
 // 17 x 48 x 32: a tile that is not full in any direction.
 const GemmShape kShape{17, 48, 32, GemmOutput::kS8};
@@ -259,7 +95,7 @@ void the_fastest_proven_candidate_runs() {
   EXPECT(fake::clock_us == before && &kernel == &setup.tuner->kernel(kShape, nullptr));
   EXPECT(has(setup.tuner->choices(), R"("candidate": "quicker")"));
   // The plain kernel is right too, but not timed where a library can.
-  EXPECT(has(read(setup.path), R"("proven": {"cublaslt": 2, "cutlass": 1, "swin_plain": 1})"));
+  EXPECT(has(read(setup.path), R"("proven": {"cublaslt": 2, "cutlass": 1, "swin_tiles": 0, "swin_plain": 1})"));
   EXPECT(read(setup.path).find(R"("provider": "swin_plain")") == std::string::npos);
 }
 
@@ -319,7 +155,8 @@ void a_provider_can_be_forced() {
   fake::capturing = false;
   Setup::want("tensorrt");
   const std::string error = error_of<swin::UnsupportedError>([&] { setup.tuner->kernel(kShape, nullptr); });
-  EXPECT(has(error, "SWIN_GEMM=tensorrt names no provider; this build knows: auto, cublaslt, cutlass, swin_plain"));
+  EXPECT(has(error, "SWIN_GEMM=tensorrt names no provider; "
+                    "this build knows: auto, cublaslt, cutlass, swin_tiles, swin_plain"));
 }
 
 void nothing_is_measured_inside_a_capture() {
@@ -475,6 +312,7 @@ int main() {
   a_library_that_does_not_start_leaves_the_others();
   providers_are_listed();
   the_file_may_be_anywhere_or_broken();
+  test_channels();
   std::system(("rm -r " + g_folder).c_str());
   std::printf(g_failures ? "%d failed\n" : "all passed\n", g_failures);
   return g_failures ? 1 : 0;

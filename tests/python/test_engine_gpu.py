@@ -12,7 +12,7 @@ from op_targets import CUDA_PARAMS, Target
 from op_walk import walk
 from test_engine import MICRO_DIGITS, SMALL, SQNR_BOUND_DB, images_for, model_on, sqnr_db
 
-from pyharness.config import GRAPHS
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, GRAPHS
 from pyharness.engine import SwinInt8
 from pyharness.models import config_of, create_model
 from pyharness.random_engine import random_engine_file
@@ -34,7 +34,7 @@ def micro(seed) -> SwinInt8:
     return SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, "ft_int8", seed=seed)).to("cuda")
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", ENGINE_GRAPHS)
 def test_logits_are_close_to_the_cpus(place, graph, seed):
     file = random_engine_file(MICRO_DIGITS, graph, seed=seed)
     images = images_for(MICRO_DIGITS, 8, seed)
@@ -52,7 +52,7 @@ def test_every_op_of_swin_tiny(record_ties, graph, seed):
     assert sqnr_db(model(images.cuda()).cpu(), walk(file, images, model, place, record_ties)) > SQNR_BOUND_DB
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", ENGINE_GRAPHS)
 def test_recorded_calls_equal_the_first(place, graph, seed):
     """The first call of a batch size runs as it is, the second records, those after it replay."""
     model = model_on(place, random_engine_file(SMALL, graph, seed=seed))
@@ -63,6 +63,19 @@ def test_recorded_calls_equal_the_first(place, graph, seed):
             assert torch.equal(model(x), expected)
     other = images_for(SMALL, 3, seed + 9).cuda()
     assert torch.equal(model(other), model.forward_checked(other)), "a replay must read the new images"
+
+
+@pytest.mark.parametrize("provider", ["swin_plain", "swin_tiles", "cutlass"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_every_provider_runs_the_fused_graph(monkeypatch, tmp_path, place, provider, activation, seed):
+    if provider == "cutlass" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("CUTLASS's kernels with a scale per channel are Hopper's")
+    monkeypatch.setenv("SWIN_GEMM", provider)
+    monkeypatch.setenv("SWIN_GEMM_CONFIG", str(tmp_path / "gemm.json"))
+    file = random_engine_file(MICRO_DIGITS, FUSED_GRAPH, seed=seed, activation=activation)
+    images = images_for(MICRO_DIGITS, 8, seed)
+    wanted = SwinInt8.from_engine_file(file)(images)
+    assert sqnr_db(model_on(place, file)(images.cuda()).cpu(), wanted) > LOGITS_BOUND_DB
 
 
 def test_any_batch_gives_the_same_rows(micro, seed):

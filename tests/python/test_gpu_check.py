@@ -336,6 +336,13 @@ def test_providers_of_the_engines_own_shapes() -> None:
     choice = {"m": 6, "n": 8, "k": 4, "output": "s8", "provider": "cublaslt", "candidate": "algo7", "us": None}
     choices = [choice, {**choice, "m": 1, "n": 2, "k": 3}, {**choice, "output": "s8_relu", "candidate": ""}]
     assert gpu.providers_of(ops, choices) == {"6x8x4 s8": "cublaslt algo7", "6x8x4 s8_relu": "cublaslt"}
+    mlp = {**choice, "provider": "swin_tiles", "candidate": "mma_64x64"}
+    choices += [{**mlp, "output": "channels_relu"}, {**mlp, "n": 4, "k": 8, "output": "channels_add_f16"}]
+    fused = [OpInfo("mlp_norm", "gemm", 0, 0, "M=6 N=8 K=4, N=4 K=8", 0, 0, 0)]
+    assert gpu.providers_of(ops, choices).keys() == {"6x8x4 s8", "6x8x4 s8_relu"}
+    assert gpu.providers_of(fused, choices) == {
+        "6x8x4 channels_relu": "swin_tiles mma_64x64", "6x4x8 channels_add_f16": "swin_tiles mma_64x64",
+    }  # fmt: skip
     assert gpu.cuda_info().keys() <= {"built", "devices", "providers", "choices"}
     assert gpu.gemm_providers(ops, {"backend": "cpu", "isa": "avx2"}) == {"s8": "cpu avx2"}
 

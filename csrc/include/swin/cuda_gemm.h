@@ -7,11 +7,31 @@
 
 namespace swin {
 
-// What a GEMM leaves in memory (docs/epilogues.md): requantized, requantized behind a ReLU, or the accumulators.
-enum class GemmOutput { kS8, kS8Relu, kS32 };
+// What a GEMM leaves in memory. FT's graphs (docs/epilogues.md): requantized by one factor, behind a ReLU or not, or the
+// accumulators. The fused graph (docs/fused.md): y = float(acc) * scale[n] + bias[n] in float32, and of it
+//   kChannelsS8      clamp(rne(y), -128, 127)
+//   kChannelsRelu    clamp(rne(max(0, y)), 0, 127)
+//   kChannelsGelu    clamp(rne(GELU(y) * factor), -128, 127)
+//   kChannelsF32     y
+//   kChannelsAddF16, kChannelsAddBF16   out += y, out being float16 or bfloat16, the sum rounded once
+enum class GemmOutput {
+  kS8,
+  kS8Relu,
+  kS32,
+  kChannelsS8,
+  kChannelsRelu,
+  kChannelsGelu,
+  kChannelsF32,
+  kChannelsAddF16,
+  kChannelsAddBF16
+};
 
-const char* name_of(GemmOutput output);               // "s8", "s8_relu", "s32"
-GemmOutput gemm_output_of(const std::string& name);   // ValueError where there is no such name
+// "s8", "s8_relu", "s32", "channels_s8", "channels_relu", "channels_gelu", "channels_f32", "channels_add_f16",
+// "channels_add_bf16"
+const char* name_of(GemmOutput output);
+GemmOutput gemm_output_of(const std::string& name);  // ValueError where there is no such name
+bool has_channels(GemmOutput output);                // whether it is one of the fused graph's, with a scale per channel
+int output_bytes(GemmOutput output);                 // of one value
 
 // out [m, n] = epilogue(x s8 [m, k] times w s8 [n, k] transposed).
 struct GemmShape {
