@@ -2,6 +2,7 @@
 #include "swin/ops.h"
 
 #include "swin/error.h"
+#include "swin/position_bias.h"
 
 namespace swin {
 
@@ -225,10 +226,10 @@ void check(const LinearCosineQkvArgs& a, DType) {
 
 void check(const WindowAttentionArgs& a, DType f) {
   const char* op = "window_attention";
-  expect_rank(op, "bias", a.bias, 3);
+  const BiasRows bias = BiasRows::of(op, a.bias);
+  SWIN_CHECK(DTypeError, op, a.bias.dtype == f, "bias is ", a.bias.describe(), "; ", name_of(f), " is needed");
   expect_rank(op, "out", a.out, 2);
-  const std::int64_t heads = a.bias.dim(0), n = a.bias.dim(1), rows = a.out.dim(0), c = a.out.dim(1);
-  expect(op, "bias", a.bias, f, {heads, n, n});
+  const std::int64_t heads = bias.heads, n = bias.tokens, rows = a.out.dim(0), c = a.out.dim(1);
   SWIN_CHECK(ShapeError, op, rows % n == 0 && c % heads == 0, "out is ", a.out.describe(),
              ", which does not divide into windows of ", n, " tokens and ", heads, " heads");
   expect(op, "out", a.out, DType::kS8, {rows, c});
@@ -437,7 +438,7 @@ OpCost linear_cost(const Args& a) {
 OpCost cost(const LinearS8Args& a) { return linear_cost(a); }
 OpCost cost(const LinearCosineQkvArgs& a) { return linear_cost(a); }
 OpCost cost(const WindowAttentionArgs& a) {
-  return cost_of({a.qkv, a.bias, a.mask, a.head_scale}, {a.out}, 4 * a.out.numel() * a.bias.dim(1));
+  return cost_of({a.qkv, a.bias, a.mask, a.head_scale}, {a.out}, 4 * a.out.numel() * BiasRows::of("window_attention", a.bias).tokens);
 }
 OpCost cost(const LinearResidualNormArgs& a) {
   OpCost c = cost_of({a.x, a.scale, a.bias, a.residual, a.gamma, a.beta}, {a.residual, a.out},

@@ -69,6 +69,9 @@ class CpuBackend : public Backend {
   // A whole number of 16-byte vectors, which for the windows of 7 and 8 is one cache line.
   std::int64_t score_pitch(std::int64_t window_area) const override { return (window_area + 15) / 16 * 16; }
 
+  // Up to 8 x 8 a head's bias stays in the first-level cache as it is; beyond, it would come from the ones behind.
+  bool takes_compact_bias(std::int64_t window_area) const override { return window_area > 64; }
+
   bool mlp_keeps_hidden(std::int64_t rows, std::int64_t dim, std::int64_t hidden) const override {
     return rows <= kFewRows || 2 * dim * hidden > kMlpWeightsInCache;
   }

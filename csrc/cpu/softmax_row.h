@@ -19,10 +19,21 @@ inline constexpr float kLog2E = 1.44269504f;
 
 // What some rows of one window and head add to their scores: position bias and shift mask.
 struct LogitRows {
-  const float *bias, *mask;  // [rows, n] each; mask: null where there is none
+  const float *bias, *mask;  // n columns a row, one row after the other; mask: null where there is none
   std::int64_t n;
+  const std::int32_t* starts = nullptr;  // of the rows' biases, counted from `bias`, where they do not lie so
 
-  LogitRows from(std::int64_t row) const { return {bias + row * n, mask == nullptr ? mask : mask + row * n, n}; }
+  const float* bias_row(std::int64_t row) const { return bias + (starts == nullptr ? row * n : starts[row]); }
+  LogitRows from(std::int64_t row) const {
+    LogitRows rest = *this;
+    if (mask != nullptr) rest.mask += row * n;
+    if (starts != nullptr) {
+      rest.starts += row;
+    } else {
+      rest.bias += row * n;
+    }
+    return rest;
+  }
 };
 
 // n rows in passes of at most kSoftmaxRows, as equal as can be: calls body(first, rows).
@@ -63,10 +74,11 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
   const auto each_row = [&](auto add_mask) SWIN_INLINE {
     for (std::int64_t r = 0; r < rows; ++r) {
       Vf most = splat(-3.0e38f);
+      const float* bias = of.bias_row(r);
 #pragma GCC unroll 9
       for (std::int64_t v = 0; v < count; ++v) {
         const std::int64_t j = v * kLanes, lanes = v + 1 < count ? kLanes : last;
-        Vf y = add_mask(score(r, j) + load(of.bias + r * of.n + j, lanes), r * of.n + j, lanes);
+        Vf y = add_mask(score(r, j) + load(bias + j, lanes), r * of.n + j, lanes);
         if (!kLone && v + 1 == count) y = keep(y, lanes, -3.0e38f);
         x[r * count + v] = y;
         most = max_of(most, y);
@@ -82,9 +94,9 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
   most_of.reduce_to(largest, rows, largest_of);
   if constexpr (kLone) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      const std::int64_t i = r * of.n + of.n - 1;
-      const float y = lone_score(r) + of.bias[i];
-      lone.of[r] = of.mask != nullptr ? y + of.mask[i] : y;
+      const std::int64_t last_column = of.n - 1;
+      const float y = lone_score(r) + of.bias_row(r)[last_column];
+      lone.of[r] = of.mask != nullptr ? y + of.mask[r * of.n + last_column] : y;
     }
     for (std::int64_t v = 0; v < kRowVectors; ++v) {
       store(largest.of + v * kLanes, max_of(largest.vector(v), lone.vector(v)));

@@ -7,6 +7,7 @@
 #include "gemm_core.h"
 #include "kernels.h"
 #include "softmax_row.h"
+#include "swin/position_bias.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
 #endif
@@ -14,7 +15,23 @@
 namespace swin::cpu::SWIN_ISA {
 namespace {
 
+constexpr const char* kOp = "window_attention";
 constexpr float kLog2Of127 = 6.98868469f;
+
+// What the rows of one head and window add; `starts`: those of `bias`, null where it is not compact.
+inline LogitRows logit_rows(const WindowAttentionArgs& args, const BiasRows& bias, const std::int32_t* starts,
+                            std::int64_t head, std::int64_t window) {
+  const float* mask = nullptr;
+  if (args.mask) mask = args.mask.as<const float>() + window % args.mask.dim(0) * bias.tokens * bias.tokens;
+  return {args.bias.as<const float>() + head * bias.head_stride, mask, bias.tokens, starts};
+}
+
+// To `starts`, [tokens], where a row of the bias begins; null where they lie one after the other.
+inline const std::int32_t* bias_starts(const BiasRows& bias, std::int32_t* starts) {
+  if (!bias.compact()) return nullptr;
+  for (std::int64_t row = 0; row < bias.tokens; ++row) starts[row] = static_cast<std::int32_t>(bias.start(row));
+  return starts;
+}
 
 // out[r] = factor / max(1, length of row r), 0 from row `rows` to `padded`; rows s8 [rows, d], `stride` apart. The sums of
 // squares, at most 2^14 d, are whole numbers that float32 holds.
@@ -134,11 +151,14 @@ inline void softmax_some(const SoftmaxRows& s, std::int64_t first, std::int64_t 
 // in the second-level cache; the scratch of one thread. (In the first-level cache they were no faster, and on AVX2 3 % slower.)
 class VectorHeads {
  public:
-  VectorHeads(std::int64_t n, std::int64_t d)
-      : n_(n), d_(d), pitch_(units_of(n) * kLanes), rows_at_once_(ceil_div(n, ceil_div(n * pitch_ * 4, kScoreBytes))) {
+  VectorHeads(const BiasRows& bias, std::int64_t d)
+      : n_(bias.tokens), d_(d), pitch_(units_of(n_) * kLanes), rows_at_once_(ceil_div(n_, ceil_div(n_ * pitch_ * 4, kScoreBytes))) {
     assign(static_cast<char*>(thread_scratch(assign(nullptr))));
     std::memset(starts_v_, 0, units_of(d) * kLanes * 4);
+    starts_bias_ = bias_starts(bias, starts_bias_memory_);
   }
+
+  const std::int32_t* starts_of_bias() const { return starts_bias_; }
 
   std::int64_t rows_at_once() const { return rows_at_once_; }
 
@@ -214,6 +234,7 @@ class VectorHeads {
     packed_v_ = static_cast<std::int8_t*>(part(units_of(d_) * unit_bytes<NonNegativeDot>(n_)));
     starts_k_ = static_cast<std::int32_t*>(part(pitch_ * 4));
     starts_v_ = static_cast<std::int32_t*>(part(units_of(d_) * kLanes * 4));
+    starts_bias_memory_ = static_cast<std::int32_t*>(part(n_ * 4));
     scores_ = static_cast<std::int32_t*>(part(rows * pitch_ * 4));
     p_ = static_cast<std::int8_t*>(part(rows * pitch_));
     factor_ = static_cast<float*>(part(rows * 4));
@@ -225,20 +246,20 @@ class VectorHeads {
 
   const std::int64_t n_, d_, pitch_, rows_at_once_;
   std::int8_t *packed_k_, *packed_v_, *p_;
-  std::int32_t *starts_k_, *starts_v_, *scores_;
+  std::int32_t *starts_k_, *starts_v_, *starts_bias_memory_, *scores_;
+  const std::int32_t* starts_bias_;
   float *factor_, *row_scale_, *key_scale_;
   void* rows_;  // Q, then P, in the form of the GEMM
 };
 
-void attend(const WindowAttentionArgs& args, VectorHeads& heads_of, std::int64_t first, std::int64_t last) {
-  const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), c = args.out.dim(1), d = c / heads;
-  const std::int64_t masks = args.mask ? args.mask.dim(0) : 1, stride = 3 * c;
+void attend(const WindowAttentionArgs& args, const BiasRows& bias, VectorHeads& heads_of, std::int64_t first,
+            std::int64_t last) {
+  const std::int64_t heads = bias.heads, n = bias.tokens, c = args.out.dim(1), d = c / heads, stride = 3 * c;
   for (std::int64_t index = first; index < last; ++index) {
     const std::int64_t window = index / heads, head = index % heads;
     const std::int8_t* q = args.qkv.as<const std::int8_t>() + window * n * stride + head * d;
-    const float* mask = args.mask ? args.mask.as<const float>() + window % masks * n * n : nullptr;
     std::int8_t* out = args.out.as<std::int8_t>() + window * n * c + head * d;
-    const LogitRows logits{args.bias.as<const float>() + head * n * n, mask, n};
+    const LogitRows logits = logit_rows(args, bias, heads_of.starts_of_bias(), head, window);
     const Scale scale = heads_of.scale_of(args, head, q, q + c, stride);
     heads_of.pack_keys(q + c, stride);
     for (std::int64_t row = 0; row < n; row += heads_of.rows_at_once()) {
@@ -264,16 +285,17 @@ class TileHeads {
  public:
   static bool fits(std::int64_t n, std::int64_t d) { return n <= kTokens && d <= kChannels && d % 4 == 0; }
 
-  explicit TileHeads(const WindowAttentionArgs& args)
+  TileHeads(const WindowAttentionArgs& args, const BiasRows& bias)
       : args_(args),
-        heads_(args.bias.dim(0)),
-        n_(args.bias.dim(1)),
+        bias_(bias),
+        heads_(bias.heads),
+        n_(bias.tokens),
         c_(args.out.dim(1)),
         d_(c_ / heads_),
-        masks_(args.mask ? args.mask.dim(0) : 1),
         passes_(ceil_div(n_, kTile)),
         memory_(static_cast<Memory*>(thread_scratch(sizeof(Memory)))) {
     std::memset(memory_, 0, sizeof *memory_);
+    bias_starts_ = bias_starts(bias, memory_->bias_starts);
     configure_tiles_as([d = d_](int tile) {  // 0..3 results, 4 and 5 Q and K, 6 and 7 P and V
       return TileShape{tile == 5 ? d / 4 : kTile, tile == 4 ? d : 64};
     });
@@ -302,6 +324,7 @@ class TileHeads {
     std::int32_t scores[2][kTile * kTokens], results[kTile * kChannels];
     std::int8_t p[2][kTile * kTokens];
     float factor[4][kTile], row_scale[kTile], key_scale[kTokens];
+    std::int32_t bias_starts[kTokens];
   };
 
   // Rows of a head: the i-th of all heads' passes.
@@ -375,8 +398,7 @@ class TileHeads {
 
   void softmax(std::int64_t i) {
     const Rows rows = rows_of(i);
-    const float* mask = args_.mask ? args_.mask.as<const float>() + rows.window % masks_ * n_ * n_ : nullptr;
-    const LogitRows logits{args_.bias.as<const float>() + rows.head * n_ * n_, mask, n_};
+    const LogitRows logits = logit_rows(args_, bias_, bias_starts_, rows.head, rows.window);
     Scale scale{args_.qk_factor, nullptr, nullptr};
     if (args_.head_scale) {
       const std::int8_t* q = queries_of(rows);
@@ -439,28 +461,31 @@ class TileHeads {
   }
 
   const WindowAttentionArgs& args_;
-  const std::int64_t heads_, n_, c_, d_, masks_, passes_;
+  const BiasRows& bias_;
+  const std::int64_t heads_, n_, c_, d_, passes_;
   Memory* const memory_;
+  const std::int32_t* bias_starts_;
 };
 #endif
 
 }  // namespace
 
 void window_attention(const WindowAttentionArgs& args, const ExecContext& context) {
-  const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), d = args.out.dim(1) / heads;
-  parallel_rows(context, args.out.dim(0) / n * heads, 1, [&](std::int64_t first, std::int64_t last) {
+  const BiasRows bias = BiasRows::of(kOp, args.bias);
+  const std::int64_t n = bias.tokens, d = args.out.dim(1) / bias.heads;
+  parallel_rows(context, args.out.dim(0) / n * bias.heads, 1, [&](std::int64_t first, std::int64_t last) {
 #if defined(__AMX_INT8__)
     if (TileHeads<64>::fits(n, d)) {
-      TileHeads<64>(args).attend(first, last);
+      TileHeads<64>(args, bias).attend(first, last);
       return;
     }
     if (TileHeads<256>::fits(n, d)) {
-      TileHeads<256>(args).attend(first, last);
+      TileHeads<256>(args, bias).attend(first, last);
       return;
     }
 #endif
-    VectorHeads vectors(n, d);
-    attend(args, vectors, first, last);
+    VectorHeads vectors(bias, d);
+    attend(args, bias, vectors, first, last);
   });
 }
 

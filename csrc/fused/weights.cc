@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "swin/error.h"
+#include "swin/position_bias.h"
 
 namespace swin::fused_int8 {
 namespace {
@@ -81,6 +82,16 @@ Parameter load_head_scale(WeightList& list, const std::string& name, std::int64_
   return backend.upload_float32(TensorView(scale.data(), DType::kF32, {heads}));
 }
 
+// In the form that the backend is fastest with, where the bias has it.
+Parameter upload_position_bias(const TensorView& bias, const StageGeometry& g, const Backend& backend) {
+  if (backend.takes_compact_bias(g.window_area())) {
+    std::vector<float> compact = compact_position_bias(bias, g.window_h, g.window_w);
+    const TensorView form(compact.data(), DType::kF32, {g.heads, g.window_w, 2 * g.window_h - 1, g.window_w});
+    if (!compact.empty()) return backend.upload_parameter(form);
+  }
+  return backend.upload_parameter(bias);
+}
+
 BlockWeights load_block(WeightList& list, const std::string& name, const ModelConfig& config, const StageGeometry& g,
                         Activation activation, const Backend& backend) {
   const std::int64_t c = g.dim, area = g.window_area();
@@ -117,7 +128,8 @@ BlockWeights load_block(WeightList& list, const std::string& name, const ModelCo
     need_positive(name + "." + kQuantizers[i] + ": amax", *amax);
     step[i] = double(*amax++) / 127.0;
   }
-  w.relative_position_bias = list.parameter(name + ".attn.relative_position_bias", DType::kF32, {g.heads, area, area});
+  const TensorView& bias = list.next(name + ".attn.relative_position_bias", DType::kF32, {g.heads, area, area});
+  w.relative_position_bias = upload_position_bias(bias, g, backend);
   if (cosine) w.head_scale = load_head_scale(list, name + ".attn.logit_scale", g.heads, backend);
 
   const auto third = [&](std::int64_t i) { return step[kMatmulQ + i / c]; };

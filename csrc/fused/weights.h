@@ -20,7 +20,7 @@ struct Linear {
 struct BlockWeights {
   Linear qkv, proj, fc1, fc2;
   Parameter norm1_gamma, norm1_beta, norm2_gamma, norm2_beta;
-  Parameter relative_position_bias;  // [heads, N, N]
+  Parameter relative_position_bias;  // [heads, N, N], or compact (swin/position_bias.h)
   Parameter head_scale;              // [heads] of cosine attention; none in Swin-V1, which has qk_factor
   float qk_factor = 0, pv_factor;
   float qkv_quant, fc1_quant, hidden_quant;  // 127 / amax of QKV's, FC1's and FC2's input

@@ -15,7 +15,7 @@ from v2_configs import CONFIGS as CONFIGS_V2
 from v2_configs import FINE_TUNED, MICRO
 
 from pyharness import engine
-from pyharness.config import FUSED_GRAPH, MICRO_DIGITS
+from pyharness.config import FUSED_GRAPH, MICRO_DIGITS, SwinConfig
 from pyharness.convert import to_engine_file
 from pyharness.engine import SwinInt8
 from pyharness.engine_file import EngineFile, save_engine_file
@@ -128,6 +128,29 @@ def scaled(index: int, factor: float):
         return tensor
 
     return change
+
+
+LARGE_WINDOWS = SwinConfig("large_windows", (72, 72), 2, 3, 7, 16, (2, 1), (2, 2), (9, 9))
+"""Windows of 81 tokens."""
+
+
+@pytest.mark.parametrize("version", [1, pytest.param(2, marks=V2)])
+def test_a_bias_that_is_no_relative_one_stays_whole(variant, version, record_ties, seed):
+    """Of large windows the CPU keeps the bias without its repetitions (swin/position_bias.h), where it has any."""
+    config = dataclasses.replace(LARGE_WINDOWS, version=version)
+    file, images = fused_file(config, "relu", seed), images_for(config, 2, seed)
+
+    def moved(bias):
+        bias[1, 40, 3] += 0.5
+        return bias
+
+    sizes = []
+    for each in (file, changed(file, "layers.0.blocks.1.attn.relative_position_bias", moved)):
+        model = SwinInt8.from_engine_file(each)
+        assert sqnr_db(model(images), walk(each, images, outputs_by_node(model, images), record_ties)) > SQNR_BOUND_DB
+        sizes.append([op.bytes_read for op in model.ops(2) if op.name == "attention"])
+    assert sizes[1][1] - sizes[0][1] == 4 * 2 * (81 * 81 - 9 * 17 * 9)
+    assert sizes[1][::2] == sizes[0][::2]
 
 
 @MICROS

@@ -13,6 +13,7 @@ from op_targets import CPU_VARIANTS, CUDA_PARAMS, Target, target
 from torch import Tensor
 
 from pyharness import engine, fused_reference, fused_reference_v2
+from pyharness.attention_geometry import expand_bias_table
 from pyharness.config import StageGeometry
 from pyharness.fused_reference import Linear, Norm, Quantized, difference
 from pyharness.reference import window_order
@@ -202,6 +203,30 @@ def test_window_attention(on: Target, rng, record_ties, windows, heads, n, d, ma
     out = GuardedOutput((rows, c), torch.int8)
     on.ops.window_attention(qkv, bias, mask, qk, pv, out.tensor)
     assert_right(fused_reference.window_attention(qkv, heads, qk, bias, mask, pv), out.check(), record_ties)
+
+
+@pytest.mark.parametrize("window", [(7, 7), (12, 12), (16, 16), (3, 5), (5, 3), (1, 4), (20, 13)], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+@pytest.mark.parametrize("cosine", [False, True], ids=["products", "cosines"])
+def test_a_bias_without_its_repetitions(variant, rng, window, masked, cosine):
+    """The same to the bit as the whole bias: csrc/include/swin/position_bias.h."""
+    (height, width), heads, d, windows = window, 3, 16, 2
+    n, c = height * width, heads * d
+    table = normal(rng, (2 * height - 1) * (2 * width - 1), heads)
+    bias = expand_bias_table(table, window)
+    offsets = table.T.unflatten(1, (2 * height - 1, 2 * width - 1)).flip(1)  # by key row less query row
+    x, u = torch.arange(width)[:, None], torch.arange(width)
+    compact = offsets[:, :, x - u + width - 1].transpose(1, 2).contiguous()
+    assert compact.shape == (heads, width, 2 * height - 1, width)
+    qkv = s8(rng, 2 * windows * n, 3 * c)
+    mask = torch.where(normal(rng, windows, n, n) > 0.5, -100.0, 0.0) if masked else None
+    scale = torch.tensor([20.0, 7.0, 1.0]) if cosine else None
+    found = []
+    for form in (bias, guarded_copy(compact).tensor):
+        out = GuardedOutput((2 * windows * n, c), torch.int8)
+        ops.window_attention(qkv, form, mask, f32(2.0 / (74 * 74 * d**0.5)), f32(0.8 + 0.3 * n**0.5), out.tensor, scale)
+        found.append(out.check())
+    assert torch.equal(*found) and found[0].unique().numel() > 50
 
 
 def kindred(rng, windows: int, n: int, heads: int, d: int, noise: float) -> Tensor:
@@ -438,6 +463,12 @@ BAD_CALLS = {
         lambda: ops.linear_s8(torch.zeros(4, 8, **S8), torch.zeros(3, 8, **S8), torch.ones(3), None, torch.zeros(4, 3, dtype=torch.int32))),
     "rows that are no windows": (ValueError, r"window_attention .*does not divide into windows of 4 tokens and 2 heads",
         lambda: ops.window_attention(torch.zeros(6, 12, **S8), torch.zeros(2, 4, 4), None, 1.0, 1.0, torch.zeros(6, 4, **S8))),
+    "a compact bias of no window": (ValueError, r"window_attention .*bias is float32 \[2, 2, 4, 2\]; \[heads, N, N\] or \[heads, w, 2h-1, w\] is needed",
+        lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(2, 2, 4, 2), None, 1.0, 1.0, torch.zeros(4, 4, **S8))),
+    "a compact bias of two widths": (ValueError, r"window_attention .*bias is float32 \[2, 2, 3, 3\]",
+        lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(2, 2, 3, 3), None, 1.0, 1.0, torch.zeros(4, 4, **S8))),
+    "a bias of a matrix": (ValueError, r"window_attention .*bias is float32 \[4, 4\]",
+        lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(4, 4), None, 1.0, 1.0, torch.zeros(4, 4, **S8))),
     "mask of another model": (ValueError, r"window_attention .*3 windows are not a multiple of the mask's 2",
         lambda: ops.window_attention(torch.zeros(12, 12, **S8), torch.zeros(2, 4, 4), torch.zeros(2, 4, 4), 1.0, 1.0, torch.zeros(12, 4, **S8))),
     "heads that do not divide": (ValueError, r"linear_cosine_qkv .*the weight's 24 rows do not divide into q, k and v of 3 heads",

@@ -57,6 +57,8 @@ class Backend {
 
   // Columns of one row of attention scores in memory, at least `window_area`.
   virtual std::int64_t score_pitch(std::int64_t window_area) const = 0;
+  // Whether window_attention takes its bias in compact form for windows of so many tokens, and is the faster for it.
+  virtual bool takes_compact_bias(std::int64_t) const { return false; }
   // Whether mlp_residual_norm wants memory for all hidden rows, [rows, hidden].
   virtual bool mlp_keeps_hidden(std::int64_t rows, std::int64_t dim, std::int64_t hidden) const = 0;
 };

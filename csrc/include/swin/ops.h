@@ -171,8 +171,8 @@ struct LinearCosineQkvArgs {
 //   out[window*N + i, head*d + e] = clamp(rne(float(sum_j p[j] * v[j, e]) * pv_factor / float(sum_j p[j])), -128, 127).
 // With head_scale (Swin-V2) qk_factor is ignored, and the first term of x[j] is a cosine's:
 //   float(sum_e q[i, e] * k[j, e]) * head_scale[head] / (len(q[i]) * len(k[j])), len(a) = sqrt(max(1, sum_e a[e]^2)).
-// qkv s8 [BW*N, 3*h*d], bias float [h, N, N], mask float [windows, N, N] or none, head_scale f32 [h] or none
-// -> out s8 [BW*N, h*d].
+// qkv s8 [BW*N, 3*h*d], bias float [h, N, N], or compact (swin/position_bias.h) where Backend::takes_compact_bias says so,
+// mask float [windows, N, N] or none, head_scale f32 [h] or none -> out s8 [BW*N, h*d].
 struct WindowAttentionArgs {
   TensorView qkv, bias, mask, head_scale, out;
   float qk_factor = 0, pv_factor = 0;
