@@ -438,7 +438,8 @@ OpCost linear_cost(const Args& a) {
 OpCost cost(const LinearS8Args& a) { return linear_cost(a); }
 OpCost cost(const LinearCosineQkvArgs& a) { return linear_cost(a); }
 OpCost cost(const WindowAttentionArgs& a) {
-  return cost_of({a.qkv, a.bias, a.mask, a.head_scale}, {a.out}, 4 * a.out.numel() * BiasRows::of("window_attention", a.bias).tokens);
+  const std::int64_t tokens = BiasRows::of("window_attention", a.bias).tokens;
+  return cost_of({a.qkv, a.bias, a.mask, a.head_scale}, {a.out}, 4 * a.out.numel() * tokens);
 }
 OpCost cost(const LinearResidualNormArgs& a) {
   OpCost c = cost_of({a.x, a.scale, a.bias, a.residual, a.gamma, a.beta}, {a.residual, a.out},

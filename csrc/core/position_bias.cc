@@ -19,7 +19,7 @@ BiasRows BiasRows::of(const char* op, const TensorView& bias) {
   }
   const bool expanded = bias.rank == 3 && bias.dim(2) == rows.tokens;
   const bool compact = bias.rank == 4 && bias.dim(2) % 2 == 1 && bias.dim(3) == rows.window_w;
-  SWIN_CHECK(ShapeError, op, expanded || compact, "bias is ", bias.describe(),
+  SWIN_CHECK(ShapeError, op, rows.heads > 0 && rows.tokens > 0 && (expanded || compact), "bias is ", bias.describe(),
              "; [heads, N, N] or [heads, w, 2h-1, w] is needed for windows of N = h*w tokens");
   return rows;
 }

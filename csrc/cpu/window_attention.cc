@@ -152,7 +152,10 @@ inline void softmax_some(const SoftmaxRows& s, std::int64_t first, std::int64_t 
 class VectorHeads {
  public:
   VectorHeads(const BiasRows& bias, std::int64_t d)
-      : n_(bias.tokens), d_(d), pitch_(units_of(n_) * kLanes), rows_at_once_(ceil_div(n_, ceil_div(n_ * pitch_ * 4, kScoreBytes))) {
+      : n_(bias.tokens),
+        d_(d),
+        pitch_(units_of(n_) * kLanes),
+        rows_at_once_(ceil_div(n_, ceil_div(n_ * pitch_ * 4, kScoreBytes))) {
     assign(static_cast<char*>(thread_scratch(assign(nullptr))));
     std::memset(starts_v_, 0, units_of(d) * kLanes * 4);
     starts_bias_ = bias_starts(bias, starts_bias_memory_);

@@ -485,7 +485,8 @@ void run(const WindowAttentionArgs& args, AttentionShape shape, const ExecContex
 
 template <class T>
 void window_attention(const WindowAttentionArgs& args, const ExecContext& context) {
-  SWIN_CHECK(UnsupportedError, kOp, args.bias.rank == 3, "bias is compact, ", args.bias.describe(), "; a GPU takes [h, N, N]");
+  SWIN_CHECK(UnsupportedError, kOp, args.bias.rank == 3, "bias is compact, ", args.bias.describe(),
+             "; a GPU takes [h, N, N]");
   const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), rows = args.out.dim(0), c = args.out.dim(1);
   const std::int64_t d = c / heads, windows = args.mask ? args.mask.dim(0) : 1, all_windows = rows / n;
   count32(kOp, "rows", rows);

@@ -467,6 +467,8 @@ BAD_CALLS = {
         lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(2, 2, 4, 2), None, 1.0, 1.0, torch.zeros(4, 4, **S8))),
     "a compact bias of two widths": (ValueError, r"window_attention .*bias is float32 \[2, 2, 3, 3\]",
         lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(2, 2, 3, 3), None, 1.0, 1.0, torch.zeros(4, 4, **S8))),
+    "a bias of no heads": (ValueError, r"window_attention .*bias is .*; \[heads, N, N\] or",
+        lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(0, 4, 4), None, 1.0, 1.0, torch.zeros(4, 4, **S8))),
     "a bias of a matrix": (ValueError, r"window_attention .*bias is float32 \[4, 4\]",
         lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(4, 4), None, 1.0, 1.0, torch.zeros(4, 4, **S8))),
     "mask of another model": (ValueError, r"window_attention .*3 windows are not a multiple of the mask's 2",
