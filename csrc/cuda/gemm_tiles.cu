@@ -22,9 +22,10 @@ void with_epilogue(const GemmShape& shape, const GemmCall& call, const Use& use)
     case GemmOutput::kChannelsRelu: return use(QuantizeRows<Then::kRelu>(scale, bias, bytes, n));
     case GemmOutput::kChannelsGelu: return use(QuantizeRows<Then::kGelu>(scale, bias, bytes, n, call.factor));
     case GemmOutput::kChannelsF32: return use(StoreRows<float>(scale, bias, static_cast<float*>(call.out), n));
-    case GemmOutput::kChannelsAddF16: return use(AddToRows<__half>(scale, bias, static_cast<__half*>(call.out), n));
+    case GemmOutput::kChannelsAddF16:
+      return use(AddRows<__half, SameRows>(scale, bias, static_cast<__half*>(call.out), n));
     case GemmOutput::kChannelsAddBF16:
-      return use(AddToRows<__nv_bfloat16>(scale, bias, static_cast<__nv_bfloat16*>(call.out), n));
+      return use(AddRows<__nv_bfloat16, SameRows>(scale, bias, static_cast<__nv_bfloat16*>(call.out), n));
     default: throw UnsupportedError(detail::concat(kOp, ": no epilogue for ", name_of(shape.output)));
   }
 }

@@ -75,42 +75,26 @@ struct StoreRows : ChannelScale {
   }
 };
 
-// out T [M, N] += y.
-template <class T>
-struct AddToRows : ChannelScale {
+// Row r of the GEMM is row r of what it is added to.
+struct SameRows {
+  __device__ __forceinline__ unsigned image_row(unsigned row) const { return row; }
+};
+
+// out T [M, N] += y, row r of the GEMM being row rows.image_row(r) of it (SameRows or WindowRows).
+template <class T, class Rows>
+struct AddRows : ChannelScale {
   T* out;
   std::int64_t n;
+  Rows rows;
 
-  AddToRows(const float* scale, const float* bias, T* out, std::int64_t n) : ChannelScale{scale, bias}, out(out), n(n) {}
+  AddRows(const float* scale, const float* bias, T* out, std::int64_t n, const Rows& rows = {})
+      : ChannelScale{scale, bias}, out(out), n(n), rows(rows) {}
 
   bool aligned() const { return is_aligned(out, 16); }
   template <int V>
   __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
     c.apply(x);
-    T* target = out + row * n + at;
-    float before[V];
-    load_floats<T, V>(target, before);
-#pragma unroll
-    for (int i = 0; i < V; ++i) x[i] += before[i];
-    store_floats<T, V>(target, x);
-  }
-};
-
-// residual T [M, N] += y, row r of the GEMM being row windows.image_row(r) of it.
-template <class T>
-struct AddToResidual : ChannelScale {
-  T* residual;
-  std::int64_t n;
-  WindowRows windows;
-
-  AddToResidual(const float* scale, const float* bias, T* residual, std::int64_t n, const WindowGeometry& geometry)
-      : ChannelScale{scale, bias}, residual(residual), n(n), windows(geometry) {}
-
-  bool aligned() const { return is_aligned(residual, 16); }
-  template <int V>
-  __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
-    c.apply(x);
-    T* target = residual + windows.image_row(row) * n + at;
+    T* target = out + rows.image_row(row) * n + at;
     float before[V];
     load_floats<T, V>(target, before);
 #pragma unroll

@@ -67,8 +67,8 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
                       args.quant};
   if (run_in_row_blocks(op, g, end, args.norm, context.stream)) return;
   if (args.norm == NormPlace::kResPostNorm) return end_linear(op, args.x, *args.w, args.branch, end, context.stream);
-  run_linear(op, args.x, *args.w, AddToResidual<T>(end.scale, end.bias, end.residual, args.w->n, args.geometry),
-             context.stream);
+  run_linear(op, args.x, *args.w,
+             AddRows<T, WindowRows>(end.scale, end.bias, end.residual, args.w->n, WindowRows(args.geometry)), context.stream);
   norm_shift_partition<T>(
       NormShiftPartitionArgs{args.residual, args.gamma, args.beta, args.out, image_order(args.x.dim(0)), args.quant},
       context);
