@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyharness.errors import FormatError
 from pyharness.plots import short_model
-from pyharness.results import markdown_table, milliseconds
+from pyharness.results import markdown_table, milliseconds, read_document
 
 INSTRUCTIONS = {
     "amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2",
@@ -24,7 +23,7 @@ def at_a_glance(folders: Sequence[Path]) -> str:
     Times as fast: 1 over the median of the ratios within each round, peers being those that keep to the instruction
     set where it was named to them. A dash was not measured. FormatError where a folder has no such file.
     """
-    lines = [line for folder in folders for line in _lines(folder.name, _document(folder))]
+    lines = [line for folder in folders for line in _lines(folder)]
     header = (
         "processor", "instructions", "model", "batch", "fastest other", "ms", "fused_int8 ms", "times as fast",
         "with GELU", "GELU-less over FT",
@@ -37,15 +36,11 @@ def at_a_glance(folders: Sequence[Path]) -> str:
     )
 
 
-def _document(folder: Path) -> dict[str, Any]:
-    path = folder / "peers_cpu.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"cannot read {path} ({error.strerror}); benchmarks/peers_cpu.py writes it") from None
-
-
-def _lines(folder: str, document: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def _lines(folder: Path) -> Iterable[tuple[str, ...]]:
+    path, program = folder / "peers_cpu.json", "benchmarks/peers_cpu.py"
+    document = read_document(path, program)
+    if not isinstance(document, Mapping) or not document.get("rows") or "meta" not in document:
+        raise FormatError(f"{path} holds no measured peers; {program} writes it anew")
     rows = document["rows"]
     threads = max(row["threads"] for row in rows)
     isas = {run["isa"]: run["engine_isa"] for run in document["meta"].get("runs_of_this_file", ())}
@@ -53,19 +48,24 @@ def _lines(folder: str, document: Mapping[str, Any]) -> Iterable[tuple[str, ...]
     for row in rows:
         if row["threads"] == threads and row["latency_ms"]:
             groups.setdefault((row["isa"], row["model"], row["batch"]), []).append(row)
+    groups = {group: members for group, members in groups.items() if _peers(members)}
     models = list(dict.fromkeys(model for _, model, _ in groups))
     for isa, model, batch in sorted(groups, key=lambda g: (g[0] != "native", models.index(g[1]), g[2])):
         engine_isa = isas.get(isa) or document["meta"]["engine"]["isa"]
-        processor = f"[{document['meta']['device'].split(',')[0]}](results/{folder})"
+        processor = f"[{document['meta']['device'].split(',')[0]}](results/{folder.name})"
         instructions = INSTRUCTIONS[engine_isa] + (" alone" if isa != "native" else "")
         yield (processor, instructions, *_line(engine_isa, model, batch, groups[isa, model, batch]))
 
 
+def _peers(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that keep to the instruction set."""
+    return [row for row in rows if row["side"] == "peer" and row["isa_forced"] != "no"]
+
+
 def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     ours = {row["method"]: row for row in rows if row["side"] == "ours"}
-    peers = [row for row in rows if row["side"] == "peer"]
-    kept = [row for row in peers if row["isa_forced"] != "no"]
-    ratio = "ratio_to_best_peer" if len(kept) == len(peers) else "ratio_to_best_forced_peer"
+    kept = _peers(rows)
+    ratio = "ratio_to_best_peer" if len(kept) + len(ours) == len(rows) else "ratio_to_best_forced_peer"
     best = min(kept, key=lambda row: row["latency_ms"]["median"])
     balanced = engine_isa == "avx2" and "fused_int8_balanced" in ours
     fused = "fused_int8_balanced" if balanced else "fused_int8"

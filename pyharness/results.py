@@ -293,15 +293,19 @@ def write_table(folder: str | Path, kind: str, meta: Mapping[str, Any], rows: Se
     return document
 
 
+def read_document(path: Path, program: str) -> Any:
+    """What the JSON file `path`, which `program` writes, holds. FormatError where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"cannot read {path} ({error.strerror}); {program} writes it") from None
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON ({error}); {program} writes it anew") from None
+
+
 def load_table(folder: str | Path, kind: str) -> dict[str, Any]:
     """Read and validate `<folder>/<kind>.json`. FormatError where it is missing, not JSON, or not such a table."""
-    path = Path(folder) / f"{kind}.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"cannot read {path} ({error.strerror}); bash scripts/reproduce.sh writes it") from None
-    except ValueError as error:
-        raise FormatError(f"{path} is not JSON ({error}); bash scripts/reproduce.sh writes it anew") from None
+    document = read_document(Path(folder) / f"{kind}.json", "bash scripts/reproduce.sh")
     validate(kind, document)
     return document
 

@@ -52,7 +52,7 @@ class CutlassProvider : public GemmProvider {
   }
   std::vector<GemmCandidate> candidates(const GemmShape& shape, int sm, std::string* why) const override {
     std::vector<GemmCandidate> found;
-    std::string refused = detail::concat("no kernel of this build is for sm_", sm);
+    std::string refused = detail::concat("no kernel of this build makes ", name_of(shape.output), " on sm_", sm);
     for (const CutlassKernel& kernel : kernels()) {
       if (sm < kernel.min_sm || sm > kernel.max_sm || !kernel.serves(shape.output)) continue;
       if (const char* reason = kernel.refuse(shape)) {

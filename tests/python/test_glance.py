@@ -69,6 +69,15 @@ def test_machines_stand_one_below_the_other(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_group_without_peers_has_no_row(tmp_path: Path) -> None:
+    alone = [r for r in a_group(batch=8) if r["side"] == "ours"]
+    assert len(lines_of(written(tmp_path / "there", [*alone, *a_group()], native="avx2"))) == 1
+
+
 def test_a_folder_without_peers_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"peers_cpu\.json .*benchmarks/peers_cpu\.py writes it"):
         at_a_glance([tmp_path])
+    for content, message in (('{"rows": [', "is not JSON"), ("[]", "no measured peers"), ('{"meta": {}}', "no measured peers")):
+        (tmp_path / "peers_cpu.json").write_text(content)
+        with pytest.raises(FormatError, match=rf"{message}.*benchmarks/peers_cpu\.py writes it anew"):
+            at_a_glance([tmp_path])
