@@ -131,7 +131,8 @@ def load_calibrated(path: str | Path, name: str | None = None, *, int8_mode: int
 
     The latter holds Microsoft's names and the quantizers' amax alone: its geometry is that of the timm model `name`,
     with the file's own numbers of classes and channels; graph and int8_mode follow from which quantizers it has
-    (`int8_mode` overrules that where the file has more than the mode needs).
+    (`int8_mode` overrules that where the file has more than the mode needs). How its images are normalized it does not
+    say either: the model's own way, that of `data.input_normalization`, is written into the meta data.
 
     CheckpointError where the file cannot be read or is not of that model; CalibrationError where it is not calibrated,
     or an amax is no use.
@@ -181,6 +182,7 @@ def _recognized(
     path: str | Path, state: Mapping[str, Tensor], name: str, int8_mode: int | None
 ) -> CalibratedCheckpoint:
     """The checkpoint of a file that does not say what it is of: of the timm model `name`, checked tensor by tensor."""
+    from pyharness.data import input_normalization
     from pyharness.models import config_of, create_model, load_state, make_geluless
 
     weights = {key: tensor for key, tensor in state.items() if not key.endswith(AMAX_SUFFIX)}
@@ -208,4 +210,6 @@ def _recognized(
         )
     kept = {key: tensor for key, tensor in state.items() if not (geluless and key in biases)}
     graph = "geluless_int8" if geluless else "ft_int8"
-    return CalibratedCheckpoint(config, graph, int8_mode, to_microsoft_layout(kept), {"weights": Path(path).name})
+    normalization = input_normalization(None, name, model)
+    meta = {"weights": Path(path).name, **({} if normalization is None else {"input": normalization})}
+    return CalibratedCheckpoint(config, graph, int8_mode, to_microsoft_layout(kept), meta)

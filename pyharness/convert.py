@@ -218,6 +218,7 @@ def describe(ef: EngineFile) -> str:
         f"graph      {ef.graph}, " + (activation if ef.graph == FUSED_GRAPH else f"int8_mode {ef.int8_mode}"),
         f"geometry   {ef.config.to_json()}",
         f"tensors    {len(ef.tensors)}, {elements / 1e6:.2f} MB",
+        f"input      {_normalization(ef)}",
         f"meta       {json.dumps(ef.meta, sort_keys=True)}",
         "",
     ]
@@ -238,6 +239,13 @@ def describe(ef: EngineFile) -> str:
             lines.append(f"{name:<22}" + "".join(cells))
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def _normalization(ef: EngineFile) -> str:
+    """How the file says that its model's images are normalized."""
+    if "input" not in ef.meta:
+        return "the file does not say how images are normalized"
+    return ", ".join(f"{key} {' '.join(f'{value:g}' for value in ef.meta['input'][key])}" for key in ("mean", "std"))
 
 
 def build_parser() -> argparse.ArgumentParser:

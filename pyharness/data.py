@@ -51,6 +51,8 @@ DIGITS_SIZE = MICRO_DIGITS.img_size
 DIGITS_MEAN = 0.305
 """Mean and standard deviation of the 1200 training images' pixels at 28x28, in [0, 1]."""
 DIGITS_STD = 0.325
+IMAGE_CHANNELS = (1, 3)
+"""Channels of a model that images in files are read for, in grey or in colour."""
 
 
 @functools.cache
@@ -115,7 +117,7 @@ def data_config(model: torch.nn.Module) -> dict[str, Any]:
     if in_chans == 1:
         cfg["mean"] = (sum(cfg["mean"]) / len(cfg["mean"]),)
         cfg["std"] = (sum(cfg["std"]) / len(cfg["std"]),)
-    elif in_chans != 3:
+    elif in_chans not in IMAGE_CHANNELS:
         raise DataError(f"image folders give images of 1 or 3 channels; the model takes {in_chans}")
     return cfg
 
@@ -330,6 +332,33 @@ def procedural_set(data: str, split: str, model: torch.nn.Module) -> ProceduralD
     return ProceduralDataset(spec, split, height, cfg["mean"], cfg["std"])
 
 
+def _is_digits(data: str | Path | None, model_name: str) -> bool:
+    """Whether a program that is given `data` works on the digits."""
+    return data is None and model_name == MICRO_DIGITS.name
+
+
+def input_normalization(data: str | Path | None, model_name: str, model: torch.nn.Module) -> dict[str, Any] | None:
+    """How `get_dataset` normalizes the images of `data`, for the meta data of a file (key "input").
+
+    `{"mean": [...], "std": [...]}`, a number per channel: pixels 0..255 are divided by 255, then (x - mean) / std. But
+    for the digits also the `"interpolation"` and `"crop_pct"` of timm's configuration of `model`, by which images in
+    files are resized and cropped. Without `data` the digits' numbers for the micro model, timm's for others.
+    None where there are no such images: for a model of other channels.
+    """
+    in_chans = model.patch_embed.proj.in_channels
+    if _is_digits(data, model_name):
+        return {"mean": [DIGITS_MEAN], "std": [DIGITS_STD]} if in_chans == MICRO_DIGITS.in_chans else None
+    if in_chans not in IMAGE_CHANNELS:
+        return None
+    cfg = data_config(model)
+    return {
+        "mean": [float(value) for value in cfg["mean"]],
+        "std": [float(value) for value in cfg["std"]],
+        "interpolation": str(cfg["interpolation"]),
+        "crop_pct": float(cfg["crop_pct"]),
+    }
+
+
 def get_dataset(
     data: str | Path | None,
     model_name: str,
@@ -342,15 +371,16 @@ def get_dataset(
     (`DATA_HELP`).
 
     `train` selects training or held-out images; `augment` random crops for files of images (the others have none).
-    Images go through the transforms of the timm `model`, by default the one that `model_name` stands for.
+    Images go through the transforms of the timm `model`, by default the one that `model_name` stands for; how they are
+    normalized tells `input_normalization`.
     """
-    if data is None:
-        if model_name != MICRO_DIGITS.name:
-            raise DataError(
-                f"{model_name} needs images: give an ImageNet-style folder (--data DIR, with train/ and val/), or "
-                "--data procedural"
-            )
+    if _is_digits(data, model_name):
         return DigitsDataset(train)
+    if data is None:
+        raise DataError(
+            f"{model_name} needs images: give an ImageNet-style folder (--data DIR, with train/ and val/), or "
+            "--data procedural"
+        )
     if model is None:
         model = create_model(model_name)
     split = "train" if train else "val"

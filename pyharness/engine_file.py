@@ -10,6 +10,7 @@ pyharness/fused_format.py and docs/fused.md.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,8 @@ class EngineFile:
     """Everything the engine needs: geometry, graph and the weight list, head included.
 
     `tensors` are checked against `weight_specs` (FormatError); their values are checked where a file is written or
-    read (`check_scales`). `meta` is free text about the origin, JSON-serializable.
+    read (`check_scales`). `meta` is free text about the origin, JSON-serializable; only its "input", the normalization
+    of the images (`data.input_normalization`), is read by programs and checked (FormatError).
     """
 
     config: SwinConfig
@@ -152,6 +154,8 @@ class EngineFile:
                     f"weight {position} ({spec.name}) must be {_dtype(spec.dtype)} {list(spec.shape)}, "
                     f"found {_dtype(tensor.dtype)} {list(tensor.shape)}"
                 )
+        if "input" in self.meta:
+            _check_input(self.meta["input"], self.config.in_chans)
 
     @property
     def gelu(self) -> bool:
@@ -180,6 +184,43 @@ class EngineFile:
     def by_name(self) -> dict[str, torch.Tensor]:
         """`tensors` by their name."""
         return dict(zip(self.names, self.tensors))
+
+
+def _check_input(normalization: Any, channels: int) -> None:
+    """FormatError unless the meta data's "input" has a mean and a std that float32 can work with for every channel."""
+
+    def need(condition: bool, found: str, needed: str) -> None:
+        if not condition:
+            raise FormatError(
+                f'"input" of the meta data, the normalization of the images, {found}; needed is {needed}. Calibrate '
+                'and convert again, or leave "input" out'
+            )
+
+    need(isinstance(normalization, dict), f"is {_shown(normalization)}", 'an object with "mean" and "std"')
+    for key in ("mean", "std"):
+        values = normalization.get(key)
+        need(isinstance(values, (list, tuple)), f"has {key} {_shown(values)}", f"a list of {channels}, one per channel")
+        need(len(values) == channels, f"has {len(values)} numbers as {key}", f"a list of {channels}, one per channel")
+        for value in values:
+            number = _as_float32(value)
+            need(math.isfinite(number), f"has {_shown(value)} in {key}", "a number that is finite in float32")
+            need(key == "mean" or number > 0, f"has {_shown(value)} in {key}", "a number above zero in float32")
+
+
+def _as_float32(value: Any) -> float:
+    """`value` rounded to float32, infinite beyond; NaN for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        with np.errstate(over="ignore"):
+            return float(np.float32(value))
+    except OverflowError:  # an int beyond float64
+        return math.inf
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def require_int8_mode(config: SwinConfig, int8_mode: int) -> None:
@@ -291,6 +332,18 @@ def _hint(ef: EngineFile) -> str:
     )
 
 
+def _strict(value: Any) -> Any:
+    """`value` with what Python's JSON has and other readers refuse replaced: NaN and infinity by null, halves of
+    surrogate pairs (file names that are no UTF-8) by question marks."""
+    if isinstance(value, Mapping):
+        return {_strict(key): _strict(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
 def save_engine_file(path: str | Path, ef: EngineFile) -> None:
     """Write `ef` to `path` atomically; the same content gives the same bytes. Raises as `check_scales` does."""
     check_scales(ef)
@@ -302,7 +355,7 @@ def save_engine_file(path: str | Path, ef: EngineFile) -> None:
         "graph": ef.graph,
         "int8_mode": str(ef.int8_mode),
         "hint": _hint(ef),
-        "meta": json.dumps(ef.meta, sort_keys=True),
+        "meta": json.dumps(_strict(ef.meta), sort_keys=True, allow_nan=False),
     }
     save_tensors(path, keyed, header)
 
@@ -337,6 +390,8 @@ def _from_header(path: str, tensors: dict[str, torch.Tensor], header: dict[str, 
         int8_mode, meta = int(header["int8_mode"]), json.loads(header["meta"])
     except ValueError as error:
         raise FormatError(f"{path}: the header is not readable: {error}") from None
+    if not isinstance(meta, dict):
+        raise FormatError(f"{path}: meta must be a JSON object, found {_shown(meta)}; make the file again")
     config, graph = SwinConfig.from_json(header["config"]), header["graph"]
     keys = [f"{position:04d}.{name}" for position, name in enumerate(weight_names(config, graph))]
     lacking, extra = sorted(set(keys) - tensors.keys()), sorted(tensors.keys() - set(keys))

@@ -168,7 +168,7 @@ class Pipeline:
     def calibrated_path(self, method: str) -> Path:
         """The calibrated checkpoint of an INT8 method, by FasterTransformer's defaults."""
         from pyharness.calibrated import save_calibrated
-        from pyharness.data import make_loader
+        from pyharness.data import input_normalization, make_loader
         from pyharness.models import config_of
         from pyharness.quantize import BATCH_SIZE, BATCHES, quantize
 
@@ -182,7 +182,9 @@ class Pipeline:
             loader = make_loader(self.dataset(train=True), BATCH_SIZE, shuffle=True)
             batches = (images for images, _ in itertools.islice(loader, BATCHES))
             config = config_of(model, self.inputs.model)
-            save_calibrated(path, quantize(model, config, batches, int8_mode=self.inputs.int8_mode))
+            normalization = input_normalization(self.inputs.data, self.inputs.model, self.teacher)  # as self.dataset's
+            checkpoint = quantize(model, config, batches, int8_mode=self.inputs.int8_mode, normalization=normalization)
+            save_calibrated(path, checkpoint)
         return path
 
     def engine_path(self, method: str) -> Path:

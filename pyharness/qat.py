@@ -16,7 +16,7 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, load_calibrated, save_calibrated
-from pyharness.data import DATA_HELP, get_dataset
+from pyharness.data import DATA_HELP, get_dataset, input_normalization
 from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin
 from pyharness.models import config_of, create_model, load_model
@@ -261,6 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             teacher = create_model(name, weights="pretrained")
         else:
             teacher, _ = load_model(args.teacher, name)
+        normalization = input_normalization(args.data, name, teacher)
+        if normalization is not None:  # that of the images trained on counts, whatever the calibrated checkpoint says
+            checkpoint = replace(checkpoint, meta={**checkpoint.meta, "input": normalization})
         summary = train_quantized(
             checkpoint,
             teacher,

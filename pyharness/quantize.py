@@ -159,8 +159,10 @@ def quantize(
     percentile: float = PERCENTILE,
     meta: dict | None = None,
     data: str | None = None,
+    normalization: dict | None = None,
 ) -> CalibratedCheckpoint:
-    """Calibrate a timm model (GELU or GELU-less) and return the checkpoint; `data` names the images in its meta data.
+    """Calibrate a timm model (GELU or GELU-less) and return the checkpoint; `data` names the images in its meta data,
+    `normalization` tells there how they were normalized (`data.input_normalization`).
 
     Errors as `calibrate`.
     """
@@ -171,7 +173,8 @@ def quantize(
         calibration["percentile"] = percentile
     if data is not None:
         calibration["data"] = data
-    return checkpoint_of(fake, {**(meta or {}), "calibration": calibration})
+    noted = {} if normalization is None else {"input": normalization}
+    return checkpoint_of(fake, {**(meta or {}), "calibration": calibration, **noted})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -208,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")
     need_share(args.max_corrupt)
     model, config, meta = _load_model(args)
-    from pyharness.data import check_images, get_dataset, make_loader
+    from pyharness.data import check_images, get_dataset, input_normalization, make_loader
     from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model)
@@ -225,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
         percentile=args.percentile,
         meta={**meta, "seed": args.seed},
         data=data,
+        normalization=input_normalization(args.data, config.name, model),
     )
     check_images(dataset, None, args.max_corrupt)  # each is named already, and there is no folder for a list
     save_calibrated(args.out, checkpoint)

@@ -202,6 +202,37 @@ def test_the_program_converts_there_and_back(tmp_path, capsys):
     assert "geluless_int8" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("graph", [None, "fused_int8"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_conversions_keep_how_images_are_normalized(suffix, graph, tmp_path, capsys):
+    """Also numbers that are not the model's own in timm."""
+    _, checkpoint = calibrated(NON_SQUARE, False, 1)
+    noted = {"mean": [0.1, 0.25, 1 / 3], "std": [0.5, 1.0, 2.0], "interpolation": "bilinear", "crop_pct": 1.0}
+    checkpoint = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "input": noted})
+    save_calibrated(tmp_path / f"c{suffix}", checkpoint)
+    engine, back = tmp_path / "e.safetensors", tmp_path / f"b{suffix}"
+    to_engine = ["to-engine", str(tmp_path / f"c{suffix}"), str(engine), *(["--graph", graph] if graph else [])]
+    assert main(to_engine) == 0
+    assert load_engine_file(engine).meta["input"] == noted
+    capsys.readouterr()
+    assert main(["show", str(engine)]) == 0
+    assert "\ninput      mean 0.1 0.25 0.333333, std 0.5 1 2\n" in capsys.readouterr().out
+    first = engine.read_bytes()
+    if graph is None:
+        assert main(["to-checkpoint", str(engine), str(back)]) == 0
+        assert load_calibrated(back).meta["input"] == noted
+        to_engine[1] = str(back)
+    assert main(to_engine) == 0
+    assert engine.read_bytes() == first
+
+
+@pytest.mark.parametrize("graph", ["ft_int8", "fused_int8"])
+def test_a_file_that_does_not_say_how_images_are_normalized(graph, seed):
+    ef = random_engine_file(MICRO_DIGITS, graph, seed=seed)
+    assert "input" not in ef.meta, "nobody trained a random model on images"
+    assert "\ninput      the file does not say" in describe(ef)
+
+
 def test_the_program_makes_random_files(tmp_path):
     out = tmp_path / "random.safetensors"
     assert main(["random", "--graph", "geluless_int8", "--int8-mode", "2", "--seed", "3", str(out)]) == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +125,62 @@ def test_get_dataset_defaults_to_the_digits_of_the_micro_model():
     assert len(data.get_dataset(None, MICRO_DIGITS.name, train=False)) == 597
     with pytest.raises(DataError, match="--data"):
         data.get_dataset(None, "swin_tiny_patch4_window7_224", train=False)
+
+
+def denormalized(image, normalization):
+    """Pixels 0..255 f32 [..., C, H, W] of normalized images, by what the meta data says."""
+    mean, std = (torch.tensor(normalization[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    assert len(mean) == len(std) == image.shape[-3]
+    return (image * std + mean) * 255
+
+
+def test_what_the_meta_data_says_undoes_the_normalization_of_every_data_set(folder, small_swin):
+    """The folder's and the digits' pixels are known; the procedural ones come without normalization from `render`."""
+    from sklearn.datasets import load_digits
+
+    from pyharness.procedural import ProceduralSpec, render
+
+    tiny, micro = "swin_tiny_patch4_window7_224", MICRO_DIGITS.name
+    grey = create_model(micro, num_classes=3)
+    for name, model in ((tiny, small_swin), (micro, grey)):
+        dataset = data.get_dataset(folder, name, train=False, model=model)
+        normalization = data.input_normalization(folder, name, model)
+        for image, label in dataset:
+            pixels = denormalized(image, normalization)
+            torch.testing.assert_close(pixels, torch.full_like(pixels, 40 * label + 20), atol=1e-2, rtol=0)
+        words = "procedural:classes=3,train=4,val=4"
+        image, _ = data.get_dataset(words, name, train=True, model=model)[2]
+        spec = ProceduralSpec.parse(words)
+        plain, _ = render([2], seed=spec.seed, split="train", size=image.shape[1], classes=3, channels=len(image))
+        normalization = data.input_normalization(words, name, model)
+        torch.testing.assert_close(denormalized(image, normalization), plain[0] * 255, atol=1e-2, rtol=0)
+    held_out = data.get_dataset(None, micro, train=False)
+    pixels = denormalized(held_out.images, data.input_normalization(None, micro, create_model(micro)))
+    digits = load_digits()
+    _, test = data._stratified_split(digits.target, data.DIGITS_TRAIN)
+    corners = digits.images[test][:, ::7, ::7] / 16 * 255  # bilinear interpolation leaves the corners alone
+    assert corners.max() > 200
+    torch.testing.assert_close(pixels[:, 0, ::27, ::27].double(), torch.from_numpy(corners), atol=1e-2, rtol=0)
+
+
+def test_the_normalization_is_plain_json_of_timms_numbers(small_swin):
+    found = data.input_normalization("images", "swin_tiny_patch4_window7_224", small_swin)
+    text = json.dumps(found)
+    assert text == (
+        '{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9}'
+    )
+    assert found == data.input_normalization(None, "swin_tiny_patch4_window7_224", small_swin)
+    micro = create_model(MICRO_DIGITS.name)
+    assert data.input_normalization(None, MICRO_DIGITS.name, micro) == {"mean": [0.305], "std": [0.325]}
+    grey = data.input_normalization("images", MICRO_DIGITS.name, micro)
+    assert grey["mean"] == [pytest.approx(0.449)] and grey["std"] == [pytest.approx(0.226)]
+
+
+@pytest.mark.parametrize("words", [None, "images", "procedural"])
+def test_models_of_other_channels_have_no_normalization(words):
+    two_channels = model_from_config(dataclasses.replace(MICRO_DIGITS, in_chans=2))
+    assert data.input_normalization(words, MICRO_DIGITS.name, two_channels) is None
+    assert data.input_normalization(words, "two_channels", two_channels) is None
 
 
 def test_loader_keeps_every_image_and_its_order_follows_the_seed():

@@ -129,6 +129,7 @@ def test_the_header_tells_what_the_file_is(tmp_path, engine_file):
         ({"graph": "geluless_int8"}, r"mlp\.fc1\.bias\) must be float16 \[0\]"),
         ({"config": "{}"}, "model description is not readable"),
         ({"config": None}, "header lacks config"),
+        ({"meta": "[1]"}, r"meta must be a JSON object, found \[1\]"),
     ],
 )
 def test_a_wrong_header_is_refused(change, message, tmp_path, engine_file):
@@ -139,6 +140,48 @@ def test_a_wrong_header_is_refused(change, message, tmp_path, engine_file):
     save_tensors(path, tensors, header)
     with pytest.raises(FormatError, match=message):
         load_engine_file(path)
+
+
+GOOD_INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9}
+
+
+@pytest.mark.parametrize("normalization", [GOOD_INPUT, {"mean": [0, -1, 0.5], "std": [1, 2, 1e-30]}])
+def test_how_images_are_normalized_comes_back(normalization, tmp_path, seed):
+    ef = random_engine_file(NON_SQUARE, "ft_int8", seed=seed)
+    save_engine_file(tmp_path / "engine", dataclasses.replace(ef, meta={**ef.meta, "input": normalization}))
+    assert load_engine_file(tmp_path / "engine").meta == {**ef.meta, "input": normalization}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, 'is None; needed is an object with "mean" and "std"'),
+        ([0.5], "is \\[0.5\\]; needed is an object"),
+        ({"mean": [0.5]}, "has 1 numbers as mean; needed is a list of 3"),
+        ({"std": [0.5] * 4}, "has 4 numbers as std; needed is a list of 3"),
+        ({"std": 0.5}, "has std 0.5; needed is a list of 3"),
+        ({"mean": None}, "has mean None"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "has nan in mean; needed is a number that is finite"),
+        ({"mean": [0.5, "0.5", 0.5]}, "has '0.5' in mean"),
+        ({"mean": [True, 0.5, 0.5]}, "has True in mean"),
+        ({"mean": [10**400, 0, 0]}, r"has 10{39}\.\.\. in mean"),
+        ({"std": [1, 1, float("inf")]}, "has inf in std"),
+        ({"std": [1, 1, 1e39]}, r"has 1e\+39 in std; needed is a number that is finite in float32"),
+        ({"std": [1, 0, 1]}, "has 0 in std; needed is a number above zero"),
+        ({"std": [1, -0.2, 1]}, "has -0.2 in std"),
+        ({"std": [1e-50, 1, 1]}, "has 1e-50 in std; needed is a number above zero in float32"),
+    ],
+)
+def test_a_normalization_of_no_use_is_refused(change, message, tmp_path, seed):
+    ef = random_engine_file(NON_SQUARE, "ft_int8", seed=seed)
+    save_engine_file(tmp_path / "engine", ef)
+    tensors, header = load_tensors(tmp_path / "engine", FormatError)
+    wrong = {**GOOD_INPUT, **change} if isinstance(change, dict) else change
+    save_tensors(tmp_path / "engine", tensors, {**header, "meta": json.dumps({**ef.meta, "input": wrong})})
+    with pytest.raises(FormatError, match=f'engine: "input" of the meta data.* {message}.* leave "input" out'):
+        load_engine_file(tmp_path / "engine")
+    with pytest.raises(FormatError, match=message):
+        dataclasses.replace(ef, meta={"input": wrong})
 
 
 @pytest.mark.parametrize("fault", ["missing", "extra", "renamed", "dtype", "shape"])
@@ -262,3 +305,12 @@ def test_the_scale_list_holds_fts_numbers_at_fts_places(data):
     assert float(gelu_less[79]) == pytest.approx(
         amax["fc1_input"] * amax["fc1_weight"] / (127 * amax["fc2_input"]), rel=1e-6
     )
+
+
+def test_meta_is_written_as_json_that_every_reader_takes(engine_file, tmp_path):
+    meta = {"loss": float("nan"), "steps": [1, float("inf"), 0.5], "weights": "caf\udce9.pth", "note": "ä"}
+    save_engine_file(tmp_path / "m", dataclasses.replace(engine_file, meta=meta))
+    header = load_tensors(tmp_path / "m", FormatError)[1]
+    assert "NaN" not in header["meta"] and "Infinity" not in header["meta"] and "\\udce9" not in header["meta"]
+    kept = {"loss": None, "steps": [1, None, 0.5], "weights": "caf?.pth", "note": "ä"}
+    assert load_engine_file(tmp_path / "m").meta == kept

@@ -13,7 +13,7 @@ from quant_helpers import NON_SQUARE, calibrated, exercised_model, images_for, o
 from safetensors.torch import load_file
 from timm.models.swin_transformer import checkpoint_filter_fn
 
-from pyharness import models
+from pyharness import data, models
 from pyharness.calibrated import load_calibrated, save_calibrated
 from pyharness.checkpoint import describe_geometry, describe_state, to_microsoft_layout
 from pyharness.config import MICRO_DIGITS, SwinConfig
@@ -23,6 +23,7 @@ from pyharness.errors import CheckpointError, FormatError, HarnessError, ModelEr
 from pyharness.export import COMMANDS, Source, export, open_source, resized
 from pyharness.hf_format import DEFAULTS, published_name, to_huggingface_names
 from pyharness.model_card import read_card
+from pyharness.random_engine import random_engine_file
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -382,6 +383,28 @@ def test_a_student_that_kept_its_zero_biases_is_recognized(tmp_path):
     torch.save({"model": {**checkpoint.state, **biases, **odd}}, tmp_path / "ft.pth")
     with pytest.raises(CheckpointError, match="no FC1 bias but zero"):
         load_calibrated(tmp_path / "ft.pth", MICRO)
+
+
+def test_an_ft_calibrated_file_gets_its_models_normalization(tmp_path):
+    """timm's of a model that takes colour or grey, the digits' of the micro model; none of other channels."""
+    path, tiny = tmp_path / "ft.pth", "swin_tiny_patch4_window7_224"
+    as_ft_writes_it(calibrated(MICRO_DIGITS, False, 1)[1], path)
+    assert load_calibrated(path, MICRO).meta["input"] == {"mean": [0.305], "std": [0.325]}
+    config = dataclasses.replace(MICRO_DIGITS, in_chans=3)
+    as_ft_writes_it(calibrated(config, False, 1)[1], path)
+    assert "input" not in load_calibrated(path, MICRO).meta, "no digits in colour"
+    assert "input" not in to_engine_file(load_calibrated(path, MICRO)).meta
+    for channels in (3, 1, 2):
+        config = models.config_of(models.create_model(tiny, num_classes=2, in_chans=channels), tiny)
+        save_calibrated(path, to_checkpoint(random_engine_file(config, "ft_int8")))
+        torch.save({"model": torch.load(path, weights_only=True)["model"]}, path)
+        meta = to_engine_file(load_calibrated(path, tiny)).meta
+        if channels == 2:
+            assert "input" not in meta
+        elif channels == 1:
+            assert meta["input"]["mean"] == [pytest.approx(0.449)]
+        else:
+            assert meta["input"] == data.input_normalization("images", tiny, models.create_model(tiny))
 
 
 def test_int8_mode_2_may_be_asked_of_a_file_that_has_more(tmp_path):

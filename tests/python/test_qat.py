@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,11 +176,14 @@ def test_teacher_and_checkpoint_must_match(images, calibrated, tmp_path):
 def test_the_program(calibrated, tmp_path, capsys):
     from pyharness.calibrated import save_calibrated
 
-    save_calibrated(tmp_path / "c.safetensors", calibrated("ft_int8", 1))
+    before = calibrated("ft_int8", 1)
+    foreign = replace(before, meta={**before.meta, "input": {"mean": [0.5], "std": [0.5]}})
+    save_calibrated(tmp_path / "c.safetensors", foreign)  # what it is trained on replaces that
     arguments = [str(tmp_path / "c.safetensors"), "--out", str(tmp_path / "out"), "--subset", "0.02", "--epochs", "1"]
     assert qat.main([*arguments, "--threads", "1", "--no-tensorboard"]) == 0
     assert "ft_int8, int8_mode 1, held-out accuracy 99" in capsys.readouterr().out
-    assert load_calibrated(tmp_path / "out" / "calibrated.safetensors").meta["qat"]["epochs"] == 1
+    meta = load_calibrated(tmp_path / "out" / "calibrated.safetensors").meta
+    assert meta["qat"]["epochs"] == 1 and meta["input"] == {"mean": [0.305], "std": [0.325]}
     with pytest.raises(HarnessError, match="at least one epoch"):
         qat.main([*arguments, "--epochs", "0"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from quant_helpers import calibrated, exercised_model, images_for, one_thread
@@ -185,9 +187,28 @@ def test_the_program_calibrates_the_micro_model(tmp_path, capsys):
     loaded = load_calibrated(out)
     assert loaded.int8_mode == 2
     assert loaded.meta["calibration"]["percentile"] == 99.9
+    assert loaded.meta["input"] == {"mean": [0.305], "std": [0.325]}, "the digits'"
     first = out.read_bytes()
     main([*arguments, "--int8-mode", "2", "--percentile", "99.9"])
     assert out.read_bytes() == first, "the same command must give the same file"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_program_notes_how_its_images_were_normalized(suffix, tmp_path):
+    out = tmp_path / f"calibrated{suffix}"
+    arguments = ["--model", MICRO_DIGITS.name, "--weights", "random", "--batches", "1", "--batch-size", "4"]
+    assert main([*arguments, "--data", "procedural:classes=10,train=8,val=8", "--out", str(out)]) == 0
+    found = load_calibrated(out).meta["input"]
+    assert found == {"mean": [pytest.approx(0.449)], "std": [pytest.approx(0.226)], "interpolation": "bicubic",
+                     "crop_pct": 0.875}  # fmt: skip
+    assert json.loads((tmp_path / f"{out.name}.card.json").read_text())["meta"]["input"] == found
+
+
+def test_without_a_normalization_none_is_noted(seed):
+    model, images = exercised_model(MICRO_DIGITS, seed), [images_for(MICRO_DIGITS, 4, seed)]
+    assert "input" not in quantize(model, MICRO_DIGITS, images).meta
+    noted = {"mean": [0.5], "std": [0.25]}
+    assert quantize(model, MICRO_DIGITS, images, normalization=noted).meta["input"] == noted
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pyharness import diff_baseline, engine, latency_breakdown, pipeline, reprod
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
 from pyharness.diff_baseline import compare_logits, diffstat, side_by_side
 from pyharness.engine import OpInfo
+from pyharness.engine_file import load_engine_file
 from pyharness.errors import DataError, FormatError, HarnessError
 from pyharness.fused_reference import FusedReferenceSwin
 from pyharness.latency_breakdown import WHOLE, Ceilings, GraphTiming
@@ -55,6 +56,7 @@ def test_steps_are_made_once(work: Path, capsys: pytest.CaptureFixture[str]) -> 
     again = Pipeline(Inputs(MICRO), work).engine_path("geluless_int8")
     assert again == first and again.stat().st_mtime_ns == written
     assert capsys.readouterr().err == ""
+    assert load_engine_file(first).meta["input"] == {"mean": [0.305], "std": [0.325]}
 
 
 def test_other_options_or_sources_are_another_step(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
