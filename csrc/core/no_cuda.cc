@@ -14,4 +14,9 @@ const Backend& cuda_backend(int device, DType) {
                      "(bash scripts/build_ft.sh without --cpu-only), or move model and images to the CPU"));
 }
 
+CudaDeviceGuard::CudaDeviceGuard(int device) {
+  if (device >= 0) cuda_backend(device);  // throws
+}
+CudaDeviceGuard::~CudaDeviceGuard() = default;
+
 }  // namespace swin

@@ -51,16 +51,8 @@ class CudaBackend : public Backend {
     cudaDeviceProp properties{};
     SWIN_CUDA("cuda backend", cudaGetDeviceProperties(&properties, device));
     variant_ = detail::concat("sm_", properties.major, properties.minor, " ", name_of(float_dtype));
-    int before = 0;
-    SWIN_CUDA("cuda backend", cudaGetDevice(&before));
-    SWIN_CUDA("cuda backend", cudaSetDevice(device));
-    try {
-      cuda::require_kernels(device, properties.major * 10 + properties.minor);
-    } catch (...) {
-      cudaSetDevice(before);
-      throw;
-    }
-    SWIN_CUDA("cuda backend", cudaSetDevice(before));
+    const CudaDeviceGuard guard(device);
+    cuda::require_kernels(device, properties.major * 10 + properties.minor);
   }
 
   std::string name() const override { return "cuda"; }
@@ -185,6 +177,18 @@ int cuda_device_count() {
     return 0;
   }
   return count;
+}
+
+CudaDeviceGuard::CudaDeviceGuard(int device) {
+  if (device < 0) return;
+  int before = 0;
+  SWIN_CUDA("cuda device", cudaGetDevice(&before));
+  SWIN_CUDA("cuda device", cudaSetDevice(device));
+  before_ = before;
+}
+
+CudaDeviceGuard::~CudaDeviceGuard() {
+  if (before_ >= 0) cudaSetDevice(before_);
 }
 
 const Backend& cuda_backend(int device, DType float_dtype) {

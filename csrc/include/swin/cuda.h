@@ -15,4 +15,16 @@ int cuda_device_count();
 // The reference lives as long as the process. The caller makes `device` current before every call that uses it.
 const Backend& cuda_backend(int device, DType float_dtype = DType::kF16);
 
+// Makes `device` current on this thread, and what was current before again at the end; nothing where it is negative.
+class CudaDeviceGuard {
+ public:
+  explicit CudaDeviceGuard(int device);
+  ~CudaDeviceGuard();
+  CudaDeviceGuard(const CudaDeviceGuard&) = delete;
+  CudaDeviceGuard& operator=(const CudaDeviceGuard&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
 }  // namespace swin

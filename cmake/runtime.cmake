@@ -1,0 +1,56 @@
+# The engine without Python: the shared library swin_int8_c, whose interface is csrc/include/swin_int8.h, and the program
+# swin_run. `cmake --install BUILD --component runtime --prefix PREFIX` installs both, with a CMake package
+# (find_package(SwinInt8), target SwinInt8::swin_int8_c). docs/runtime.md.
+include(CheckCXXSourceCompiles)
+include(CMakePackageConfigHelpers)
+include(GNUInstallDirs)
+
+add_library(swin_runtime_core STATIC csrc/runtime/json.cc csrc/runtime/engine_file.cc csrc/runtime/normalize.cc)
+target_include_directories(swin_runtime_core PUBLIC csrc/runtime PRIVATE csrc/cpu)
+target_link_libraries(swin_runtime_core PUBLIC swin_engine)
+add_library(swin_int8_c SHARED csrc/runtime/capi.cc)
+target_include_directories(swin_int8_c PUBLIC $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/csrc/include>
+                                              $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+target_compile_definitions(swin_int8_c PRIVATE SWIN_VERSION="${PROJECT_VERSION}")
+target_link_libraries(swin_int8_c PRIVATE swin_runtime_core)
+if(SWIN_CUDA)
+  target_link_libraries(swin_int8_c PRIVATE swin_cuda)
+  # Where cmake/cuda.cmake found libcudart and libcublasLt: rarely where the loader looks by itself.
+  set(cuda_library_dirs)
+  foreach(library ${cudart} ${cublaslt})
+    get_filename_component(directory ${library} DIRECTORY)
+    list(APPEND cuda_library_dirs ${directory})
+  endforeach()
+  list(REMOVE_DUPLICATES cuda_library_dirs)
+  set_target_properties(swin_int8_c PROPERTIES INSTALL_RPATH "${cuda_library_dirs}")
+endif()
+set_target_properties(swin_int8_c PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
+                                             LINK_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/swin_int8_c.map)
+# nodelete: the pool's threads outlive dlclose, and wait in the library's code.
+target_link_options(swin_int8_c PRIVATE -Wl,-Bsymbolic -Wl,--as-needed -Wl,-z,nodelete
+                    -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/swin_int8_c.map)
+
+add_executable(swin_run csrc/runtime/swin_run.cc csrc/runtime/npy.cc)
+target_link_libraries(swin_run PRIVATE swin_int8_c)
+set_target_properties(swin_run PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+
+# With the C++ library inside, they run on any Linux whose C library is not older. Some distributions keep it apart.
+if(NOT SWIN_SANITIZE)
+  set(CMAKE_REQUIRED_LINK_OPTIONS -static-libstdc++ -static-libgcc)
+  check_cxx_source_compiles("#include <string>\nint main(int argc, char**) { return std::string(argc, 'a').size() == 2; }"
+                            SWIN_HAVE_STATIC_LIBSTDCXX)
+  unset(CMAKE_REQUIRED_LINK_OPTIONS)
+  if(SWIN_HAVE_STATIC_LIBSTDCXX)
+    target_link_options(swin_int8_c PRIVATE -static-libstdc++ -static-libgcc)
+    target_link_options(swin_run PRIVATE -static-libstdc++ -static-libgcc)
+  endif()
+endif()
+
+install(TARGETS swin_int8_c swin_run EXPORT SwinInt8
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT runtime
+        RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT runtime)
+install(FILES csrc/include/swin_int8.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT runtime)
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/SwinInt8)
+install(EXPORT SwinInt8 FILE SwinInt8Config.cmake NAMESPACE SwinInt8:: DESTINATION ${package_dir} COMPONENT runtime)
+write_basic_package_version_file(${CMAKE_BINARY_DIR}/SwinInt8ConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_BINARY_DIR}/SwinInt8ConfigVersion.cmake DESTINATION ${package_dir} COMPONENT runtime)

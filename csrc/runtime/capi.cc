@@ -1,0 +1,329 @@
+// swin_int8.h: what it promises in C, by the engine in C++. Exceptions end here.
+#include "swin_int8.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "engine_file.h"
+#include "normalize.h"
+#include "swin/cpu.h"
+#include "swin/cuda.h"
+#include "swin/engine.h"
+#include "swin/error.h"
+
+namespace {
+
+using swin::DeviceBuffer;
+using swin::UnsupportedError;
+using swin::ValueError;
+using swin::runtime::EngineFile;
+using swin::runtime::FileError;
+
+constexpr int kMostThreads = 1024;                           // as the pool of the CPU backend
+constexpr std::int64_t kMostPixels = std::int64_t{1} << 34;  // of one call
+
+thread_local std::string t_error;
+
+swin_status failed(swin_status status, const char* message) noexcept {
+  try {
+    t_error = message;
+  } catch (...) {
+    t_error.clear();  // no memory for the message; the status says it
+  }
+  return status;
+}
+
+// What `f` throws, as a status.
+template <class F>
+swin_status guarded(F&& f) noexcept {
+  try {
+    f();
+    return SWIN_OK;
+  } catch (const FileError& e) {
+    return failed(SWIN_ERROR_FILE, e.what());
+  } catch (const UnsupportedError& e) {
+    return failed(SWIN_ERROR_UNSUPPORTED, e.what());
+  } catch (const swin::ShapeError& e) {
+    return failed(SWIN_ERROR_ARGUMENT, e.what());
+  } catch (const swin::DTypeError& e) {
+    return failed(SWIN_ERROR_ARGUMENT, e.what());
+  } catch (const ValueError& e) {
+    return failed(SWIN_ERROR_ARGUMENT, e.what());
+  } catch (const std::bad_alloc&) {
+    return failed(SWIN_ERROR_MEMORY, "there is not enough memory for the model or its buffers; use a smaller batch");
+  } catch (const std::exception& e) {
+    return failed(SWIN_ERROR_INTERNAL, e.what());
+  } catch (...) {
+    return failed(SWIN_ERROR_INTERNAL, "an unknown error");
+  }
+}
+
+#define NEED(where, pointer) SWIN_CHECK(ValueError, where, (pointer) != nullptr, #pointer " is NULL")
+
+// The caller's struct may be of an older header, and shorter: what it lacks is zero.
+template <class Struct>
+Struct sized_copy(const char* where, const Struct* given) {
+  Struct all{};
+  all.struct_size = sizeof(Struct);
+  if (given == nullptr) return all;
+  SWIN_CHECK(ValueError, where, given->struct_size > sizeof(std::size_t) && given->struct_size <= sizeof(Struct),
+             "struct_size is ", given->struct_size, "; set it to sizeof the struct, at most ", sizeof(Struct),
+             " in this version of the library");
+  std::memcpy(&all, given, given->struct_size);
+  return all;
+}
+
+int processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+// The graph of `file`; what is wrong with its weights is an error of the file.
+std::unique_ptr<swin::Graph> make_graph(const EngineFile& file, const std::string& origin,
+                                        const swin::Backend& backend) {
+  try {
+    return swin::make_graph(file.graph, file.config, file.tensors, backend);
+  } catch (const UnsupportedError&) {
+    throw;
+  } catch (const swin::Error& e) {
+    throw FileError(origin + ": " + e.what());
+  }
+}
+
+// -1 for "cpu" and null, else the number of the GPU.
+int device_of(const char* name) {
+  const std::string_view text = name == nullptr ? "cpu" : name;
+  if (text == "cpu") return -1;
+  if (text == "cuda") return 0;
+  int device = -1;
+  const std::string_view number = text.substr(0, 5) == "cuda:" ? text.substr(5) : "";
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), device);
+  SWIN_CHECK(ValueError, "swin_load", error == std::errc() && end == number.data() + number.size() && device >= 0,
+             "device is '", text, "'; \"cpu\", \"cuda\" or \"cuda:0\" is needed");
+  return device;
+}
+
+}  // namespace
+
+struct swin_model {
+  std::string name, graph, device_name, isa;
+  std::vector<float> mean, std;
+  int device, threads;
+  std::unique_ptr<swin::Engine> engine;
+  const swin::Backend& backend;
+
+  swin_model(const EngineFile& file, const std::string& origin, const swin_options& options)
+      : name(file.name),
+        graph(file.graph),
+        device(device_of(options.device)),
+        threads(options.threads > 0 ? options.threads : std::min(processors(), kMostThreads)),
+        backend(backend_for(device, options)) {
+    SWIN_CHECK(ValueError, "swin_load", options.threads >= 0 && options.threads <= kMostThreads, "threads is ",
+               options.threads, "; 0 to ", kMostThreads, " is needed");
+    device_name = device < 0 ? "cpu" : "cuda:" + std::to_string(device);
+    isa = backend.variant();
+    mean.assign(file.mean.begin(), file.mean.end());
+    std.assign(file.std.begin(), file.std.end());
+    const swin::CudaDeviceGuard guard(device);
+    engine = std::make_unique<swin::Engine>(make_graph(file, origin, backend));
+  }
+
+  const swin::ModelConfig& config() const { return engine->config(); }
+  std::int64_t outputs() const { return config().num_classes > 0 ? config().num_classes : config().num_features(); }
+
+  void run(const float* images, std::int64_t batch, float* features, float* logits, void* stream) {
+    SWIN_CHECK(ValueError, "swin_forward", stream == nullptr || device >= 0,
+               "there is a stream, and the model is on the CPU; NULL is needed");
+    engine->forward(images, batch, features, logits, {}, {.threads = threads, .stream = stream});
+  }
+
+  // Memory for the pooled features of a call that wants the logits alone. One of another stream may still be in use.
+  struct Features {
+    DeviceBuffer memory;
+    std::int64_t batch;
+    void* stream;
+  };
+  Features take(std::int64_t batch, void* stream) {
+    {
+      std::lock_guard lock(mutex_);
+      for (auto it = idle_.begin(); it != idle_.end(); ++it) {
+        if (it->stream != stream || it->batch < batch) continue;
+        Features found = std::move(*it);
+        idle_.erase(it);
+        return found;
+      }
+    }
+    return {backend.allocate(batch * config().num_features() * sizeof(float)), batch, stream};
+  }
+  void give_back(Features features) {
+    std::lock_guard lock(mutex_);
+    if (idle_.size() >= kMostIdle) idle_.erase(idle_.begin());
+    idle_.push_back(std::move(features));
+  }
+
+ private:
+  static constexpr std::size_t kMostIdle = 4;
+
+  static const swin::Backend& backend_for(int device, const swin_options& options) {
+    const std::string_view residual = options.residual == nullptr ? "" : options.residual;
+    if (device < 0) {
+      SWIN_CHECK(ValueError, "swin_load", residual.empty(), "residual is '", residual,
+                 "'; on the CPU it is float32, and NULL is needed");
+      return swin::cpu_backend(options.isa == nullptr ? "" : options.isa);
+    }
+    SWIN_CHECK(ValueError, "swin_load", options.isa == nullptr, "isa is '", options.isa,
+               "', and the model is on a GPU; NULL is needed");
+    SWIN_CHECK(ValueError, "swin_load", residual.empty() || residual == "float16" || residual == "bfloat16",
+               "residual is '", residual, "'; \"float16\" or \"bfloat16\" is needed");
+    return swin::cuda_backend(device, residual == "bfloat16" ? swin::DType::kBF16 : swin::DType::kF16);
+  }
+
+  std::mutex mutex_;
+  std::vector<Features> idle_;
+};
+
+namespace {
+
+// Of as many images no size can be more than 64 bits hold: reading a file bounds what else they are multiplied with.
+void check_batch(const char* where, const swin_model& model, std::int64_t batch) {
+  const std::int64_t most = kMostPixels / (model.config().img_h * model.config().img_w);
+  SWIN_CHECK(ValueError, where, batch > 0 && batch <= most, "batch is ", batch, "; 1 to ", most, " images are needed");
+}
+
+}  // namespace
+
+swin_status swin_load(const char* path, const swin_options* options, swin_model** model) {
+  return guarded([&] {
+    NEED("swin_load", model);
+    *model = nullptr;
+    NEED("swin_load", path);
+    const swin_options all = sized_copy("swin_load", options);
+    *model = new swin_model(swin::runtime::read_engine_file(path), path, all);
+  });
+}
+
+swin_status swin_load_memory(const void* bytes, size_t size, const swin_options* options, swin_model** model) {
+  return guarded([&] {
+    NEED("swin_load_memory", model);
+    *model = nullptr;
+    NEED("swin_load_memory", bytes);
+    const char* origin = "engine file in memory";
+    const swin_options all = sized_copy("swin_load_memory", options);
+    *model = new swin_model(swin::runtime::parse_engine_file(origin, bytes, size), origin, all);
+  });
+}
+
+void swin_free(swin_model* model) {
+  if (model == nullptr) return;
+  guarded([&] {
+    const swin::CudaDeviceGuard guard(model->device);
+    delete model;
+  });
+}
+
+swin_status swin_get_info(const swin_model* model, swin_info* info) {
+  return guarded([&] {
+    NEED("swin_get_info", model);
+    NEED("swin_get_info", info);
+    swin_info all = sized_copy("swin_get_info", info);
+    const swin::ModelConfig& c = model->config();
+    all.name = model->name.c_str();
+    all.graph = model->graph.c_str();
+    all.device = model->device_name.c_str();
+    all.isa = model->isa.c_str();
+    all.threads = model->threads;
+    all.channels = c.in_chans;
+    all.height = c.img_h;
+    all.width = c.img_w;
+    all.classes = c.num_classes;
+    all.features = c.num_features();
+    all.outputs = model->outputs();
+    all.mean = model->mean.empty() ? nullptr : model->mean.data();
+    all.std = model->std.empty() ? nullptr : model->std.data();
+    std::memcpy(info, &all, info->struct_size);
+  });
+}
+
+swin_status swin_forward(swin_model* model, const float* images, int64_t batch, float* out, void* stream) {
+  return guarded([&] {
+    NEED("swin_forward", model);
+    NEED("swin_forward", images);
+    NEED("swin_forward", out);
+    check_batch("swin_forward", *model, batch);
+    const swin::CudaDeviceGuard guard(model->device);
+    if (model->config().num_classes == 0) {
+      model->run(images, batch, out, nullptr, stream);
+      return;
+    }
+    swin_model::Features features = model->take(batch, stream);
+    model->run(images, batch, static_cast<float*>(features.memory.get()), out, stream);
+    model->give_back(std::move(features));
+  });
+}
+
+swin_status swin_features(swin_model* model, const float* images, int64_t batch, float* out, void* stream) {
+  return guarded([&] {
+    NEED("swin_features", model);
+    NEED("swin_features", images);
+    NEED("swin_features", out);
+    check_batch("swin_features", *model, batch);
+    const swin::CudaDeviceGuard guard(model->device);
+    model->run(images, batch, out, nullptr, stream);
+  });
+}
+
+swin_status swin_normalize(const swin_model* model, const uint8_t* pixels, int64_t batch, const float* mean,
+                           const float* std, float* images) {
+  return guarded([&] {
+    const char* where = "swin_normalize";
+    NEED(where, model);
+    NEED(where, pixels);
+    NEED(where, images);
+    check_batch(where, *model, batch);
+    SWIN_CHECK(ValueError, where, (mean == nullptr) == (std == nullptr),
+               "one of mean and std is NULL; give both or none");
+    const swin::ModelConfig& c = model->config();
+    if (mean == nullptr) {
+      SWIN_CHECK(ValueError, where, !model->mean.empty(),
+                 "the engine file does not say how its images are normalized; "
+                 "give mean and std, one number per channel each");
+      mean = model->mean.data();
+      std = model->std.data();
+    }
+    for (std::int64_t i = 0; i < c.in_chans; ++i) {
+      SWIN_CHECK(ValueError, where, std::isfinite(mean[i]) && std::isfinite(std[i]) && std[i] > 0, "channel ", i,
+                 " has mean ", mean[i], " and std ", std[i], "; numbers, and a std above zero, are needed");
+    }
+    swin::runtime::normalize(pixels, batch, c.img_h, c.img_w, c.in_chans, mean, std, images, model->threads);
+  });
+}
+
+swin_status swin_workspace_bytes(swin_model* model, int64_t batch, int64_t* bytes) {
+  return guarded([&] {
+    NEED("swin_workspace_bytes", model);
+    NEED("swin_workspace_bytes", bytes);
+    check_batch("swin_workspace_bytes", *model, batch);
+    const swin::CudaDeviceGuard guard(model->device);
+    *bytes = model->engine->workspace_bytes(batch);
+  });
+}
+
+const char* swin_last_error(void) { return t_error.c_str(); }
+
+const char* swin_version(void) { return SWIN_VERSION; }

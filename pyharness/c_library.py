@@ -1,0 +1,168 @@
+"""Models on libswin_int8_c (docs/runtime.md), for programs that have NumPy and no PyTorch.
+
+To the bit what `pyharness.engine` gives from the torch extension; called as a C program calls it, so an example too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint8, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from pyharness.errors import EngineError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OK, ERROR_FILE, ERROR_ARGUMENT, ERROR_UNSUPPORTED, ERROR_MEMORY, ERROR_INTERNAL = range(6)
+"""swin_status"""
+
+
+class Options(ctypes.Structure):
+    """swin_options"""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("device", c_char_p),
+        ("isa", c_char_p),
+        ("threads", c_int),
+        ("residual", c_char_p),
+    )
+
+
+class Info(ctypes.Structure):
+    """swin_info"""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        *((name, c_char_p) for name in ("name", "graph", "device", "isa")),
+        ("threads", c_int),
+        *((name, c_int64) for name in ("channels", "height", "width", "classes", "features", "outputs")),
+        ("mean", POINTER(c_float)),
+        ("std", POINTER(c_float)),
+    )
+
+
+class StatusError(EngineError):
+    """What the library refused: the `status`, and swin_last_error in words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def library_path() -> Path:
+    """Where the library is looked for: SWIN_INT8_C_LIBRARY of the environment, else in the build of this checkout."""
+    forced = os.environ.get("SWIN_INT8_C_LIBRARY")
+    return Path(forced) if forced else ROOT / "build" / "release" / "lib" / "libswin_int8_c.so"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The shared library, its functions declared; EngineError where it is not there or cannot be loaded."""
+    path = library_path()
+    if not path.is_file():
+        raise EngineError(
+            f"the C library is not at {path}: `bash scripts/build_ft.sh` builds it, SWIN_INT8_C_LIBRARY names another"
+        )
+    try:
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"{path} cannot be loaded: {error}. Build it again, on this machine") from None
+    model, options, floats, pixels = c_void_p, POINTER(Options), c_void_p, POINTER(c_uint8)
+    for name, arguments in {
+        "swin_load": (c_char_p, options, POINTER(model)),
+        "swin_load_memory": (c_char_p, c_size_t, options, POINTER(model)),
+        "swin_get_info": (model, POINTER(Info)),
+        "swin_forward": (model, floats, c_int64, floats, c_void_p),
+        "swin_features": (model, floats, c_int64, floats, c_void_p),
+        "swin_normalize": (model, pixels, c_int64, POINTER(c_float), POINTER(c_float), floats),
+        "swin_workspace_bytes": (model, c_int64, POINTER(c_int64)),
+    }.items():
+        getattr(lib, name).argtypes = arguments
+    lib.swin_free.argtypes, lib.swin_free.restype = (model,), None
+    lib.swin_last_error.restype = lib.swin_version.restype = c_char_p
+    return lib
+
+
+def options(**fields) -> Options:
+    """Options whose size is set."""
+    return Options(ctypes.sizeof(Options), **fields)
+
+
+def check(status: int) -> None:
+    """StatusError where `status` is not SWIN_OK."""
+    if status != OK:
+        raise StatusError(status, library().swin_last_error().decode())
+
+
+def _floats(values: Sequence[float], count: int) -> ctypes.Array:
+    """float[count]"""
+    if len(values) != count:
+        raise EngineError(f"found {len(values)} numbers for mean or std; {count}, one per channel, are needed")
+    return (c_float * count)(*values)
+
+
+class CModel:
+    """A model of the C library, from a file's path or its bytes; StatusError for what the library refuses."""
+
+    def __init__(self, source: str | Path | bytes, given: Options | None = None) -> None:
+        self.handle = c_void_p()
+        out, with_options = byref(self.handle), None if given is None else byref(given)
+        if isinstance(source, bytes):
+            check(library().swin_load_memory(source, len(source), with_options, out))
+        else:
+            check(library().swin_load(str(source).encode(), with_options, out))
+        info = self.info()
+        self.image_shape, self.outputs = (info.channels, info.height, info.width), info.outputs
+        self.num_features = info.features
+
+    def __enter__(self) -> CModel:
+        return self
+
+    def __exit__(self, *_) -> None:
+        library().swin_free(self.handle)
+
+    def info(self) -> Info:
+        info = Info(ctypes.sizeof(Info))
+        check(library().swin_get_info(self.handle, byref(info)))
+        return info
+
+    def forward(self, images: np.ndarray) -> np.ndarray:
+        """Logits f32 [B, outputs] of images f32 [B, C, H, W]."""
+        return self._run(library().swin_forward, images, self.outputs)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Pooled features f32 [B, features] of images f32 [B, C, H, W]."""
+        return self._run(library().swin_features, images, self.num_features)
+
+    def _run(self, function, images: np.ndarray, columns: int) -> np.ndarray:
+        if images.dtype != np.float32 or images.shape[1:] != self.image_shape:
+            raise EngineError(f"images are {images.dtype} {images.shape}; float32 (B, *{self.image_shape}) is needed")
+        images, out = np.ascontiguousarray(images), np.empty((len(images), columns), dtype=np.float32)
+        check(function(self.handle, images.ctypes.data, len(images), out.ctypes.data, None))
+        return out
+
+    def normalize(
+        self, pixels: np.ndarray, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> np.ndarray:
+        """Images f32 [B, C, H, W] of pixels u8 [B, H, W, C]."""
+        channels, height, width = self.image_shape
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (height, width, channels):
+            needed = f"uint8 (B, {height}, {width}, {channels})"
+            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; {needed} is needed")
+        batch = len(pixels)
+        images = np.full((batch, channels, height, width), np.nan, dtype=np.float32)
+        given = [None if values is None else _floats(values, channels) for values in (mean, std)]
+        data = np.ascontiguousarray(pixels).ctypes.data_as(POINTER(c_uint8))
+        check(library().swin_normalize(self.handle, data, batch, *given, images.ctypes.data))
+        return images
+
+    def workspace_bytes(self, batch: int) -> int:
+        bytes_ = c_int64()
+        check(library().swin_workspace_bytes(self.handle, batch, byref(bytes_)))
+        return bytes_.value
