@@ -41,7 +41,7 @@ class Info(ctypes.Structure):
         ("struct_size", c_size_t),
         *((name, c_char_p) for name in ("name", "graph", "device", "isa")),
         ("threads", c_int),
-        *((name, c_int64) for name in ("channels", "height", "width", "classes", "features", "outputs")),
+        *((name, c_int64) for name in ("channels", "height", "width", "classes", "features", "outputs", "stages")),
         ("mean", POINTER(c_float)),
         ("std", POINTER(c_float)),
     )
@@ -80,6 +80,8 @@ def library() -> ctypes.CDLL:
         "swin_get_info": (model, POINTER(Info)),
         "swin_forward": (model, floats, c_int64, floats, c_void_p),
         "swin_features": (model, floats, c_int64, floats, c_void_p),
+        "swin_stages": (model, floats, c_int64, POINTER(c_void_p), c_void_p),
+        "swin_stage_shape": (model, c_int64, POINTER(c_int64)),
         "swin_normalize": (model, pixels, c_int64, POINTER(c_float), POINTER(c_float), floats),
         "swin_workspace_bytes": (model, c_int64, POINTER(c_int64)),
     }.items():
@@ -140,10 +142,24 @@ class CModel:
         """Pooled features f32 [B, features] of images f32 [B, C, H, W]."""
         return self._run(library().swin_features, images, self.num_features)
 
-    def _run(self, function, images: np.ndarray, columns: int) -> np.ndarray:
+    def stages(self, images: np.ndarray) -> list[np.ndarray]:
+        """What every stage gives, f32 [B, H_i, W_i, C_i], of images f32 [B, C, H, W]: as `SwinInt8.forward_stages`."""
+        images, shape, outputs = self._checked(images), (c_int64 * 3)(), []
+        for stage in range(self.info().stages):
+            check(library().swin_stage_shape(self.handle, stage, shape))
+            outputs.append(np.empty((len(images), *shape), dtype=np.float32))
+        places = (c_void_p * len(outputs))(*(out.ctypes.data for out in outputs))
+        check(library().swin_stages(self.handle, images.ctypes.data, len(images), places, None))
+        return outputs
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
         if images.dtype != np.float32 or images.shape[1:] != self.image_shape:
             raise EngineError(f"images are {images.dtype} {images.shape}; float32 (B, *{self.image_shape}) is needed")
-        images, out = np.ascontiguousarray(images), np.empty((len(images), columns), dtype=np.float32)
+        return np.ascontiguousarray(images)
+
+    def _run(self, function, images: np.ndarray, columns: int) -> np.ndarray:
+        images = self._checked(images)
+        out = np.empty((len(images), columns), dtype=np.float32)
         check(function(self.handle, images.ctypes.data, len(images), out.ctypes.data, None))
         return out
 

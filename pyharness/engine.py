@@ -48,6 +48,7 @@ def load() -> None:
         found = f"{path} was built for PyTorch {built_for}, this is {torch.__version__}"
         raise EngineError(f"{found}: {BUILD_HINT} --clean")
     torch.library.register_fake("swin_int8::forward")(_fake_forward)
+    torch.library.register_fake("swin_int8::forward_stages")(_fake_forward_stages)
 
 
 def _fake_forward(
@@ -58,6 +59,19 @@ def _fake_forward(
     features = embed_dim * 2 ** (len(depths) - 1)
     columns = num_classes if num_classes > 0 and not features_only else features
     return images.new_empty((images.shape[0], columns), dtype=torch.float32)
+
+
+def _fake_forward_stages(
+    images, weights, graph, int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads,
+    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, version, residual, stages,
+):  # fmt: skip
+    """Shapes and dtypes of what the stages give."""
+    kinds = {"": torch.float32 if images.device.type == "cpu" else torch.float16, "float32": torch.float32}
+    dtype = kinds.get(residual) or getattr(torch, residual)
+    height, width = (size // patch_size for size in img_size)
+    return [
+        images.new_empty((images.shape[0], height >> i, width >> i, embed_dim << i), dtype=dtype) for i in stages
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,16 @@ class SwinInt8(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Pooled features [B, num_features] float32, as FT's own engine gives them."""
         return self._run(images, features_only=True)
+
+    def forward_stages(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """What each of `stages` (numbers from 0; all by default) gives, for a model that is a backbone: the residual
+        stream behind its last block, ahead of patch merging and of the final norm, [B, H_i, W_i, C_i].
+
+        float32 on the CPU, the residual stream's type on CUDA. As timm's `features_only`; nothing behind the last stage
+        that is asked for is computed. ValueError for a stage that is not there or is named twice.
+        """
+        chosen = range(len(self.config.depths)) if stages is None else stages
+        return torch.ops.swin_int8.forward_stages(images, self._weights(), *self._config_args(), list(chosen))
 
     def forward_without(self, images: Tensor, skip: Sequence[str]) -> Tensor:
         """A forward pass without the operations named in `skip`: for timing; its numbers mean nothing."""

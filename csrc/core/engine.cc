@@ -101,6 +101,15 @@ void Engine::forward(const void* image, std::int64_t batch, void* features, void
   plan->run(context, skip, options.poison, options.observe);
 }
 
+void Engine::forward_stages(const void* image, std::int64_t batch, const std::vector<void*>& out,
+                            const ExecContext& context) {
+  SWIN_CHECK(ShapeError, "forward_stages", out.size() == config().depths.size(), "there are ", out.size(),
+             " places; one for each of the ", config().depths.size(), " stages is needed");
+  Lease plan(*this, batch, context.stream);
+  plan->bind(image, nullptr, nullptr);
+  plan->run_stages(context, out);
+}
+
 std::string Engine::describe(std::int64_t batch) {
   Lease plan(*this, batch, nullptr);
   // Costs are read off the views, which need not be bound to memory of the caller's for that.

@@ -42,6 +42,21 @@ class CpuBackend : public Backend {
   }
   void fill(void* data, int byte, std::size_t bytes) const override { std::memset(data, byte, bytes); }
   void copy_to_host(void* host, const void* data, std::size_t bytes) const override { std::memcpy(host, data, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes, const ExecContext& context) const override {
+    struct Job {
+      char* to;
+      const char* from;
+      std::size_t bytes;
+    } job{static_cast<char*>(to), static_cast<const char*>(from), bytes};
+    cpu::run_tasks(
+        context.threads, static_cast<std::int64_t>((bytes + kCopyPiece - 1) / kCopyPiece),
+        [](void* closure, std::int64_t task) {
+          const Job& j = *static_cast<const Job*>(closure);
+          const std::size_t begin = task * kCopyPiece;
+          std::memcpy(j.to + begin, j.from + begin, std::min(kCopyPiece, j.bytes - begin));
+        },
+        &job);
+  }
 
   Parameter upload_parameter(const TensorView& host) const override {
     SWIN_CHECK(DTypeError, "upload_parameter", host.dtype == DType::kF16 || host.dtype == DType::kF32, "found ",
@@ -77,6 +92,7 @@ class CpuBackend : public Backend {
   }
 
  private:
+  static constexpr std::size_t kCopyPiece = std::size_t{1} << 16;  // bytes that a thread copies at a time
   // Up to this many bytes of FC1 and FC2 weights stay in a core's cache while row after row passes them. With more, or with
   // few rows, each GEMM of an MLP runs over all rows before the next.
   static constexpr std::int64_t kMlpWeightsInCache = 1536 << 10;

@@ -77,6 +77,10 @@ class CudaBackend : public Backend {
     SWIN_CUDA("copy_to_host", cudaMemcpy(host, data, bytes, cudaMemcpyDeviceToHost));
   }
 
+  void copy(void* to, const void* from, std::size_t bytes, const ExecContext& context) const override {
+    SWIN_CUDA("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(context.stream)));
+  }
+
   std::unique_ptr<Recording> record(const ExecContext& context, const std::function<void()>& work) const override {
     const cudaStream_t stream = static_cast<cudaStream_t>(context.stream);
     if (stream == nullptr) return nullptr;  // the legacy default stream cannot be captured

@@ -58,6 +58,7 @@ typedef struct swin_info {
   int64_t classes;                 /* 0: the model has no head */
   int64_t features;                /* channels of the pooled features */
   int64_t outputs;                 /* numbers that swin_forward gives per image: classes, or features without a head */
+  int64_t stages;
   const float* mean;               /* [channels], of the images' normalization; NULL where the file does not say */
   const float* std;                /* [channels] */
 } swin_info;
@@ -82,6 +83,15 @@ SWIN_API swin_status swin_forward(swin_model* model, const float* images, int64_
 
 /* The same up to the pooled features: float32 out [batch, features]. */
 SWIN_API swin_status swin_features(swin_model* model, const float* images, int64_t batch, float* out, void* stream);
+
+/* For a model that is a backbone: what its stages give, the residual stream behind a stage's last block, ahead of patch
+ * merging and of the final norm. `out` has info.stages places, each NULL (not wanted) or memory for [batch, height, width,
+ * channels] of that stage, float32 on the CPU, of the residual stream's type on CUDA. Nothing behind the last stage that is
+ * wanted is computed. */
+SWIN_API swin_status swin_stages(swin_model* model, const float* images, int64_t batch, void* const* out, void* stream);
+
+/* Height, width and channels of what a stage (from 0) gives. */
+SWIN_API swin_status swin_stage_shape(const swin_model* model, int64_t stage, int64_t shape[3]);
 
 /* uint8 pixels [batch, height, width, channels] -> float32 images [batch, channels, height, width] in host memory,
  * (pixel / 255 - mean) / std, to the bit what torchvision's ToTensor and Normalize give. `mean` and `std` have one number

@@ -23,6 +23,7 @@
 #include "swin/cuda.h"
 #include "swin/engine.h"
 #include "swin/error.h"
+#include "swin/geometry.h"
 
 namespace {
 
@@ -147,9 +148,12 @@ struct swin_model {
   const swin::ModelConfig& config() const { return engine->config(); }
   std::int64_t outputs() const { return config().num_classes > 0 ? config().num_classes : config().num_features(); }
 
-  void run(const float* images, std::int64_t batch, float* features, float* logits, void* stream) {
-    SWIN_CHECK(ValueError, "swin_forward", stream == nullptr || device >= 0,
+  void check_stream(const char* where, void* stream) const {
+    SWIN_CHECK(ValueError, where, stream == nullptr || device >= 0,
                "there is a stream, and the model is on the CPU; NULL is needed");
+  }
+  void run(const float* images, std::int64_t batch, float* features, float* logits, void* stream) {
+    check_stream("swin_forward", stream);
     engine->forward(images, batch, features, logits, {}, {.threads = threads, .stream = stream});
   }
 
@@ -254,6 +258,7 @@ swin_status swin_get_info(const swin_model* model, swin_info* info) {
     all.classes = c.num_classes;
     all.features = c.num_features();
     all.outputs = model->outputs();
+    all.stages = static_cast<std::int64_t>(c.depths.size());
     all.mean = model->mean.empty() ? nullptr : model->mean.data();
     all.std = model->std.empty() ? nullptr : model->std.data();
     std::memcpy(info, &all, info->struct_size);
@@ -285,6 +290,32 @@ swin_status swin_features(swin_model* model, const float* images, int64_t batch,
     check_batch("swin_features", *model, batch);
     const swin::CudaDeviceGuard guard(model->device);
     model->run(images, batch, out, nullptr, stream);
+  });
+}
+
+swin_status swin_stages(swin_model* model, const float* images, int64_t batch, void* const* out, void* stream) {
+  return guarded([&] {
+    NEED("swin_stages", model);
+    NEED("swin_stages", images);
+    NEED("swin_stages", out);
+    check_batch("swin_stages", *model, batch);
+    model->check_stream("swin_stages", stream);
+    const swin::CudaDeviceGuard guard(model->device);
+    const std::vector<void*> places(out, out + model->config().depths.size());
+    model->engine->forward_stages(images, batch, places, {.threads = model->threads, .stream = stream});
+  });
+}
+
+swin_status swin_stage_shape(const swin_model* model, int64_t stage, int64_t shape[3]) {
+  return guarded([&] {
+    NEED("swin_stage_shape", model);
+    NEED("swin_stage_shape", shape);
+    const std::vector<swin::StageGeometry> all = swin::stage_geometries(model->config());
+    SWIN_CHECK(ValueError, "swin_stage_shape", stage >= 0 && stage < std::int64_t(all.size()), "stage is ", stage,
+               "; the model has 0 to ", all.size() - 1);
+    shape[0] = all[stage].height;
+    shape[1] = all[stage].width;
+    shape[2] = all[stage].dim;
   });
 }
 

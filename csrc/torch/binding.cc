@@ -15,6 +15,7 @@
 #endif
 #include "swin/engine.h"
 #include "swin/error.h"
+#include "swin/geometry.h"
 #include "views.h"
 
 namespace swin::binding {
@@ -157,6 +158,29 @@ at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS
   });
 }
 
+// What each of `stages` gives, [B, H, W, C].
+std::vector<at::Tensor> forward_stages(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS,
+                                       at::IntArrayRef stages) {
+  return translate([&] {
+    const Call call(graph, CONFIG_VALUES, weights, residual);
+    const at::Tensor input = check_images(images, call.config, call.device);
+    const std::vector<StageGeometry> all = stage_geometries(call.config);
+    std::vector<void*> places(all.size(), nullptr);
+    std::vector<at::Tensor> outputs;
+    const at::TensorOptions options = input.options().dtype(scalar_type_of(call.backend.ops().float_dtype));
+    for (const std::int64_t stage : stages) {
+      SWIN_CHECK(ValueError, "swin_int8.forward_stages", stage >= 0 && stage < std::int64_t(all.size()) &&
+                 places[stage] == nullptr, "stages holds ", stage, "; numbers from 0 to ", all.size() - 1,
+                 ", each once, are needed");
+      const StageGeometry& g = all[stage];
+      outputs.push_back(at::empty({input.size(0), g.height, g.width, g.dim}, options));
+      places[stage] = outputs.back().mutable_data_ptr();
+    }
+    call.engine->forward_stages(input.const_data_ptr(), input.size(0), places, context(call.device));
+    return outputs;
+  });
+}
+
 // Copies of what every node wrote, in order; a node that writes two tensors gives both.
 std::vector<at::Tensor> trace(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS) {
   return translate([&] {
@@ -258,6 +282,7 @@ std::vector<std::string> build_info() {
 TORCH_LIBRARY(swin_int8, m) {
   m.def("forward(Tensor images, Tensor[] weights, " CONFIG_SCHEMA
         ", str[] skip, bool features_only, bool poison) -> Tensor");
+  m.def("forward_stages(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ", int[] stages) -> Tensor[]");
   m.def("trace(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ") -> Tensor[]");
   m.def("describe(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> str", describe);
   m.def("workspace_bytes(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> int", workspace_bytes);
@@ -273,10 +298,12 @@ TORCH_LIBRARY(swin_int8, m) {
 // The CUDA key in every build: without the CUDA backend, images on a GPU get the engine's own sentence.
 TORCH_LIBRARY_IMPL(swin_int8, CPU, m) {
   m.impl("forward", forward);
+  m.impl("forward_stages", forward_stages);
   m.impl("trace", trace);
 }
 TORCH_LIBRARY_IMPL(swin_int8, CUDA, m) {
   m.impl("forward", forward);
+  m.impl("forward_stages", forward_stages);
   m.impl("trace", trace);
 }
 

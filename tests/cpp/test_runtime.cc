@@ -227,6 +227,7 @@ class TestBackend : public swin::Backend {
   swin::DeviceBuffer allocate(std::size_t n) const override { return swin::cpu_backend().allocate(n); }
   void fill(void* d, int byte, std::size_t n) const override { std::memset(d, byte, n); }
   void copy_to_host(void* h, const void* d, std::size_t n) const override { std::memcpy(h, d, n); }
+  void copy(void* to, const void* from, std::size_t n, const swin::ExecContext&) const override { std::memcpy(to, from, n); }
   swin::Parameter upload_parameter(const swin::TensorView& t) const override {
     return swin::cpu_backend().upload_parameter(t);
   }

@@ -38,6 +38,9 @@ class ShimBackend : public swin::Backend {
   swin::DeviceBuffer allocate(std::size_t bytes) const override { return swin::cpu_backend().allocate(bytes); }
   void fill(void* data, int byte, std::size_t bytes) const override { std::memset(data, byte, bytes); }
   void copy_to_host(void* host, const void* data, std::size_t bytes) const override { std::memcpy(host, data, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes, const swin::ExecContext&) const override {
+    std::memcpy(to, from, bytes);
+  }
   swin::Parameter upload_parameter(const TensorView& host) const override {
     swin::Parameter p{allocate(host.numel() * sizeof(T)), host};
     p.view.data = p.owner.get();

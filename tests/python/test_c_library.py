@@ -501,7 +501,7 @@ def test_the_library_shows_its_functions_and_no_more(prefix):
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", prefix / "lib" / "libswin_int8_c.so"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert {line.split()[-1] for line in symbols} == declared and len(declared) == 10
+    assert {line.split()[-1] for line in symbols} == declared and len(declared) == 12
 
 
 def test_the_documented_program_in_c(prefix, tmp_path, repository, micro):

@@ -40,6 +40,8 @@ class Backend {
   // passes.
   virtual void fill(void* data, int byte, std::size_t bytes) const = 0;
   virtual void copy_to_host(void* host, const void* data, std::size_t bytes) const = 0;
+  // Within the backend's memory, as work among the operations.
+  virtual void copy(void* to, const void* from, std::size_t bytes, const ExecContext& context) const = 0;
 
   // What `work` enqueues on context.stream, recorded and not run. None where the backend records nothing, or where the
   // stream is being recorded by the caller's caller.

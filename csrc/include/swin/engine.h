@@ -23,6 +23,9 @@ class Engine {
   // image f32 [batch, in_chans, H, W]; features f32 [batch, num_features]; logits f32 [batch, num_classes] or null.
   void forward(const void* image, std::int64_t batch, void* features, void* logits, const RunOptions& options,
                const ExecContext& context);
+  // image as above; out: one place per stage, null where it is not wanted, for the residual stream behind it, [batch,
+  // height, width, dim] of the backend's float type. No further than the last stage that is wanted.
+  void forward_stages(const void* image, std::int64_t batch, const std::vector<void*>& out, const ExecContext& context);
   // The nodes of one batch size as JSON: [{"name":..., "kind":..., "stage":..., "block":..., "shape":..., ...}].
   std::string describe(std::int64_t batch);
   // Bytes of buffers one forward pass of `batch` images works in, beside the weights.

@@ -47,6 +47,10 @@ class Plan {
   // `observe`, where there is one, is called after each node that ran.
   void run(const ExecContext& context, const std::vector<std::string>& skip, bool poison,
            const Observer& observe) const;
+  // Runs the nodes up to the last stage that has a place in `out` (one per stage, null where it is not wanted), and copies
+  // what each of those stages gives: its residual stream in image order, [batch * height * width, dim] of the backend's
+  // float type, ahead of patch merging and of the final norm.
+  void run_stages(const ExecContext& context, const std::vector<void*>& out) const;
   // Runs every node. From the second call on, where the backend can, all nodes between those that read or write the
   // caller's memory are one recording: those addresses change from call to call, everything else belongs to the plan.
   void run_recorded(const ExecContext& context);
