@@ -126,7 +126,7 @@ def measure_model(name: str, graph: str, args: argparse.Namespace, threads: int)
     """Both rows of one model with random weights."""
     import torch
 
-    from pyharness.c_library import CModel, library_path, options
+    from pyharness.c_library import CModel, options, program_path
     from pyharness.engine import SwinInt8
     from pyharness.engine_file import save_engine_file
     from pyharness.models import config_of, create_model
@@ -138,10 +138,10 @@ def measure_model(name: str, graph: str, args: argparse.Namespace, threads: int)
         file, one_image = Path(folder) / "model.engine.safetensors", Path(folder) / "image.npy"
         save_engine_file(file, random_engine_file(config, graph))
         np.save(one_image, images[:1].numpy())
-        program = library_path().parent.parent / "bin" / "swin_run"
+        which, where, how_many = str(file), str(one_image), str(threads)
         commands = {
-            C_LIBRARY: [str(program), str(file), "--images", str(one_image), "--threads", str(threads), "--json"],
-            TORCH_EXTENSION: [sys.executable, "-c", TORCH_PROGRAM, str(file), str(one_image), str(threads)],
+            C_LIBRARY: [str(program_path()), which, "--images", where, "--threads", how_many, "--json"],
+            TORCH_EXTENSION: [sys.executable, "-c", TORCH_PROGRAM, which, where, how_many],
         }
         report(f"{name}, {graph}: {args.rounds} rounds of two processes")
         times, memory = time_processes(commands, args.rounds)

@@ -61,6 +61,14 @@ def library_path() -> Path:
     return Path(forced) if forced else ROOT / "build" / "release" / "lib" / "libswin_int8_c.so"
 
 
+def program_path() -> Path:
+    """swin_run, which is built and installed beside the library; EngineError where it is not there."""
+    path = library_path().parent.parent / "bin" / "swin_run"
+    if not path.is_file():
+        raise EngineError(f"swin_run is not at {path}: `bash scripts/build_ft.sh` builds it")
+    return path
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The shared library, its functions declared; EngineError where it is not there or cannot be loaded."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run all tests: builds what is needed, then lint, Python tests, C++ tests, and the op tests under ASan and UBSan.
+# Run all tests: builds what is needed, then lint, Python tests, C++ tests, and the tests of ops and C library under ASan and UBSan.
 #
 #   bash scripts/test.sh
 #
@@ -50,7 +50,8 @@ run_pytest() {
 # Leaks are not looked for: Python and PyTorch keep memory until the process ends, and LSan reports that as theirs.
 run_sanitized() {
   LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-    SWIN_INT8_LIBRARY="$SWIN_ROOT/build/sanitize/lib/libswin_int8.so" run_pytest "$@"
+    SWIN_INT8_LIBRARY="$SWIN_ROOT/build/sanitize/lib/libswin_int8.so" \
+    SWIN_INT8_C_LIBRARY="$SWIN_ROOT/build/sanitize/lib/libswin_int8_c.so" run_pytest "$@"
 }
 
 # run_ctest BUILD: as many tests at a time as there are cores; the pool's, whose threads want them all, alone.
@@ -80,9 +81,10 @@ part "C++ tests (ctest, ASan + UBSan build)" run_ctest sanitize
 # A sanitized library inside an unsanitized Python needs the sanitizers' libraries loaded first.
 asan="$(${CXX:-g++} -print-file-name=libasan.so)" ubsan="$(${CXX:-g++} -print-file-name=libubsan.so)"
 if [ -f "$asan" ] && [ -f "$ubsan" ]; then
-  part "op tests under ASan + UBSan" run_sanitized skipped_sanitizer.txt tests/python/test_ops.py tests/python/test_fused_ops.py
+  part "ops and C library under ASan + UBSan" run_sanitized skipped_sanitizer.txt \
+    tests/python/test_ops.py tests/python/test_fused_ops.py tests/python/test_c_library.py tests/python/test_stages.py
 else
-  skipped "op tests under ASan + UBSan" "${CXX:-g++} has no libasan.so or libubsan.so (Debian/Ubuntu: apt install libasan8 libubsan1)"
+  skipped "ops and C library under ASan + UBSan" "${CXX:-g++} has no libasan.so or libubsan.so (Debian/Ubuntu: apt install libasan8 libubsan1)"
 fi
 command -v nvidia-smi >/dev/null 2>&1 || skipped "GPU tests" "no GPU on this machine (no nvidia-smi)"
 

@@ -30,6 +30,7 @@ from pyharness.c_library import (
     library,
     library_path,
     options,
+    program_path,
 )
 from pyharness.config import ENGINE_GRAPHS, MICRO_DIGITS
 from pyharness.engine import SwinInt8
@@ -39,7 +40,7 @@ from pyharness.random_engine import random_engine_file
 
 CONFIGS = [MICRO_DIGITS, NON_SQUARE, THREE_STAGES, MICRO, FINE_TUNED]
 BUILD = library_path().parent.parent
-PROGRAM = BUILD / "bin" / "swin_run"
+PROGRAM = program_path()
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -459,6 +460,7 @@ def test_swin_run_refuses_other_files(micro, tmp_path):
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+@pytest.mark.skipif("sanitize" in str(BUILD), reason="AddressSanitizer needs more address space than this test leaves")
 def test_a_batch_beyond_all_memory_is_an_error(micro):
     def little_memory() -> None:
         import resource
