@@ -234,6 +234,15 @@ def test_null_pointers_are_refused(micro):
     lib.swin_free(None)
 
 
+def test_the_model_is_null_after_an_error(tmp_path):
+    handle = ctypes.c_void_p(0xDEAD)
+    assert library().swin_load(str(tmp_path / "nowhere").encode(), None, ctypes.byref(handle)) == ERROR_FILE
+    assert handle.value is None
+    handle = ctypes.c_void_p(0xDEAD)
+    assert library().swin_load_memory(b"no file", 7, None, ctypes.byref(handle)) == ERROR_FILE
+    assert handle.value is None
+
+
 @pytest.mark.parametrize("batch", [0, -1, 2**62])
 def test_batches_out_of_range(micro, batch):
     image = np.zeros((1, 1, 28, 28), np.float32).ctypes.data
