@@ -93,8 +93,9 @@ class CpuBackend : public Backend {
 
  private:
   static constexpr std::size_t kCopyPiece = std::size_t{1} << 16;  // bytes that a thread copies at a time
+
   // Up to this many bytes of FC1 and FC2 weights stay in a core's cache while row after row passes them. With more, or with
-  // few rows, each GEMM of an MLP runs over all rows before the next.
+  // few rows, each GEMM of an MLP runs over all rows before the next, but where threads are few (rows_for_each_thread).
   static constexpr std::int64_t kMlpWeightsInCache = 1536 << 10;
   static constexpr std::int64_t kFewRows = 256;
 

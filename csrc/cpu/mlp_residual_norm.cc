@@ -2,8 +2,8 @@
 // residual f32 [M, C], out s8 [M, C] in the next block's window order. Formula: swin/ops.h.
 //
 // A block of rows goes through both GEMMs at once, its hidden rows in the thread's cache. Where the caller gives memory for
-// all hidden rows, the GEMMs run one after the other instead: with few rows and large weights it is the weights whose
-// way is long, and split by columns each thread reads only its own.
+// all hidden rows, and threads are too many to have rows enough of their own, the GEMMs run one after the other instead: with
+// few rows and large weights it is the weights whose way is long, and split by columns each thread reads only its own.
 #include "gelu.h"
 #include "kernels.h"
 #include "linear.h"
@@ -100,7 +100,8 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
   const Mlp mlp(args);
   const std::int64_t scratch1 = block_bytes(mlp.w1, kBlockRows), scratch2 = block_bytes(mlp.w2, kBlockRows);
   const std::int64_t branch = branch_bytes(args.norm, mlp.c);
-  if (args.hidden) {
+  const std::int64_t weights = 2 * mlp.c * mlp.f;
+  if (args.hidden && !rows_for_each_thread(context, mlp.m, weights)) {
     std::int8_t* hidden = args.hidden.as<std::int8_t>();
     parallel_blocks(context, mlp.m, mlp.w1, scratch1, [&](const BlockTask& task, void* scratch) {
       mlp.first(task, hidden + task.first * mlp.f, scratch);
@@ -114,7 +115,7 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
     return;
   }
   const std::int64_t scratch_bytes = scratch1 > scratch2 ? scratch1 : scratch2;
-  const std::int64_t weights = 2 * mlp.c * mlp.f, block_bytes = scratch_bytes + branch + kBlockRows * mlp.f;
+  const std::int64_t block_bytes = scratch_bytes + branch + kBlockRows * mlp.f;
   parallel_row_blocks(context, mlp.m, mlp.w1, weights, block_bytes, [&](BlockTask task, void* scratch) {
     float* rows = reinterpret_cast<float*>(static_cast<char*>(scratch) + scratch_bytes);
     std::int8_t* hidden = static_cast<std::int8_t*>(scratch) + scratch_bytes + branch;

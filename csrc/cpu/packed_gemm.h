@@ -123,6 +123,7 @@ inline constexpr std::int64_t kBlockRows = kTileBlockRows, kRowAlign = kPairRows
 #else
 inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 1;
 #endif
+inline constexpr std::int64_t kFewestRows = 96;  // of a thread that goes through all of an operation's weights
 inline constexpr std::int64_t kMinUnits = 8;  // fewer columns a task would prepare rows for too little work
 inline constexpr std::int64_t kMaxSplitBlocks = 1024;   // blocks of rows that are still split by columns
 inline constexpr std::int64_t kWeightsInCache = 1 << 19;  // bytes of weights that stay in a core's cache while rows pass
@@ -146,16 +147,26 @@ static inline std::int64_t row_blocks_of(const CpuPackedWeight& w, std::int64_t 
 #endif
 }
 
+// Whether the threads are so few that each has rows enough of its own to go through all `weights` bytes with them: once
+// where it has one block, else from its cache. Split by columns, each would read its own weights alone, but rows and
+// results would move from core to core in every operation.
+static inline bool rows_for_each_thread(const ExecContext& context, std::int64_t m, std::int64_t weights) {
+  return context.threads > 1 && m >= kFewestRows * context.threads &&
+         weights <= (ceil_div(m, kBlockRows) <= context.threads ? 2 : 1) * kWeightsOfOp;
+}
+
 // Splits m rows times w's columns into tasks and calls body(task, scratch of `scratch_bytes`) on the pool's threads: by
 // rows; where that gives too few tasks, by columns too; and where the weights are larger than a cache, by columns
-// first, so that a part of them stays there while all rows pass. A task begins at a multiple of `together` units.
+// first, so that a part of them stays there while all rows pass (unless each thread has a block of its own). A task begins at a multiple of `together` units.
 template <class Body>
 static inline void parallel_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
                                    std::int64_t scratch_bytes, Body&& body, std::int64_t together = 1) {
   const std::int64_t units = units_of(w.n), row_blocks = row_blocks_of(w, m), groups = ceil_div(m, kRowAlign);
   const std::int64_t parts = ceil_div(units, together), part_units = together > kMinUnits ? together : kMinUnits;
   const std::int64_t for_threads = context.threads > 1 ? ceil_div(4 * context.threads, row_blocks) : 1;
-  const std::int64_t for_cache = row_blocks > 1 ? ceil_div(w.n * w.k, kWeightsInCache) : 1;
+  const bool own_rows = row_blocks <= context.threads && rows_for_each_thread(context, m, w.n * w.k);
+  const bool by_columns = row_blocks > 1 && !own_rows;
+  const std::int64_t for_cache = by_columns ? ceil_div(w.n * w.k, kWeightsInCache) : 1;
   const std::int64_t wanted = for_threads > for_cache ? for_threads : for_cache;
   const std::int64_t most = units / part_units > 1 && row_blocks <= kMaxSplitBlocks ? units / part_units : 1;
   const std::int64_t splits = wanted < most ? wanted : most;

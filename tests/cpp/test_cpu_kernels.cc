@@ -288,6 +288,7 @@ void gemms() {
   }
   gemm(98, 300, 256, kAny, kWeights, 203);           // columns split, for the threads
   gemm(130, 700, 768, kNonNegative, kWeights, 204);  // and for a cache
+  gemm(300, 700, 768, kAny, kWeights, 205);          // of three threads each has rows enough of its own
 }
 
 void linear(std::int64_t m, std::int64_t n, std::int64_t k, bool with_bias, std::uint64_t seed) {
@@ -369,6 +370,7 @@ std::vector<double> doubles(const Tensor& x) {
 }
 
 const WindowGeometry kPlain{1, 6, 9, 3, 3, 0, 0}, kShifted{2, 14, 7, 7, 7, 3, 0}, kOblong{3, 4, 10, 2, 5, 1, 2};
+const WindowGeometry kManyRows{3, 10, 10, 5, 5, 2, 2};  // a block of rows for each of three threads, split as no other case is
 
 void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k, std::uint64_t seed) {
   Random random(seed);
@@ -795,6 +797,7 @@ int main(int argc, char** argv) {
     mlp(kPlain, 5, 13, activation, 500);
     mlp(kShifted, 48, 192, activation, 501);
     mlp(kOblong, 35, 70, activation, 502);
+    mlp(kManyRows, 40, 72, activation, 503);
   }
   attention(2, 3, 49, 32, 2, 600);
   attention(1, 2, 64, 16, 0, 601);
