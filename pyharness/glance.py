@@ -21,9 +21,17 @@ def at_a_glance(folders: Sequence[Path]) -> str:
     """Markdown: one row for each group of `<folder>/peers_cpu.json` on the most threads the file has.
 
     Times as fast: 1 over the median of the ratios within each round, peers being those that keep to the instruction
-    set where it was named to them. A dash was not measured. FormatError where a folder has no such file.
+    set where it was named to them. A dash was not measured. Of two folders that have the same model and batch on the
+    same processor and instructions, the later one counts. FormatError where a folder has no such file.
     """
-    lines = [line for folder in folders for line in _lines(folder)]
+    newest: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
+    for folder in folders:
+        for date, line in _lines(folder):
+            processor, *what = line[:4]
+            key = (processor.split("](")[0], *what)
+            if key not in newest or newest[key][0] < date:
+                newest[key] = (date, line)  # in the place of the older one
+    lines = [line for _, line in newest.values()]
     header = (
         "processor", "instructions", "model", "batch", "fastest other", "ms", "fused_int8 ms", "times as fast",
         "with GELU", "GELU-less over FT",
@@ -36,7 +44,8 @@ def at_a_glance(folders: Sequence[Path]) -> str:
     )
 
 
-def _lines(folder: Path) -> Iterable[tuple[str, ...]]:
+def _lines(folder: Path) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """(date, cells) of each group."""
     path, program = folder / "peers_cpu.json", "benchmarks/peers_cpu.py"
     document = read_document(path, program)
     if not isinstance(document, Mapping) or not document.get("rows") or "meta" not in document:
@@ -54,7 +63,8 @@ def _lines(folder: Path) -> Iterable[tuple[str, ...]]:
         engine_isa = isas.get(isa) or document["meta"]["engine"]["isa"]
         processor = f"[{document['meta']['device'].split(',')[0]}](results/{folder.name})"
         instructions = INSTRUCTIONS[engine_isa] + (" alone" if isa != "native" else "")
-        yield (processor, instructions, *_line(engine_isa, model, batch, groups[isa, model, batch]))
+        cells = _line(engine_isa, model, batch, groups[isa, model, batch])
+        yield document["meta"]["date"], (processor, instructions, *cells)
 
 
 def _peers(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

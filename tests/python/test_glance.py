@@ -33,10 +33,12 @@ def a_group(**more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def written(folder: Path, rows: list[dict[str, Any]], **isas: str) -> Path:
+def written(
+    folder: Path, rows: list[dict[str, Any]], date: str = "2026-01-01", device: str = "A CPU, 2 cores", **isas: str
+) -> Path:
     folder.mkdir()
     runs = [{"isa": isa, "engine_isa": engine} for isa, engine in isas.items()]
-    document = {"meta": {"device": "A CPU, 2 cores", "runs_of_this_file": runs}, "rows": rows}
+    document = {"meta": {"device": device, "date": date, "runs_of_this_file": runs}, "rows": rows}
     (folder / "peers_cpu.json").write_text(json.dumps(document))
     return folder
 
@@ -63,10 +65,22 @@ def test_a_peer_that_does_not_keep_to_the_instructions_is_passed_over(tmp_path: 
 
 
 def test_machines_stand_one_below_the_other(tmp_path: Path) -> None:
-    folders = [written(tmp_path / name, a_group(), native="avx512_vnni") for name in ("b", "a")]
+    folders = [written(tmp_path / name, a_group(), device=name, native="avx512_vnni") for name in ("b", "a")]
     assert [line[:2] for line in lines_of(*folders)] == [
-        ["[A CPU](results/b)", "AVX-512 VNNI"], ["[A CPU](results/a)", "AVX-512 VNNI"],
+        ["[b](results/b)", "AVX-512 VNNI"], ["[a](results/a)", "AVX-512 VNNI"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [("old", "new"), ("new", "old")])
+def test_the_later_of_two_measurements_counts(tmp_path: Path, order: tuple[str, str]) -> None:
+    written(tmp_path / "old", [*a_group(), *a_group(batch=8)], date="2026-01-01", native="avx2", avx2="avx2")
+    written(tmp_path / "new", [*a_group(), *a_group(isa="avx2")], date="2026-02-01", native="avx2", avx2="avx2")
+    lines = lines_of(*(tmp_path / name for name in order))
+    assert sorted((line[0], line[1], line[3]) for line in lines) == [
+        ("[A CPU](results/new)", "AVX2", "1"),
+        ("[A CPU](results/new)", "AVX2 alone", "1"),
+        ("[A CPU](results/old)", "AVX2", "8"),
+    ]
 
 
 def test_a_group_without_peers_has_no_row(tmp_path: Path) -> None:
