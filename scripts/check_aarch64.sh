@@ -7,7 +7,7 @@
 #   -h, --help     show this text
 #
 # Needs aarch64-linux-gnu-g++, qemu-aarch64, cmake and a Python >= 3.10, and installs none of them. Builds to
-# build/aarch64, without PyTorch and the tests of the CUDA kernels. The kernels are tested twice: on a processor with the
+# build/aarch64, the C library and swin_run too, without PyTorch and the tests of the CUDA kernels. The kernels are tested twice: on a processor with the
 # dot-product instructions, where the engine has to find neon_dotprod, and on one without, where only portable is left.
 # What qemu takes says nothing about an ARM processor's speed.
 set -euo pipefail
@@ -51,8 +51,10 @@ run_step "Configuring for aarch64" "Remove build/aarch64 and try again." \
   cmake -S . -B build/aarch64 "${generator[@]}" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DSWIN_TORCH=OFF \
   -DPython_EXECUTABLE="$python"
 run_step "Compiling for aarch64" "The compiler's message is in that log." \
-  cmake --build build/aarch64 --parallel "$jobs" --target test_runtime test_cpu_kernels
-ctest --test-dir build/aarch64 --output-on-failure --no-tests=error --tests-regex '^(runtime|cpu_kernels)$'
+  cmake --build build/aarch64 --parallel "$jobs" --target test_runtime test_cpu_kernels test_engine_file swin_run
+ctest --test-dir build/aarch64 --output-on-failure --no-tests=error --tests-regex '^(runtime|cpu_kernels|engine_file)$'
+said="$(qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/bin/swin_run --version)"
+[ -n "$said" ] || die "swin_run --version says nothing on aarch64. It loads build/aarch64/lib/libswin_int8_c.so."
 
 # variants_on CPU: what test_cpu_kernels says it ran, one line, on qemu's CPU; it fails where the test does.
 variants_on() { qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu "$1" build/aarch64/bin/test_cpu_kernels "${@:2}"; }
