@@ -112,15 +112,6 @@ def markdown(document: dict[str, Any]) -> str:
     )
 
 
-def write(folder: Path, meta: dict[str, Any], rows: Sequence[CallersRow]) -> dict[str, Any]:
-    """Write `<folder>/callers_cpu.json` and `.md`; returns the validated document."""
-    document = results.document_of(meta, rows)
-    results.validate(KIND, document, CallersRow)
-    results.write_json(folder / f"{KIND}.json", document)
-    results.write_text(folder / f"{KIND}.md", markdown(document))
-    return document
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="callers_cpu.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="timm name (default: %(default)s)")
@@ -131,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=2, metavar="S", help="of each run (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=results.ROOT / "results" / "local", metavar="DIR",
-        help="folder of callers_cpu.json and .md (default: results/local)",
+        help="folder of callers_cpu.json, .csv and .md (default: results/local)",
     )  # fmt: skip
     return parser
 
@@ -163,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for _ in range(args.rounds)
             ]
             rows += rows_of(args.model, args.graph, batch, rounds)
-    print(markdown(write(args.out, meta, rows)))
+    print(markdown(results.write_table(args.out, KIND, meta, rows, CallersRow, markdown)))
     return 0
 
 

@@ -232,12 +232,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def write(folder: Path, meta: Mapping[str, Any], rows: Sequence[RooflineRow]) -> dict[str, Any]:
     """Write `<folder>/roofline_cpu.json`, `.csv` and `.md`; returns the validated document."""
-    document = results.document_of(meta, rows)
-    results.validate(KIND, document, RooflineRow)
-    results.write_json(folder / f"{KIND}.json", document)
-    results.write_csv(folder / f"{KIND}.csv", document["rows"])
-    results.write_text(folder / f"{KIND}.md", markdown(document))
-    return document
+    return results.write_table(folder, KIND, meta, rows, RooflineRow, markdown)
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------

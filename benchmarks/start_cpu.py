@@ -113,15 +113,6 @@ def markdown(document: dict[str, Any]) -> str:
     )
 
 
-def write(folder: Path, meta: dict[str, Any], rows: Sequence[StartRow]) -> dict[str, Any]:
-    """Write `<folder>/start_cpu.json` and `.md`; returns the validated document."""
-    document = results.document_of(meta, rows)
-    results.validate(KIND, document, StartRow)
-    results.write_json(folder / f"{KIND}.json", document)
-    results.write_text(folder / f"{KIND}.md", markdown(document))
-    return document
-
-
 def measure_model(name: str, graph: str, args: argparse.Namespace, threads: int) -> list[StartRow]:
     """Both rows of one model with random weights."""
     import torch
@@ -176,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="rounds of calls (default: 200)")
     parser.add_argument(
         "--out", type=Path, default=results.ROOT / "results" / "local", metavar="DIR",
-        help="folder of start_cpu.json and .md (default: results/local)",
+        help="folder of start_cpu.json, .csv and .md (default: results/local)",
     )  # fmt: skip
     return parser
 
@@ -189,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = measure.set_threads(args.threads)
     meta = {**measure.environment(engine.engine_info(), threads), "batch": args.batch, "rounds": args.rounds}
     rows = [row for name in args.models for row in measure_model(name, args.graph, args, threads)]
-    print(markdown(write(args.out, meta, rows)))
+    print(markdown(results.write_table(args.out, KIND, meta, rows, StartRow, markdown)))
     return 0
 
 

@@ -118,7 +118,10 @@ def _floats(values: Sequence[float], count: int) -> ctypes.Array:
 
 
 class CModel:
-    """A model of the C library, from a file's path or its bytes; StatusError for what the library refuses."""
+    """A model of the C library, from a file's path or its bytes; StatusError for what the library refuses.
+
+    Its memory is given back at the end of a `with` block, or by `close`; calls after that are refused.
+    """
 
     def __init__(self, source: str | Path | bytes, given: Options | None = None) -> None:
         self.handle = c_void_p()
@@ -135,7 +138,12 @@ class CModel:
         return self
 
     def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the model's memory back; nothing where that is done."""
         library().swin_free(self.handle)
+        self.handle = c_void_p()
 
     def info(self) -> Info:
         info = Info(ctypes.sizeof(Info))

@@ -19,7 +19,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -282,14 +282,22 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(flat)
 
 
-def write_table(folder: str | Path, kind: str, meta: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
-    """Write `<folder>/<kind>.json`, `.csv` and `.md`; returns the validated document."""
+def write_table(
+    folder: str | Path,
+    kind: str,
+    meta: Mapping[str, Any],
+    rows: Sequence[Any],
+    row_type: type | None = None,
+    render: Callable[[dict[str, Any]], str] | None = None,
+) -> dict[str, Any]:
+    """Write `<folder>/<kind>.json`, `.csv` and `.md`; returns the validated document. A kind of table other than
+    "table1" and "table2" brings its own `row_type`, and `render`, which makes Markdown of the document."""
     folder = Path(folder)
     document = document_of(meta, rows)
-    validate(kind, document)
+    validate(kind, document, row_type)
     write_json(folder / f"{kind}.json", document)
     write_csv(folder / f"{kind}.csv", document["rows"])
-    write_text(folder / f"{kind}.md", markdown(kind, document))
+    write_text(folder / f"{kind}.md", render(document) if render else markdown(kind, document))
     return document
 
 

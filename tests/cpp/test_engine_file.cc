@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "checks.h"
 #include "engine_file.h"
 #include "json.h"
 #include "swin/error.h"
@@ -27,35 +28,6 @@ using swin::TensorView;
 using swin::runtime::EngineFile;
 using swin::runtime::FileError;
 using swin::runtime::Json;
-
-int g_failures = 0;
-
-#define EXPECT(condition)                                                 \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++g_failures;                                                       \
-    }                                                                     \
-  } while (0)
-
-template <class Error, class F>
-void expect_error(const std::string& text, F&& f, int line) {
-  try {
-    f();
-  } catch (const Error& e) {
-    if (std::string(e.what()).find(text) == std::string::npos) {
-      std::printf("line %d: wanted '%s' in: %s\n", line, text.c_str(), e.what());
-      ++g_failures;
-    }
-    return;
-  } catch (const std::exception& e) {
-    std::printf("line %d: another kind of error: %s\n", line, e.what());
-    ++g_failures;
-    return;
-  }
-  std::printf("line %d: no error; wanted '%s'\n", line, text.c_str());
-  ++g_failures;
-}
 
 void json_has_every_kind_of_value() {
   const Json j = Json::parse(

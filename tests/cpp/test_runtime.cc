@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "checks.h"
 #include "memory.h"
 #include "swin/cpu.h"
 #include "swin/engine.h"
@@ -19,31 +20,6 @@
 #include "thread_pool.h"
 
 namespace {
-
-int g_failures = 0;
-
-#define EXPECT(condition)                                                 \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++g_failures;                                                       \
-    }                                                                     \
-  } while (0)
-
-template <class Error, class F>
-void expect_error(const char* text, F&& f, int line) {
-  try {
-    f();
-  } catch (const Error& e) {
-    if (std::string(e.what()).find(text) == std::string::npos) {
-      std::printf("line %d: wanted '%s' in: %s\n", line, text, e.what());
-      ++g_failures;
-    }
-    return;
-  }
-  std::printf("line %d: no error; wanted '%s'\n", line, text);
-  ++g_failures;
-}
 
 void run(int threads, std::int64_t tasks, const std::function<void(std::int64_t)>& f) {
   swin::cpu::run_tasks(

@@ -234,6 +234,13 @@ def test_null_pointers_are_refused(micro):
     lib.swin_free(None)
 
 
+def test_a_closed_model_is_refused(micro):
+    with CModel(micro) as model:
+        pass
+    refused(ERROR_ARGUMENT, "model is NULL", lambda: model.forward(np.zeros((1, 1, 28, 28), np.float32)))
+    model.close()
+
+
 def test_the_model_is_null_after_an_error(tmp_path):
     handle = ctypes.c_void_p(0xDEAD)
     assert library().swin_load(str(tmp_path / "nowhere").encode(), None, ctypes.byref(handle)) == ERROR_FILE
