@@ -7,8 +7,9 @@
 #   -h, --help     show this text
 #
 # Needs aarch64-linux-gnu-g++, qemu-aarch64, cmake and a Python >= 3.10, and installs none of them. Builds to
-# build/aarch64, the C library and swin_run too, without PyTorch and the tests of the CUDA kernels. The kernels are tested twice: on a processor with the
-# dot-product instructions, where the engine has to find neon_dotprod, and on one without, where only portable is left.
+# build/aarch64, the C library and swin_run too, without PyTorch and the tests of the CUDA kernels. The kernels are tested
+# twice: on a processor with the dot-product instructions, where the engine has to find neon_dotprod, and on one without,
+# where only portable is left.
 # What qemu takes says nothing about an ARM processor's speed.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh

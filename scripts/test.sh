@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run all tests: builds what is needed, then lint, Python tests, C++ tests, and the tests of ops and C library under ASan and UBSan.
+# Run all tests: builds what is needed, then lint, Python tests, C++ tests, and the tests of ops and C library under ASan
+# and UBSan.
 #
 #   bash scripts/test.sh
 #

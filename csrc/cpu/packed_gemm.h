@@ -157,7 +157,8 @@ static inline bool rows_for_each_thread(const ExecContext& context, std::int64_t
 
 // Splits m rows times w's columns into tasks and calls body(task, scratch of `scratch_bytes`) on the pool's threads: by
 // rows; where that gives too few tasks, by columns too; and where the weights are larger than a cache, by columns
-// first, so that a part of them stays there while all rows pass (unless each thread has a block of its own). A task begins at a multiple of `together` units.
+// first, so that a part of them stays there while all rows pass (unless each thread has a block of its own). A task
+// begins at a multiple of `together` units.
 template <class Body>
 static inline void parallel_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
                                    std::int64_t scratch_bytes, Body&& body, std::int64_t together = 1) {
