@@ -6,6 +6,7 @@ Source: Liu et al. 2021, Swin Transformer, section 3.2 (shifted windows, relativ
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from pyharness.config import StageGeometry
 
@@ -17,9 +18,9 @@ def attention_mask(stage: StageGeometry) -> torch.Tensor:
     """Mask of the shifted blocks of `stage`, float32 [windows, N, N]: 0 or MASKED.
 
     After the cyclic shift the last window of a row or column holds tokens from opposite edges of the image. Tokens
-    attend to each other only where both coordinates belong to the same edge.
+    attend to each other only where both coordinates belong to the same edge. Padding counts as tokens of the image's.
     """
-    (height, width), (win_h, win_w) = stage.resolution, stage.window
+    (height, width), (win_h, win_w) = stage.padded, stage.window
     rows = _edge_labels(height, win_h, stage.shift[0])
     columns = _edge_labels(width, win_w, stage.shift[1])
     region = rows[:, None] * 3 + columns[None, :]
@@ -35,6 +36,39 @@ def _edge_labels(size: int, window: int, shift: int) -> torch.Tensor:
         labels[-window:] = 1
         labels[-shift:] = 2
     return labels
+
+
+def to_windows(x: torch.Tensor, stage: StageGeometry, shift: tuple[int, int]) -> torch.Tensor:
+    """Cyclic shift, padding with zeros and window partition: [B, H, W, C] -> [B * windows, N, C]."""
+    batch, height, width, channels = x.shape
+    (padded_h, padded_w), (win_h, win_w) = stage.padded, stage.window
+    padding = (0, 0, 0, padded_w - width, 0, padded_h - height)
+    if stage.pad_first:
+        x = functional.pad(x, padding)
+    x = x.roll((-shift[0], -shift[1]), (1, 2))
+    if not stage.pad_first:
+        x = functional.pad(x, padding)
+    x = x.view(batch, padded_h // win_h, win_h, padded_w // win_w, win_w, channels).transpose(2, 3)
+    return x.reshape(-1, stage.window_area, channels)
+
+
+def from_windows(x: torch.Tensor, stage: StageGeometry, shift: tuple[int, int]) -> torch.Tensor:
+    """Inverse of `to_windows`: [B * windows, N, C] -> [B, H, W, C]."""
+    (height, width), (padded_h, padded_w), (win_h, win_w) = stage.resolution, stage.padded, stage.window
+    x = x.view(-1, padded_h // win_h, padded_w // win_w, win_h, win_w, x.shape[-1]).transpose(2, 3)
+    x = x.reshape(-1, padded_h, padded_w, x.shape[-1])
+    if stage.pad_first:
+        return x.roll(shift, (1, 2))[:, :height, :width]
+    return x[:, :height, :width].roll(shift, (1, 2))
+
+
+def merge_neighbours(x: torch.Tensor) -> torch.Tensor:
+    """2x2 tokens in the order (row, column) = (0,0) (1,0) (0,1) (1,1), zeros beyond an odd side: [B, H, W, C] ->
+    [B, ceil(H/2), ceil(W/2), 4C]."""
+    batch, height, width, channels = x.shape
+    x = functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    x = x.view(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
+    return x.flatten(3)
 
 
 def relative_position_index(window: tuple[int, int]) -> torch.Tensor:

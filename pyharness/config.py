@@ -31,7 +31,12 @@ have with one scale per tensor."""
 
 @dataclass(frozen=True)
 class StageGeometry:
-    """What one stage computes on. `window` and `shift` are (h, w) after the resolution-at-most-window rule."""
+    """What one stage computes on. `window` and `shift` are (h, w) after the resolution-at-most-window rule.
+
+    Where windows do not divide the resolution, each block pads its tokens with zeros on the right and at the bottom, up
+    to `padded`. `pad_first` says whether ahead of the cyclic shift, as Microsoft's detection code, mmdetection,
+    torchvision and Hugging Face do, or behind it, as timm does; the attention mask is the same.
+    """
 
     index: int
     dim: int
@@ -41,6 +46,18 @@ class StageGeometry:
     window: tuple[int, int]
     shift: tuple[int, int]
     has_downsample: bool
+    pad_first: bool = False
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """The resolution that whole windows cover."""
+        height, width = (-(-size // window) * window for size, window in zip(self.resolution, self.window))
+        return height, width
+
+    @property
+    def cycle(self) -> tuple[int, int]:
+        """What the cyclic shift counts modulo."""
+        return self.padded if self.pad_first else self.resolution
 
     @property
     def window_area(self) -> int:
@@ -48,7 +65,7 @@ class StageGeometry:
 
     @property
     def windows(self) -> int:
-        return (self.resolution[0] // self.window[0]) * (self.resolution[1] // self.window[1])
+        return (self.padded[0] // self.window[0]) * (self.padded[1] // self.window[1])
 
     @property
     def head_dim(self) -> int:
@@ -70,6 +87,8 @@ class SwinConfig:
 
     `version` 2 is Swin-V2 (res-post-norm, cosine attention, no qk_scale). Its `pretrained_window_size` is the window,
     one per stage, that the weights of the position bias were trained with; empty, or 0 in a stage: this model's own.
+
+    `pad_first` matters where windows do not divide a stage's tokens (`StageGeometry`); elsewhere it is made False.
     """
 
     name: str
@@ -87,6 +106,7 @@ class SwinConfig:
     patch_norm: bool = True
     version: int = 1
     pretrained_window_size: tuple[int, ...] = ()
+    pad_first: bool = False
 
     def __post_init__(self) -> None:
         def need(condition: bool, message: str) -> None:
@@ -112,15 +132,8 @@ class SwinConfig:
                 stage.dim % stage.heads == 0,
                 f"stage {stage.index}: {stage.dim} channels do not divide into {stage.heads} heads",
             )
-            need(
-                all(r % w == 0 for r, w in zip(stage.resolution, stage.window)),
-                f"stage {stage.index}: resolution {stage.resolution} is not a multiple of its window {stage.window}; "
-                "choose an img_size or window_size that divides (Swin pads nothing)",
-            )
-            need(
-                not stage.has_downsample or all(r % 2 == 0 for r in stage.resolution),
-                f"stage {stage.index}: resolution {stage.resolution} is odd and cannot be merged 2x2",
-            )
+        if not self.is_padded:
+            object.__setattr__(self, "pad_first", False)
 
     def _check_version(self, need: Callable[[bool, str], None]) -> None:
         need(self.version in (1, 2), f"version {self.version!r} is unknown; Swin-V1 is 1, Swin-V2 is 2")
@@ -139,11 +152,18 @@ class SwinConfig:
         """Channels of the pooled features: embed_dim * 2 ** (stages - 1)."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether windows of any stage do not divide its tokens."""
+        return any(stage.padded != stage.resolution for stage in self.stages())
+
     def stages(self) -> Iterator[StageGeometry]:
         """The stages in order, downsample belonging to the end of a stage (Microsoft's convention)."""
         height, width = (size // self.patch_size for size in self.img_size)
         for index, depth in enumerate(self.depths):
-            resolution = (height >> index, width >> index)
+            if index > 0:
+                height, width = (height + 1) // 2, (width + 1) // 2  # patch merging pads odd sizes
+            resolution = (height, width)
             wanted = self.window_size[index]
             window = tuple(min(r, wanted) for r in resolution)
             shift = tuple(0 if r <= wanted else wanted // 2 for r in resolution)
@@ -156,6 +176,7 @@ class SwinConfig:
                 window=window,
                 shift=shift,
                 has_downsample=index + 1 < len(self.depths),
+                pad_first=self.pad_first,
             )
 
     def hidden_dim(self, dim: int) -> int:

@@ -267,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_commands(commands)
     command = commands.add_parser("random", help="engine file with random weights, for latency")
     command.add_argument("--model", default=MICRO_DIGITS.name, help="timm name, or swin_micro_digits (default)")
-    command.add_argument("--img-size", type=int, help="default: the model's own")
+    command.add_argument("--img-size", type=export.image_size, metavar="N|HxW", help="default: the model's own")
     command.add_argument("--graph", choices=ENGINE_GRAPHS, default="ft_int8", help="default: ft_int8")
     command.add_argument("--int8-mode", type=int, choices=(1, 2), default=1)
     command.add_argument("--activation", choices=("relu", "gelu"), help=f"of {FUSED_GRAPH} alone (default: relu)")
@@ -333,7 +333,7 @@ def _check_random(args: argparse.Namespace) -> None:
         raise HarnessError(f"--weight-scales is for {FUSED_GRAPH}; weights of {args.graph} have a scale per tensor")
 
 
-def _geometry(name: str, img_size: int | None) -> SwinConfig:
+def _geometry(name: str, img_size: tuple[int, int] | None) -> SwinConfig:
     from pyharness.models import config_of, create_model
 
     return config_of(create_model(name, img_size=img_size), name)

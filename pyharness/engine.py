@@ -53,7 +53,7 @@ def load() -> None:
 
 def _fake_forward(
     images, weights, graph, int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads,
-    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, version, residual, skip, features_only, poison,
+    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, version, pad_first, residual, skip, features_only, poison,
 ):  # fmt: skip
     """Shape and dtype of the model op's result, for torch.compile and torch.export."""
     features = embed_dim * 2 ** (len(depths) - 1)
@@ -63,15 +63,14 @@ def _fake_forward(
 
 def _fake_forward_stages(
     images, weights, graph, int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads,
-    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, version, residual, stages,
+    window_size, mlp_ratio, qkv_bias, qk_scale, patch_norm, version, pad_first, residual, stages,
 ):  # fmt: skip
     """Shapes and dtypes of what the stages give."""
     kinds = {"": torch.float32 if images.device.type == "cpu" else torch.float16, "float32": torch.float32}
     dtype = kinds.get(residual) or getattr(torch, residual)
     height, width = (size // patch_size for size in img_size)
-    return [
-        images.new_empty((images.shape[0], height >> i, width >> i, embed_dim << i), dtype=dtype) for i in stages
-    ]  # fmt: skip
+    shapes = [(images.shape[0], -(-height >> i), -(-width >> i), embed_dim << i) for i in stages]
+    return [images.new_empty(shape, dtype=dtype) for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class SwinInt8(nn.Module):
         return (
             self.graph, self.int8_mode, list(c.img_size), c.patch_size, c.in_chans, c.num_classes, c.embed_dim,
             list(c.depths), list(c.num_heads), list(c.window_size), c.mlp_ratio, c.qkv_bias, c.qk_scale, c.patch_norm,
-            c.version, self.residual,
+            c.version, c.pad_first, self.residual,
         )  # fmt: skip
 
     def _run(

@@ -21,10 +21,10 @@ from torch import Tensor
 from pyharness.attention_geometry import attention_mask, relative_position_index
 from pyharness.calibrated import ACTIVATION_OF, CalibratedCheckpoint, load_calibrated
 from pyharness.checkpoint import AMAX_SUFFIX, load_checkpoint, save_state_dict, to_microsoft_layout, to_timm_layout
-from pyharness.config import SwinConfig
+from pyharness.config import StageGeometry, SwinConfig
 from pyharness.engine_file import MAGIC, load_engine_file
 from pyharness.errors import CheckpointError, HarnessError, ModelError
-from pyharness.hf_format import check_one_window_rule, published_name, save_folder
+from pyharness.hf_format import check_one_window_rule, check_pads_first, published_name, save_folder
 from pyharness.model_card import write_card
 from pyharness.tensor_file import load_header
 
@@ -115,22 +115,33 @@ def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
 # --- Another image or window size -------------------------------------------------------------------------------------
 
 
-def resized(source: Source, img_size: tuple[int, int] | None, window: int | None) -> Source:
-    """The model for another image size, or other windows (the same in every stage).
+def resized(
+    source: Source, img_size: tuple[int, int] | None, window: int | None, pad_first: bool = False
+) -> Source:
+    """The model for another image size, or other windows (the same in every stage), or with padding moved ahead of the
+    cyclic shift (`pad_first`); False leaves the padding where it is.
 
     The relative position bias of each stage whose window changes goes through timm's own interpolation
-    (`timm.layers.resize_rel_pos_bias_table`); all else stays. FormatError where the sizes do not divide; ModelError for
-    a stage whose old window is not square.
+    (`timm.layers.resize_rel_pos_bias_table`); all else stays. FormatError for an image that is no whole number of
+    patches; ModelError for a stage whose old window is not square, and for other sizes of a Swin-V2.
     """
     from timm.layers import resize_rel_pos_bias_table
 
     from pyharness.models import load_state, make_geluless, model_from_config
 
-    old = source.config
-    need_v1(old, "windows and images are resized")
+    old, notes = source.config, []
     windows = old.window_size if window is None else (window,) * len(old.depths)
-    config = dataclasses.replace(old, img_size=img_size or old.img_size, window_size=windows)
-    config = dataclasses.replace(config, name=published_name(config) or old.name)
+    first = pad_first or old.pad_first
+    config = dataclasses.replace(old, img_size=img_size or old.img_size, window_size=windows, pad_first=first)
+    if img_size or window:
+        need_v1(old, "windows and images are resized")
+        config = dataclasses.replace(config, name=published_name(config) or old.name)
+        resizing = f"resized from image {old.img_size}, windows {old.window_size} by timm's interpolation"
+        notes.append(f"{resizing}, not trained so")
+    elif config == old:
+        return source
+    if config.pad_first and pad_first:
+        notes += _padding_notes(config)
     state = source.model.state_dict()
     for before, after in zip(old.stages(), config.stages()):
         if before.window == after.window:
@@ -147,8 +158,27 @@ def resized(source: Source, img_size: tuple[int, int] | None, window: int | None
     if source.activation == "relu":
         make_geluless(model)
     load_state(model, state, {"activation": source.activation}, old.name)
-    note = f"resized from image {old.img_size}, windows {old.window_size} by timm's interpolation, not trained so"
-    return dataclasses.replace(source, model=model.eval(), config=config, notes=(*source.notes, note))
+    return dataclasses.replace(source, model=model.eval(), config=config, notes=(*source.notes, *notes))
+
+
+def _padding_notes(config: SwinConfig) -> list[str]:
+    """What is worth saying of a model that was made to pad ahead of the cyclic shift."""
+    notes = ["tokens are padded ahead of the cyclic shift (--pad-first), and timm's own model would pad behind it"]
+    small = [stage for stage in config.stages() if not is_detections(stage, config)]
+    if small:
+        notes.append(
+            f"stage {small[0].index} of {small[0].resolution} tokens is not larger than its window of "
+            f"{config.window_size[small[0].index]}: Microsoft's detection code and mmdetection shift there, and they "
+            "and torchvision pad a smaller one up to the window; here nothing is shifted or padded along such a side"
+        )
+    return notes
+
+
+def is_detections(stage: StageGeometry, config: SwinConfig) -> bool:
+    """Whether windows and shifts of the stage are those of Microsoft's detection code and of mmdetection, which are the
+    same however few tokens there are."""
+    window = config.window_size[stage.index]
+    return stage.window == (window, window) and (stage.depth == 1 or stage.shift == (window // 2, window // 2))
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -165,7 +195,7 @@ def export(source: Source, command: str, out: Path) -> dict[str, Any]:
     if command == "to-timm":
         save_state_dict(out, state, meta)
     elif command == "to-microsoft":
-        check_one_window_rule(source.config, "Microsoft's")
+        check_microsoft(source.config)
         buffers = microsoft_buffers(source.config) if source.config.version == 1 else {}
         save_state_dict(out, {**to_microsoft_layout(state), **buffers}, meta)
     else:
@@ -174,15 +204,37 @@ def export(source: Source, command: str, out: Path) -> dict[str, Any]:
     return meta
 
 
+def check_microsoft(config: SwinConfig) -> None:
+    """ModelError unless Microsoft's code computes the same function: the code for classification, or where sizes do not
+    divide, the one for detection, which pads."""
+    if not pads(config):
+        check_one_window_rule(config, "Microsoft's")
+        return
+    check_pads_first(config, "Microsoft's detection code")
+    for stage in config.stages():
+        if not is_detections(stage, config):
+            raise ModelError(
+                f"{config.name}: stage {stage.index} of {stage.resolution} tokens has windows {stage.window} shifted "
+                f"by {stage.shift} here; Microsoft's detection code, the one that pads, has the same windows and "
+                "shifts however few tokens there are, and so would compute another function"
+            )
+
+
+def pads(config: SwinConfig) -> bool:
+    """Whether windows, or 2x2 merging, do not divide the tokens of a stage."""
+    odd = any(stage.has_downsample and any(r % 2 for r in stage.resolution) for stage in config.stages())
+    return config.is_padded or odd
+
+
 def microsoft_buffers(config: SwinConfig) -> Mapping[str, Tensor]:
     """What Microsoft's checkpoints hold besides the weights: `relative_position_index` int64 [N, N] of every block and
-    `attn_mask` float32 [windows, N, N] of the shifted ones. They follow from the geometry."""
+    `attn_mask` float32 [windows, N, N] of the shifted ones, but for what pads. They follow from the geometry."""
     buffers = {}
     for stage in config.stages():
         for block in range(stage.depth):
             prefix = f"layers.{stage.index}.blocks.{block}."
             buffers[f"{prefix}attn.relative_position_index"] = relative_position_index(stage.window)
-            if any(stage.block_shift(block)):
+            if any(stage.block_shift(block)) and not pads(config):
                 buffers[f"{prefix}attn_mask"] = attention_mask(stage)
     return buffers
 
@@ -201,13 +253,20 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("out", type=Path, help=what)
         command.add_argument("--model", help="timm name, for checkpoints that do not hold it")
         command.add_argument("--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own")
-        command.add_argument("--img-size", type=_size, metavar="N|HxW", help="change the image size")
+        command.add_argument("--img-size", type=image_size, metavar="N|HxW", help="change the image size")
         command.add_argument(
             "--window", type=int, help="change the windows; the position bias is interpolated as in timm"
         )
+        command.add_argument(
+            "--pad-first",
+            action="store_true",
+            help="where windows do not divide the image's tokens: pad ahead of the cyclic shift, as Microsoft's "
+            "detection code, mmdetection, torchvision and Hugging Face do; for weights that one of these trained at "
+            "such sizes (default: as the source says, else behind the shift, as timm does)",
+        )
 
 
-def _size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """(H, W) of "384" or "384x512"."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) for part in parts):
@@ -222,8 +281,11 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     if args.window is not None and args.window < 1:
         raise HarnessError(f"--window must be at least 1, found {args.window}")
     source = open_source(args.source, args.model, args.activation)
-    if args.img_size or args.window:
-        source = resized(source, args.img_size, args.window)
+    if args.img_size or args.window or args.pad_first:
+        source = resized(source, args.img_size, args.window, args.pad_first)
+    if args.pad_first and not source.config.pad_first:
+        size = "x".join(map(str, source.config.img_size))
+        print(f"--pad-first has no effect: windows {source.config.window_size} divide the tokens of a {size} image")
     meta = export(source, args.command, args.out)
     kind = f"{'GELU-less ' if source.activation == 'relu' else ''}{COMMANDS[args.command]}"
     write_card(args.out, kind, meta=meta, inputs={"source": args.source}, notes=source.notes, argv=argv)

@@ -22,7 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyharness.attention_geometry import attention_mask, expand_bias_table
+from pyharness.attention_geometry import (
+    attention_mask,
+    expand_bias_table,
+    from_windows,
+    merge_neighbours,
+    to_windows,
+)
 from pyharness.config import StageGeometry, SwinConfig
 from pyharness.engine_file import require_int8_mode
 from pyharness.errors import CheckpointError, HarnessError
@@ -130,7 +136,7 @@ class Block(nn.Module):
 
     def __init__(self, stage: StageGeometry, block: int, config: SwinConfig, graph: str, int8_mode: int) -> None:
         super().__init__()
-        self.window, self.shift = stage.window, stage.block_shift(block)
+        self.stage, self.shift = stage, stage.block_shift(block)
         self.norm1 = nn.LayerNorm(stage.dim, EPS)
         self.attn = WindowAttention(stage, config)
         self.norm2 = nn.LayerNorm(stage.dim, EPS)
@@ -138,18 +144,13 @@ class Block(nn.Module):
         self.register_buffer("attn_mask", attention_mask(stage) if any(self.shift) else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        (win_h, win_w), (shift_h, shift_w) = self.window, self.shift
-        y = self.norm1(x).roll((-shift_h, -shift_w), (1, 2))
-        y = y.view(batch, height // win_h, win_h, width // win_w, win_w, channels).transpose(2, 3)
-        y = self.attn(y.reshape(-1, win_h * win_w, channels), self.attn_mask)
-        y = y.view(batch, height // win_h, width // win_w, win_h, win_w, channels).transpose(2, 3)
-        x = x + y.reshape(x.shape).roll((shift_h, shift_w), (1, 2))
+        y = self.attn(to_windows(self.norm1(x), self.stage, self.shift), self.attn_mask)
+        x = x + from_windows(y, self.stage, self.shift)
         return x + self.mlp(self.norm2(x))
 
 
 class PatchMerging(nn.Module):
-    """2x2 tokens to one of twice the channels, [B, H, W, C] -> [B, H/2, W/2, 2C]."""
+    """2x2 tokens to one of twice the channels, [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
 
     def __init__(self, dim: int, int8_mode: int) -> None:
         super().__init__()
@@ -157,9 +158,7 @@ class PatchMerging(nn.Module):
         self.reduction = QuantLinear(4 * dim, 2 * dim, bias=False, aftergemm=int8_mode == 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        x = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.flatten(3)))
+        return self.reduction(self.norm(merge_neighbours(x)))
 
 
 class Stage(nn.Module):

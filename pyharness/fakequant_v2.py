@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyharness.attention_geometry import attention_mask, expand_bias_table
+from pyharness.attention_geometry import (
+    attention_mask,
+    expand_bias_table,
+    from_windows,
+    merge_neighbours,
+    to_windows,
+)
 from pyharness.config import StageGeometry, SwinConfig
 from pyharness.fakequant import EPS, Mlp, QuantLinear, make_quantizer
 
@@ -62,7 +68,7 @@ class BlockV2(nn.Module):
 
     def __init__(self, stage: StageGeometry, block: int, config: SwinConfig, graph: str, int8_mode: int) -> None:
         super().__init__()
-        self.window, self.shift = stage.window, stage.block_shift(block)
+        self.stage, self.shift = stage, stage.block_shift(block)
         self.attn = WindowAttentionV2(stage, config)
         self.norm1 = nn.LayerNorm(stage.dim, EPS)
         self.mlp = Mlp(stage, config, graph, int8_mode)
@@ -70,18 +76,13 @@ class BlockV2(nn.Module):
         self.register_buffer("attn_mask", attention_mask(stage) if any(self.shift) else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        (win_h, win_w), (shift_h, shift_w) = self.window, self.shift
-        y = x.roll((-shift_h, -shift_w), (1, 2))
-        y = y.view(batch, height // win_h, win_h, width // win_w, win_w, channels).transpose(2, 3)
-        y = self.norm1(self.attn(y.reshape(-1, win_h * win_w, channels), self.attn_mask))
-        y = y.view(batch, height // win_h, width // win_w, win_h, win_w, channels).transpose(2, 3)
-        x = x + y.reshape(x.shape).roll((shift_h, shift_w), (1, 2))
+        y = self.norm1(self.attn(to_windows(x, self.stage, self.shift), self.attn_mask))
+        x = x + from_windows(y, self.stage, self.shift)
         return x + self.norm2(self.mlp(x))
 
 
 class PatchMergingV2(nn.Module):
-    """2x2 tokens to one of twice the channels, [B, H, W, C] -> [B, H/2, W/2, 2C]; the norm comes last."""
+    """2x2 tokens to one of twice the channels, [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]; the norm comes last."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -89,6 +90,4 @@ class PatchMergingV2(nn.Module):
         self.norm = nn.LayerNorm(2 * dim, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        x = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
-        return self.norm(self.reduction(x.flatten(3)))
+        return self.norm(self.reduction(merge_neighbours(x)))

@@ -27,6 +27,8 @@ from pyharness.reference import (
     gelu,
     gemm_s32,
     head,
+    in_image_order,
+    in_window_order,
     layer_norm,
     near_tie,
     patch_embed,
@@ -147,20 +149,12 @@ def attend(x: Tensor, error: Tensor, v: Tensor, output_factor: float) -> Quantiz
 
 
 def normalize(residual: Tensor, norm: Norm, order: Tensor | None = None) -> Quantized:
-    """LayerNorm and quantize: [B, H, W, C] -> s8 [M, C], in window order where `order` (int64 [H*W]) is given."""
+    """LayerNorm and quantize: [B, H, W, C] -> s8 [M, C]; s8 [P, C] in window order where `order` (int64 [P / B]) is
+    given."""
     normed = layer_norm(residual, norm.weight, norm.bias).flatten(1, 2)
-    normed = normed if order is None else normed[:, order]
-    exact = normed.flatten(0, 1) * norm.inverse_scale
+    normed = normed.flatten(0, 1) if order is None else in_window_order(normed, order)
+    exact = normed * norm.inverse_scale
     return Quantized(round_clamp(exact), exact)
-
-
-def in_image_order(rows: Tensor, residual: Tensor, order: Tensor) -> Tensor:
-    """Rows [M, C] in window order (`order` int64 [H*W]) to where their tokens lie in the image, shaped as residual
-    [B, H, W, C]."""
-    windowed = rows.reshape(len(residual), len(order), -1)
-    image = torch.empty_like(windowed)
-    image[:, order] = windowed
-    return image.reshape(residual.shape)
 
 
 def linear_residual(x: Tensor, linear: Linear, residual: Tensor, order: Tensor) -> Tensor:
@@ -302,7 +296,7 @@ class FusedReferenceSwin:
         y = record("patch_merge_norm", y)
         batch, height, width, channels = x.shape
         y = linear_float(y, self._linear(prefix + "reduction", amax))
-        return record("reduction", y.reshape(batch, height // 2, width // 2, 2 * channels))
+        return record("reduction", y.reshape(batch, (height + 1) // 2, (width + 1) // 2, 2 * channels))
 
     def _amax(self, stage: int, block: int) -> dict[str, float]:
         fields = amax_fields(self.config.version)

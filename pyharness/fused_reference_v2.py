@@ -19,14 +19,13 @@ from pyharness.fused_reference import (
     _Recorder,
     accumulate,
     attend,
-    in_image_order,
     linear_float,
     mlp,
     round_clamp,
     split_heads,
     with_mask,
 )
-from pyharness.reference import EPS, gemm_s32, layer_norm, window_order
+from pyharness.reference import EPS, gemm_s32, in_image_order, in_window_order, layer_norm, window_order
 from pyharness.reference_v2 import NORMALIZE_EPS, applied_logit_scale, patch_merge
 
 COSINE_ROUNDINGS = 6
@@ -41,9 +40,9 @@ than its standard deviation."""
 
 
 def quantize_stream(residual: Tensor, inverse_scale: float, order: Tensor | None = None) -> Quantized:
-    """Quantize: [B, H, W, C] -> s8 [M, C], in window order where `order` (int64 [H*W]) is given."""
+    """Quantize: [B, H, W, C] -> s8 [M, C]; s8 [P, C] in window order where `order` (int64 [P / B]) is given."""
     x = residual.double().flatten(1, 2)
-    exact = (x if order is None else x[:, order]).flatten(0, 1) * inverse_scale
+    exact = (x.flatten(0, 1) if order is None else in_window_order(x, order)) * inverse_scale
     return Quantized(round_clamp(exact), exact)
 
 
@@ -162,5 +161,5 @@ class FusedReferenceSwinV2(FusedReferenceSwin):
         batch, height, width, channels = x.shape
         y = record("patch_merge", Quantized(*patch_merge(x, _float32(127 / amax))))
         y = linear_float(y, self._linear(prefix + "reduction", amax))
-        y = record("reduction", y.reshape(batch, height // 2, width // 2, 2 * channels))
+        y = record("reduction", y.reshape(batch, (height + 1) // 2, (width + 1) // 2, 2 * channels))
         return record("reduction_norm", layer_norm(y, w[prefix + "norm.weight"], w[prefix + "norm.bias"]))

@@ -187,7 +187,8 @@ def _renamed(name: str) -> str:
 def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> tuple[SwinConfig, str]:
     """Geometry and activation of config.json's `fields`; the number of classes is that of the weights.
 
-    (transformers leaves the labels out of config.json where there are two, its default.)
+    (transformers leaves the labels out of config.json where there are two, its default.) What Hugging Face's Swin pads,
+    it pads ahead of the cyclic shift: `SwinLayer.maybe_pad`, then `torch.roll`.
     """
     fields = {**DEFAULTS, **fields}
     classes = state["head.weight"].shape[0] if "head.weight" in state else 0
@@ -219,6 +220,7 @@ def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: 
             window_size=(fields["window_size"],) * len(fields["depths"]),
             mlp_ratio=float(fields["mlp_ratio"]),
             qkv_bias=fields["qkv_bias"],
+            pad_first=True,
         )
     except (TypeError, ValueError) as error:
         raise FormatError(f"{source}: config.json does not describe a Swin ({error})") from None
@@ -329,7 +331,8 @@ def write_config(config: SwinConfig, activation: str) -> dict[str, Any]:
 def check_windows(config: SwinConfig) -> None:
     """ModelError unless Hugging Face's Swin computes on the same windows.
 
-    It has one window size for all stages, and builds its position bias for it even where a stage is smaller.
+    It has one window size for all stages, and builds its position bias for it even where a stage is smaller. What it
+    pads, it pads ahead of the cyclic shift.
     """
     if len(set(config.window_size)) != 1:
         raise ModelError(f"{config.name}: has windows {config.window_size}; Hugging Face's Swin has one for all stages")
@@ -340,6 +343,17 @@ def check_windows(config: SwinConfig) -> None:
                 f"{config.name}: stage {stage.index} has {stage.resolution} tokens, fewer than the window "
                 f"{config.window_size[0]}; Hugging Face's Swin cannot run that"
             )
+    check_pads_first(config, "Hugging Face's Swin")
+
+
+def check_pads_first(config: SwinConfig, whose: str) -> None:
+    """ModelError for a model that pads behind the cyclic shift, which `whose` code does not do."""
+    if config.is_padded and not config.pad_first:
+        raise ModelError(
+            f"{config.name}: windows of {config.window_size} do not divide the tokens of image {config.img_size}, and "
+            f"they are padded behind the cyclic shift, as in timm. {whose} pads ahead of it, and so would compute "
+            "another function. Say --pad-first for the model that does the same, or give another --img-size"
+        )
 
 
 def check_one_window_rule(config: SwinConfig, whose: str) -> None:

@@ -17,7 +17,7 @@ import timm
 import torch
 from timm.layers.activations import GELU as TimmGELU
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
-from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from torch import Tensor, nn
 
 from pyharness.checkpoint import (
@@ -46,6 +46,7 @@ __all__ = [
     "load_weights",
     "make_geluless",
     "make_geluless_block",
+    "make_pad_first",
     "make_relu_block",
     "model_from_config",
     "save_checkpoint",
@@ -80,7 +81,9 @@ def create_model(
     `weights` is "random" (drawn from `seed`), "pretrained" (timm's hub; for the micro model the file in the package) or
     a checkpoint's path. Without `num_classes` and `in_chans`, those of the checkpoint are taken. `activation` "relu"
     gives the GELU-less model; from a GELU model's weights that is the paper's ablation without distillation. None is
-    "gelu", and refuses a checkpoint that may be GELU-less and does not say so (`activation_of_file`).
+    "gelu", and refuses a checkpoint that may be GELU-less and does not say so (`activation_of_file`). An `img_size`
+    that windows do not divide is padded in timm's order, or in the other one (`make_pad_first`) where a checkpoint's
+    meta data says that it is its own.
     Stochastic depth is off, so that training and inference compute the same function.
 
     Raises ModelError (unknown name, or a geometry the engine cannot run) and CheckpointError (weights that cannot be
@@ -125,6 +128,8 @@ def _model_with(
         wanted["in_chans"] = state["patch_embed.proj.weight"].shape[1]
     activation_of_file(state, meta, source, activation)
     model = _new_model(name, wanted, seed)
+    if isinstance(meta.get("config"), dict) and meta["config"].get("pad_first"):
+        make_pad_first(model)
     if meta.get("activation") == "relu" and activation == "relu":
         make_geluless(model)
     load_state(model, state, meta, source)
@@ -230,6 +235,8 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
         drop_path_rate=0.0,
         **own,
     )
+    if config.pad_first:
+        make_pad_first(model)
     if timm.is_model(config.name):
         model.pretrained_cfg = timm.get_pretrained_cfg(config.name).to_dict()
     if config.qk_scale is not None:
@@ -270,7 +277,7 @@ def config_of(model: nn.Module, name: str) -> SwinConfig:
     """The geometry of a timm Swin-V1 or -V2 model, windows as configured (before the resolution-at-most-window rule).
 
     ModelError where the model is no such Swin or has something that the engine does not compute; FormatError where the
-    sizes do not divide (timm would pad).
+    image is no whole number of patches.
     """
     if not isinstance(model, (SwinTransformer, SwinTransformerV2)):
         raise ModelError(
@@ -302,6 +309,7 @@ def config_of(model: nn.Module, name: str) -> SwinConfig:
         patch_norm=not isinstance(model.patch_embed.norm, nn.Identity),
         version=version,
         pretrained_window_size=tuple(w[0] for w in trained) if any(w[0] for w in trained) else (),
+        pad_first=any(isinstance(block, _PadFirst) for block in blocks_of(model)),
     )
     _check_computable(model, config)
     return config
@@ -338,6 +346,10 @@ def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
         for index, block in enumerate(layer.blocks):
             at = f"layers.{stage.index}.blocks.{index}"
             need(not block.always_partition, f"{at} partitions always (always_partition)")
+            need(
+                stage.padded == stage.resolution or isinstance(block, _PadFirst) == config.pad_first,
+                f"{at} pads behind its cyclic shift, another block ahead of it",
+            )
             need(block.dim == stage.dim, f"{at} has {block.dim} channels, not embed_dim * 2**stage = {stage.dim}")
             need(block.attn.qkv.out_features == 3 * stage.dim, f"{at} has a head_dim other than dim // heads")
             need(block.mlp.fc1.out_features == config.hidden_dim(stage.dim), f"{at} has its own mlp_ratio")
@@ -352,7 +364,39 @@ def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
             found = (tuple(block.window_size), tuple(block.shift_size))
             wanted = (stage.window, stage.block_shift(index))
             need(found == wanted, f"{at} has window and shift {found}, not {wanted}")
+            found = tuple(block.input_resolution)
+            need(found == stage.resolution, f"{at} is made for {found} tokens, {stage.resolution} come to it")
+            masked = 0 if block.attn_mask is None else len(block.attn_mask)
+            wanted = stage.windows if any(stage.block_shift(index)) else 0
+            need(block.dynamic_mask or masked == wanted, f"{at} has a mask of {masked} windows, not {wanted}")
             need(_activation_of(block) is not None, f"{at} has the activation {block.mlp.act}, not GELU (erf) or ReLU")
+
+
+# --- Padding ahead of the shift ---------------------------------------------------------------------------------------
+
+
+class _PadFirst:
+    """A block of timm's whose tokens are padded to whole windows ahead of the cyclic shift, and cut off behind it."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        padding = (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0])
+        return super()._attn(nn.functional.pad(x, padding))[:, :height, :width]
+
+
+class PadFirstBlock(_PadFirst, SwinTransformerBlock):
+    """Swin-V1's. A class of the module's own, so that models can be copied and pickled."""
+
+
+class PadFirstV2Block(_PadFirst, SwinTransformerV2Block):
+    """Swin-V2's."""
+
+
+def make_pad_first(model: SwinTransformer) -> None:
+    """Padding ahead of the cyclic shift in every block, in place: Microsoft's detection code, mmdetection, torchvision
+    and Hugging Face pad so, timm behind it. Weights stay, and where windows divide all tokens, the function too."""
+    for block in blocks_of(model):
+        block.__class__ = PadFirstV2Block if isinstance(block, SwinTransformerV2Block) else PadFirstBlock
 
 
 # --- GELU-less --------------------------------------------------------------------------------------------------------

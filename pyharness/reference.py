@@ -99,16 +99,47 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def window_order(stage: StageGeometry, shift: tuple[int, int]) -> Tensor:
-    """Image token (h * W + w) at each position of window order, int64 [H * W].
+    """Image token (h * W + w) at each position of window order, -1 for padding, int64 [windows * N].
 
-    Window (wh, ww), place (i, j) holds token ((wh*win_h + i + shift_h) % H, (ww*win_w + j + shift_w) % W).
+    Place (i, j) of window (wh, ww) is (y, x) = (wh*win_h + i, ww*win_w + j) of the shifted image, which holds token
+    ((y + shift_h) % H, (x + shift_w) % W) and ends at H and W; with `pad_first` sizes are the padded ones, and tokens
+    beyond H or W are padding.
     """
     (height, width), (win_h, win_w) = stage.resolution, stage.window
-    rows = (torch.arange(height) + shift[0]) % height
-    columns = (torch.arange(width) + shift[1]) % width
-    token = rows[:, None] * width + columns[None, :]
+    rows, columns = (_shifted(*sizes) for sizes in zip(stage.resolution, stage.padded, stage.cycle, shift))
+    token = torch.where((rows[:, None] < height) & (columns[None, :] < width), rows[:, None] * width + columns, -1)
     blocks = [tile for band in token.split(win_h, dim=0) for tile in band.split(win_w, dim=1)]
     return torch.cat([tile.flatten() for tile in blocks])
+
+
+def _shifted(size: int, padded: int, cycle: int, shift: int) -> Tensor:
+    """The coordinate of the image at each one of the shifted image; `size` or more is padding."""
+    at = torch.arange(padded)
+    return torch.where(at < cycle, (at + shift) % cycle, size)
+
+
+def in_window_order(tokens: Tensor, order: Tensor) -> Tensor:
+    """Tokens [B, H*W, C] in window order, zeros where there is padding: [B * len(order), C]."""
+    rows = torch.where((order < 0)[:, None], 0, tokens[:, order.clamp(min=0)])
+    return rows.flatten(0, 1)
+
+
+def in_image_order(rows: Tensor, residual: Tensor, order: Tensor) -> Tensor:
+    """Rows [B * len(order), C] in window order to where their tokens lie in the image, shaped as residual
+    [B, H, W, C]."""
+    windowed = rows.reshape(len(residual), len(order), -1)
+    image = windowed.new_empty(len(residual), residual.shape[1] * residual.shape[2], windowed.shape[-1])
+    image[:, order[order >= 0]] = windowed[:, order >= 0]
+    return image.reshape(residual.shape)
+
+
+def neighbours(residual: Tensor) -> Tensor:
+    """2x2 tokens in the order (row, column) = (0,0), (1,0), (0,1), (1,1), zeros beyond an odd side: [B, H, W, C] ->
+    [B, ceil(H/2), ceil(W/2), 4C]."""
+    batch, height, width, channels = residual.shape
+    even = residual.new_zeros(batch, height + height % 2, width + width % 2, channels)
+    even[:, :height, :width] = residual
+    return torch.cat([even[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))], dim=-1)
 
 
 def patch_embed(images: Tensor, weight: Tensor, patch: int) -> Tensor:
@@ -130,9 +161,9 @@ def patch_embed_norm(x: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Te
 def norm1_shift_partition(
     residual: Tensor, weight: Tensor, bias: Tensor, order: Tensor, inverse_scale: float
 ) -> Quantized:
-    """LayerNorm, cyclic shift, window partition, quantize: [B, H, W, C] -> s8 [M, C] in window order."""
+    """LayerNorm, cyclic shift, window partition, quantize: [B, H, W, C] -> s8 [P, C] in window order."""
     normed = layer_norm(residual, weight, bias).flatten(1, 2)
-    return quantize(normed[:, order].flatten(0, 1), inverse_scale)
+    return quantize(in_window_order(normed, order), inverse_scale)
 
 
 def qkv_bias(
@@ -185,15 +216,11 @@ def proj_bias_residual_norm2(
 ) -> ResidualQuantized:
     """Dequantize, add the bias, undo windows and shift, add the residual; then LayerNorm and quantize.
 
-    proj s8 [M, C] in window order, residual [B, H, W, C] -> residual [B, H, W, C] and s8 [M, C] in image order.
+    proj s8 [P, C] in window order, residual [B, H, W, C] -> residual [B, H, W, C] and s8 [M, C] in image order.
     """
-    batch, height, width, channels = residual.shape
-    windowed = (dequantize(proj, scale) + bias.double()).reshape(batch, height * width, channels)
-    image = torch.empty_like(windowed)
-    image[:, order] = windowed
-    residual = residual.double() + image.reshape(residual.shape)
+    residual = residual.double() + in_image_order(dequantize(proj, scale) + bias.double(), residual, order)
     normed = layer_norm(residual, norm_weight, norm_bias)
-    return ResidualQuantized(residual, quantize(normed.reshape(-1, channels), inverse_scale))
+    return ResidualQuantized(residual, quantize(normed.flatten(0, 2), inverse_scale))
 
 
 def fc1_bias_gelu(x: Tensor, scale: float, bias: Tensor, inverse_scale: float) -> Quantized:
@@ -207,17 +234,13 @@ def fc2_bias_residual(x: Tensor, scale: float, bias: Tensor, residual: Tensor) -
 
 
 def patch_merge_norm(residual: Tensor, weight: Tensor, bias: Tensor, inverse_scale: float) -> Quantized:
-    """Gather 2x2 tokens, LayerNorm over 4C, quantize: [B, H, W, C] -> s8 [M/4, 4C].
-
-    The channels of the four tokens follow in the order (row, column) = (0,0), (1,0), (0,1), (1,1).
-    """
-    corners = [residual[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    merged = torch.cat(corners, dim=-1)
-    return quantize(layer_norm(merged, weight, bias).reshape(-1, merged.shape[-1]), inverse_scale)
+    """Gather 2x2 tokens (`neighbours`), LayerNorm over 4C, quantize: [B, H, W, C] -> s8
+    [B*ceil(H/2)*ceil(W/2), 4C]."""
+    return quantize(layer_norm(neighbours(residual), weight, bias).flatten(0, 2), inverse_scale)
 
 
 def reduction_dequantize(x: Tensor, scale: float, shape: tuple[int, int, int, int]) -> Tensor:
-    """The next stage's residual stream, float64 [B, H/2, W/2, 2C], from the reduction's s8 or s32 output."""
+    """The next stage's residual stream, float64 [B, ceil(H/2), ceil(W/2), 2C], of the reduction's s8 or s32 output."""
     return dequantize(x, scale).reshape(shape)
 
 
@@ -402,7 +425,7 @@ class ReferenceSwin:
             patch_merge_norm(x, w[prefix + "norm.weight"], w[prefix + "norm.bias"], s.quant("reduction_input")),
         )
         out, scale = self._linear("reduction", y, w[prefix + "reduction.weight"], s, record)
-        shape = (batch, height // 2, width // 2, 2 * channels)
+        shape = (batch, (height + 1) // 2, (width + 1) // 2, 2 * channels)
         return record("reduction_dequantize", reduction_dequantize(out, scale, shape))
 
 

@@ -18,7 +18,10 @@ from pyharness.reference import (
     _Recorder,
     dequantize,
     gemm_s8,
+    in_image_order,
+    in_window_order,
     layer_norm,
+    neighbours,
     pv_gemm,
     qk_gemm,
     quantize,
@@ -30,8 +33,8 @@ NORMALIZE_EPS = 1e-12
 
 
 def shift_partition(residual: Tensor, order: Tensor, inverse_scale: float) -> Quantized:
-    """Cyclic shift, window partition, quantize: [B, H, W, C] -> s8 [M, C] in window order."""
-    return quantize(residual.flatten(1, 2)[:, order].flatten(0, 1), inverse_scale)
+    """Cyclic shift, window partition, quantize: [B, H, W, C] -> s8 [P, C] in window order."""
+    return quantize(in_window_order(residual.flatten(1, 2), order), inverse_scale)
 
 
 def qkv_bias_normalize(
@@ -76,15 +79,11 @@ def proj_bias_norm1_residual(
 ) -> ResidualQuantized:
     """Dequantize, add the bias, LayerNorm, undo windows and shift, add the residual; quantize the residual.
 
-    proj s8 [M, C] in window order, residual [B, H, W, C] -> residual [B, H, W, C] and s8 [M, C] in image order.
+    proj s8 [P, C] in window order, residual [B, H, W, C] -> residual [B, H, W, C] and s8 [M, C] in image order.
     """
-    batch, height, width, channels = residual.shape
     normed = layer_norm(dequantize(proj, scale) + bias.double(), norm_weight, norm_bias)
-    windowed = normed.reshape(batch, height * width, channels)
-    image = torch.empty_like(windowed)
-    image[:, order] = windowed
-    residual = residual.double() + image.reshape(residual.shape)
-    return ResidualQuantized(residual, quantize(residual.reshape(-1, channels), inverse_scale))
+    residual = residual.double() + in_image_order(normed, residual, order)
+    return ResidualQuantized(residual, quantize(residual.flatten(0, 2), inverse_scale))
 
 
 def fc2_bias_norm2_residual(
@@ -96,16 +95,15 @@ def fc2_bias_norm2_residual(
 
 
 def patch_merge(residual: Tensor, inverse_scale: float) -> Quantized:
-    """Gather 2x2 tokens, quantize: [B, H, W, C] -> s8 [M/4, 4C], channels in the order of `patch_merge_norm`."""
-    corners = [residual[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    merged = torch.cat(corners, dim=-1)
-    return quantize(merged.reshape(-1, merged.shape[-1]), inverse_scale)
+    """Gather 2x2 tokens (`neighbours`), quantize: [B, H, W, C] -> s8 [B*ceil(H/2)*ceil(W/2), 4C]."""
+    return quantize(neighbours(residual).flatten(0, 2), inverse_scale)
 
 
 def reduction_norm(
     x: Tensor, scale: float, weight: Tensor, bias: Tensor, shape: tuple[int, int, int, int]
 ) -> Tensor:
-    """The next stage's residual stream, float64 [B, H/2, W/2, 2C]: dequantize the reduction's output, LayerNorm."""
+    """The next stage's residual stream, float64 [B, ceil(H/2), ceil(W/2), 2C]: dequantize the reduction's output,
+    LayerNorm."""
     return layer_norm(dequantize(x, scale), weight, bias).reshape(shape)
 
 
@@ -175,6 +173,6 @@ class ReferenceSwinV2(ReferenceSwin):
         batch, height, width, channels = x.shape
         y = record("patch_merge", patch_merge(x, s.quant("reduction_input")))
         out, scale = self._linear("reduction", y, w[prefix + "reduction.weight"], s, record)
-        shape = (batch, height // 2, width // 2, 2 * channels)
+        shape = (batch, (height + 1) // 2, (width + 1) // 2, 2 * channels)
         normed = reduction_norm(out, scale, w[prefix + "norm.weight"], w[prefix + "norm.bias"], shape)
         return record("reduction_norm", normed)

@@ -44,24 +44,26 @@ def gemm_shapes(config: SwinConfig, batch: int, int8_mode: int = 1) -> list[Shap
     wide = "s8" if int8_mode == 1 else "s32"
     shapes: dict[Shape, None] = {}
     for stage in config.stages():
-        m, dim = batch * stage.resolution[0] * stage.resolution[1], stage.dim
+        (height, width), dim = stage.resolution, stage.dim
+        m, rows = batch * height * width, batch * stage.windows * stage.window_area  # rows: padding of windows included
         hidden = config.hidden_dim(dim)
         # The fused graph's, with a float16 residual stream. Its other products, and the MLPs whose rows stay in one
         # block (csrc/cuda/row_blocks.h), have kernels of their own.
         fused = [Shape(m, hidden, dim, "channels_gelu"), Shape(m, hidden, dim, "channels_relu")]
         if config.version == 1:
-            fused += [Shape(m, 3 * dim, dim, "channels_s8"), Shape(m, dim, hidden, "channels_add_f16")]
+            fused += [Shape(rows, 3 * dim, dim, "channels_s8"), Shape(m, dim, hidden, "channels_add_f16")]
         else:
-            fused += [Shape(m, dim, dim, "channels_f32"), Shape(m, dim, hidden, "channels_f32")]
+            fused += [Shape(rows, dim, dim, "channels_f32"), Shape(m, dim, hidden, "channels_f32")]
         found = [
-            Shape(m, 3 * dim, dim, "s8"),  # qkv
-            Shape(m, dim, dim, "s8"),  # proj
+            Shape(rows, 3 * dim, dim, "s8"),  # qkv
+            Shape(rows, dim, dim, "s8"),  # proj
             Shape(m, hidden, dim, "s8"),  # fc1 of the FT graph
             Shape(m, hidden, dim, "s8_relu"),  # fc1 of the GELU-less graph
             Shape(m, dim, hidden, wide),  # fc2
         ]
         if stage.has_downsample:
-            found.append(Shape(m // 4, 2 * dim, 4 * dim, wide))  # reduction
+            merged = batch * ((height + 1) // 2) * ((width + 1) // 2)
+            found.append(Shape(merged, 2 * dim, 4 * dim, wide))  # reduction
         shapes.update(dict.fromkeys(found + fused))
     return list(shapes)
 

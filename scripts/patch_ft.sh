@@ -41,16 +41,19 @@ open_for_editing() {
   "${git[@]}" add --all
   "${git[@]}" commit --quiet --message "FT baseline graph"
   "${git[@]}" tag baseline
-  local name
-  while read -r name; do
-    "${git[@]}" am --quiet --keep-cr "$PWD/patches/$name" || fail "$name does not apply; resolve it in $edit (git am --continue), then go on with the rest of patches/series"
-  done < <(series)
+  local patches=() name
+  while read -r name; do patches+=("$PWD/patches/$name"); done < <(series)
+  # All at once, so that `am --continue` goes on with those that follow.
+  [ ${#patches[@]} -eq 0 ] || "${git[@]}" am --quiet --keep-cr "${patches[@]}" ||
+    fail "a patch does not apply (named above). Resolve it in $edit, then git add and git am --continue there, which goes on with the rest"
   say "the patched graph is in $edit, one commit a patch on the tag 'baseline'."
   say "Commit your changes there (git rebase -i baseline to change an earlier patch), then: bash scripts/patch_ft.sh refresh"
 }
 
 refresh() {
   [ -d "$edit/.git" ] || fail "there is no $edit: open the series with 'edit' first"
+  [ ! -d "$edit/.git/rebase-apply" ] && [ ! -d "$edit/.git/rebase-merge" ] ||
+    fail "$edit is amid a patch that did not apply, or a rebase: finish it there (git am --continue, git rebase --continue)"
   [ -z "$(git -C "$edit" status --porcelain)" ] || fail "$edit has changes that are not committed: commit them, one idea a commit"
   local kept
   kept=$(mktemp -d)

@@ -82,7 +82,7 @@ part "C++ tests (ctest, ASan + UBSan build)" run_ctest sanitize
 # A sanitized library inside an unsanitized Python needs the sanitizers' libraries loaded first.
 asan="$(${CXX:-g++} -print-file-name=libasan.so)" ubsan="$(${CXX:-g++} -print-file-name=libubsan.so)"
 if [ -f "$asan" ] && [ -f "$ubsan" ]; then
-  part "ops and C library under ASan + UBSan" run_sanitized skipped_sanitizer.txt \
+  part "ops and C library under ASan + UBSan" run_sanitized skipped_sanitizer.txt -n 2 \
     tests/python/test_ops.py tests/python/test_fused_ops.py tests/python/test_c_library.py tests/python/test_stages.py
 else
   skipped "ops and C library under ASan + UBSan" "${CXX:-g++} has no libasan.so or libubsan.so (Debian/Ubuntu: apt install libasan8 libubsan1)"

@@ -30,8 +30,9 @@ std::vector<StageGeometry> stage_geometries(const ModelConfig& c) {
     StageGeometry g{};
     g.dim = c.embed_dim << i;
     g.heads = c.num_heads[i];
-    g.height = (c.img_h / c.patch_size) >> i;
-    g.width = (c.img_w / c.patch_size) >> i;
+    // Patch merging pads odd sizes.
+    g.height = i == 0 ? c.img_h / c.patch_size : (all.back().height + 1) / 2;
+    g.width = i == 0 ? c.img_w / c.patch_size : (all.back().width + 1) / 2;
     const std::int64_t window = c.window_size[i];
     SWIN_CHECK(ShapeError, where, window > 0 && c.depths[i] > 0, "stage ", i, " has window ", window, " and ",
                c.depths[i], " blocks; both must be positive");
@@ -41,15 +42,10 @@ std::vector<StageGeometry> stage_geometries(const ModelConfig& c) {
     g.shift_w = g.width <= window ? 0 : window / 2;
     g.hidden = static_cast<std::int64_t>(g.dim * c.mlp_ratio);
     g.has_downsample = i + 1 < stages;
+    g.pad_first = c.pad_first;
     g.shifts = c.depths[i] > 1 && (g.shift_h > 0 || g.shift_w > 0);
     SWIN_CHECK(ShapeError, where, g.heads > 0 && g.dim % g.heads == 0, "stage ", i, ": ", g.dim,
                " channels do not divide into ", g.heads, " heads");
-    SWIN_CHECK(ShapeError, where,
-               g.height > 0 && g.width > 0 && g.height % g.window_h == 0 && g.width % g.window_w == 0, "stage ", i,
-               ": ", g.height, "x", g.width, " tokens do not divide into windows of ", g.window_h, "x", g.window_w,
-               "; choose an image or window size that does (Swin pads nothing)");
-    SWIN_CHECK(ShapeError, where, !g.has_downsample || (g.height % 2 == 0 && g.width % 2 == 0), "stage ", i, ": ",
-               g.height, "x", g.width, " tokens cannot be merged 2x2");
     SWIN_CHECK(ShapeError, where, g.hidden > 0, "stage ", i, ": mlp_ratio ", c.mlp_ratio, " leaves no hidden channels");
     all.push_back(g);
   }

@@ -42,9 +42,9 @@ void expect_s8_or_s32(const char* op, const char* what, const TensorView& t) {
 
 void check_geometry(const char* op, const WindowGeometry& g) {
   SWIN_CHECK(ShapeError, op,
-             g.batch > 0 && g.height > 0 && g.width > 0 && g.window_h > 0 && g.window_w > 0 &&
-                 g.height % g.window_h == 0 && g.width % g.window_w == 0,
-             "batch ", g.batch, ", ", g.height, "x", g.width, " tokens do not divide into windows of ", g.window_h, "x",
+             g.batch > 0 && g.height > 0 && g.width > 0 && g.window_h > 0 && g.window_w > 0 && g.window_h <= g.height &&
+                 g.window_w <= g.width,
+             "batch ", g.batch, ", ", g.height, "x", g.width, " tokens have no windows of ", g.window_h, "x",
              g.window_w);
   SWIN_CHECK(ShapeError, op, g.shift_h >= 0 && g.shift_h < g.height && g.shift_w >= 0 && g.shift_w < g.width, "shift ",
              g.shift_h, ",", g.shift_w, " is outside the image of ", g.height, "x", g.width, " tokens");
@@ -82,7 +82,7 @@ void check(const NormShiftPartitionArgs& a, DType f) {
   expect(op, "residual", a.residual, f, {m, c});
   expect(op, "gamma", a.gamma, f, {c});
   expect(op, "beta", a.beta, f, {c});
-  expect(op, "out", a.out, DType::kS8, {m, c});
+  expect(op, "out", a.out, DType::kS8, {a.geometry.window_rows(), c});
 }
 
 void check(const GemmS8Args& a, DType) {
@@ -150,7 +150,7 @@ void check(const ProjBiasResidualNormArgs& a, DType f) {
   check_geometry(op, a.geometry);
   expect_rank(op, "residual", a.residual, 2);
   const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
-  expect(op, "proj", a.proj, DType::kS8, {m, c});
+  expect(op, "proj", a.proj, DType::kS8, {a.geometry.window_rows(), c});
   expect(op, "bias", a.bias, f, {c});
   expect(op, "residual", a.residual, f, {m, c});
   expect(op, "gamma", a.gamma, f, {c});
@@ -177,14 +177,14 @@ void check(const BiasResidualArgs& a, DType f) {
 
 void check(const PatchMergeNormArgs& a, DType f) {
   const char* op = "patch_merge_norm";
-  SWIN_CHECK(ShapeError, op, a.batch > 0 && a.height > 0 && a.width > 0 && a.height % 2 == 0 && a.width % 2 == 0,
-             a.height, "x", a.width, " tokens cannot be merged 2x2; both sides must be even");
+  SWIN_CHECK(ShapeError, op, a.batch > 0 && a.height > 0 && a.width > 0, "batch ", a.batch, ", ", a.height, "x", a.width,
+             " tokens; all must be positive");
   expect_rank(op, "residual", a.residual, 2);
   const std::int64_t m = a.batch * a.height * a.width, c = a.residual.dim(1);
   expect(op, "residual", a.residual, f, {m, c});
   expect(op, "gamma", a.gamma, f, {4 * c});
   expect(op, "beta", a.beta, f, {4 * c});
-  expect(op, "out", a.out, DType::kS8, {m / 4, 4 * c});
+  expect(op, "out", a.out, DType::kS8, {a.merged_tokens(), 4 * c});
 }
 
 void check(const DequantizeArgs& a, DType f) {
@@ -243,28 +243,31 @@ void check(const WindowAttentionArgs& a, DType f) {
   }
 }
 
-// A residual of [M, C], its LayerNorm and int8 output as far as an operation has them (Args: LinearResidualNormArgs or
-// MlpResidualNormArgs).
+// A residual of [m, c], its LayerNorm and int8 output of `out_rows` as far as an operation has them (Args:
+// LinearResidualNormArgs or MlpResidualNormArgs); `rows` of the GEMM that y comes from.
 template <class Args>
-void check_residual_norm(const char* op, const Args& a, std::int64_t m, std::int64_t c, DType f) {
+void check_residual_norm(const char* op, const Args& a, std::int64_t m, std::int64_t rows, std::int64_t out_rows,
+                         std::int64_t c, DType f) {
   expect(op, "residual", a.residual, f, {m, c});
-  if (a.norm == NormPlace::kResPostNorm) expect(op, "branch", a.branch, DType::kF32, {m, c});
+  if (a.norm == NormPlace::kResPostNorm) expect(op, "branch", a.branch, DType::kF32, {rows, c});
   if (a.out || a.norm == NormPlace::kResPostNorm) {
     expect(op, "gamma", a.gamma, f, {c});
     expect(op, "beta", a.beta, f, {c});
   }
-  if (!a.out) return;
-  check_geometry(op, a.geometry);
-  SWIN_CHECK(ShapeError, op, m == a.geometry.tokens(), "x is ", a.x.describe(), "; ", a.geometry.tokens(),
-             " rows are needed");
-  expect(op, "out", a.out, DType::kS8, {m, c});
+  if (a.out) expect(op, "out", a.out, DType::kS8, {out_rows, c});
+}
+
+void check_rows(const char* op, const TensorView& x, std::int64_t rows) {
+  SWIN_CHECK(ShapeError, op, x.dim(0) == rows, "x is ", x.describe(), "; ", rows, " rows are needed");
 }
 
 void check(const LinearResidualNormArgs& a, DType f) {
   const char* op = "linear_residual_norm";
   check_linear(op, a.x, a.w, a.scale, a.bias);
+  check_geometry(op, a.geometry);
+  check_rows(op, a.x, a.geometry.window_rows());
   SWIN_CHECK(ShapeError, op, a.out.data != nullptr, "out is missing");
-  check_residual_norm(op, a, a.x.dim(0), a.w->n, f);
+  check_residual_norm(op, a, a.geometry.tokens(), a.x.dim(0), a.geometry.tokens(), a.w->n, f);
 }
 
 void check(const MlpResidualNormArgs& a, DType f) {
@@ -282,7 +285,11 @@ void check(const MlpResidualNormArgs& a, DType f) {
       ValueError, op, relu == (a.w2->input == InputRange::kNonNegative),
       "the second weight must be packed for what the activation gives: 0..127 behind ReLU, any int8 behind GELU");
   if (a.hidden) expect(op, "hidden", a.hidden, DType::kS8, {m, hidden});
-  check_residual_norm(op, a, m, c, f);
+  if (a.out) {
+    check_geometry(op, a.geometry);
+    check_rows(op, a.x, a.geometry.tokens());
+  }
+  check_residual_norm(op, a, m, m, a.out ? a.geometry.window_rows() : 0, c, f);
 }
 
 void check(const FinalNormPoolArgs& a, DType f) {
@@ -314,7 +321,7 @@ void check(const ShiftPartitionArgs& a, DType f) {
   expect_rank(op, "residual", a.residual, 2);
   const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
   expect(op, "residual", a.residual, f, {m, c});
-  expect(op, "out", a.out, DType::kS8, {m, c});
+  expect(op, "out", a.out, DType::kS8, {a.geometry.window_rows(), c});
 }
 
 void check(const QkvBiasNormalizeArgs& a, DType f) {
@@ -348,7 +355,7 @@ void check(const ProjBiasNormResidualArgs& a, DType f) {
   check_geometry(op, a.geometry);
   expect_rank(op, "residual", a.residual, 2);
   const std::int64_t m = a.geometry.tokens(), c = a.residual.dim(1);
-  expect(op, "proj", a.proj, DType::kS8, {m, c});
+  expect(op, "proj", a.proj, DType::kS8, {a.geometry.window_rows(), c});
   expect(op, "bias", a.bias, f, {c});
   expect(op, "gamma", a.gamma, f, {c});
   expect(op, "beta", a.beta, f, {c});
@@ -369,12 +376,12 @@ void check(const BiasNormResidualArgs& a, DType f) {
 
 void check(const PatchMergeArgs& a, DType f) {
   const char* op = "patch_merge";
-  SWIN_CHECK(ShapeError, op, a.batch > 0 && a.height > 0 && a.width > 0 && a.height % 2 == 0 && a.width % 2 == 0,
-             a.height, "x", a.width, " tokens cannot be merged 2x2; both sides must be even");
+  SWIN_CHECK(ShapeError, op, a.batch > 0 && a.height > 0 && a.width > 0, "batch ", a.batch, ", ", a.height, "x", a.width,
+             " tokens; all must be positive");
   expect_rank(op, "residual", a.residual, 2);
   const std::int64_t m = a.batch * a.height * a.width, c = a.residual.dim(1);
   expect(op, "residual", a.residual, f, {m, c});
-  expect(op, "out", a.out, DType::kS8, {m / 4, 4 * c});
+  expect(op, "out", a.out, DType::kS8, {a.merged_tokens(), 4 * c});
 }
 
 void check(const DequantizeNormArgs& a, DType f) {

@@ -1,6 +1,8 @@
 // linear_residual_norm: a GEMM whose rows go from window order back into the residual stream, and LayerNorm and
-// quantization of the rows that are complete. x s8 [M, K], w s8 [C, K] -> residual f32 [M, C], out s8 [M, C].
+// quantization of the rows that are complete. x s8 [P, K], w s8 [C, K] -> residual f32 [M, C], out s8 [M, C].
 // Formula: swin/ops.h.
+//
+// Rows are taken in window order, as they lie. Where there is padding they are taken in image order, copied together first.
 #include "kernels.h"
 #include "linear.h"
 
@@ -23,6 +25,12 @@ struct EmitFloats {
   }
 };
 
+// The task's rows of the image from x [P, k] in window order.
+void gather_rows(const WindowGeometry& g, const std::int8_t* x, std::int64_t k, const BlockTask& task, std::int8_t* rows) {
+  WindowRows source(g, task.first);
+  for (std::int64_t r = 0; r < task.rows; ++r, source.next()) std::memcpy(rows + r * k, x + source.row() * k, k);
+}
+
 }  // namespace
 
 void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
@@ -36,18 +44,27 @@ void multiply_and_store(const CpuPackedWeight& w, const std::int8_t* x, const Bl
 
 void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext& context) {
   const CpuPackedWeight& w = static_cast<const CpuPackedWeight&>(*args.w);
-  const std::int64_t m = args.x.dim(0), k = w.k, c = w.n;
+  const std::int64_t m = args.geometry.tokens(), k = w.k, c = w.n;
   const float *gamma = args.gamma.as<const float>(), *beta = args.beta.as<const float>();
   float* residual = args.residual.as<float>();
   std::int8_t* out = args.out.as<std::int8_t>();
   const Channels channels(args.scale, args.bias, c);
-  const std::int64_t gemm_bytes = block_bytes(w, kBlockRows);
+  const std::int64_t gemm_bytes = block_bytes(w, kBlockRows), branch_end = gemm_bytes + branch_bytes(args.norm, c);
+  const bool padded = args.geometry.is_padded();
   BlockCounts counts(w, m);
-  parallel_blocks(context, m, w, gemm_bytes + branch_bytes(args.norm, c), [&](const BlockTask& task, void* scratch) {
+  parallel_blocks(context, m, w, branch_end + (padded ? kBlockRows * k : 0), [&](const BlockTask& task, void* scratch) {
     std::int64_t target[kBlockRows];
-    ImageRows rows(args.geometry, task.first);
-    for (std::int64_t r = 0; r < task.rows; ++r, rows.next()) target[r] = rows.row() * c;
-    const std::int8_t* x = args.x.as<const std::int8_t>() + task.first * k;
+    const std::int8_t* x = args.x.as<const std::int8_t>();
+    if (padded) {
+      std::int8_t* rows = static_cast<std::int8_t*>(scratch) + branch_end;
+      if (!task.same_rows) gather_rows(args.geometry, x, k, task, rows);
+      x = rows;
+      for (std::int64_t r = 0; r < task.rows; ++r) target[r] = (task.first + r) * c;
+    } else {
+      ImageRows rows(args.geometry, task.first);
+      for (std::int64_t r = 0; r < task.rows; ++r, rows.next()) target[r] = rows.row() * c;
+      x += task.first * k;
+    }
     if (args.norm == NormPlace::kResPostNorm) {
       float* branch = branch_rows(args.branch, task, c, static_cast<char*>(scratch) + gemm_bytes);
       multiply_to_rows(w, x, task, scratch, channels, branch);

@@ -1,5 +1,5 @@
 // mlp_residual_norm: FC1, activation, FC2, residual, LayerNorm and quantization of the next block, x s8 [M, C] ->
-// residual f32 [M, C], out s8 [M, C] in the next block's window order. Formula: swin/ops.h.
+// residual f32 [M, C], out s8 [P, C] in the next block's window order. Formula: swin/ops.h.
 //
 // A block of rows goes through both GEMMs at once, its hidden rows in the thread's cache. Where the caller gives memory for
 // all hidden rows, and threads are too many to have rows enough of their own, the GEMMs run one after the other instead: with
@@ -98,6 +98,7 @@ struct Mlp {
 
 void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& context) {
   const Mlp mlp(args);
+  if (args.out) zero_padding(args.geometry, mlp.c, args.out.as<std::int8_t>(), context);
   const std::int64_t scratch1 = block_bytes(mlp.w1, kBlockRows), scratch2 = block_bytes(mlp.w2, kBlockRows);
   const std::int64_t branch = branch_bytes(args.norm, mlp.c);
   const std::int64_t weights = 2 * mlp.c * mlp.f;

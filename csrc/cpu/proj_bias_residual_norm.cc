@@ -1,5 +1,5 @@
 // proj_bias_residual_norm: dequantize the projection, add its bias, undo window partition and shift, add to the
-// residual, LayerNorm, quantize. proj s8 [M, C] in window order; residual f32 [M, C] and out s8 [M, C] in image order.
+// residual, LayerNorm, quantize. proj s8 [P, C] in window order; residual f32 [M, C] and out s8 [M, C] in image order.
 // Formula: swin/ops.h.
 #include "kernels.h"
 #include "norm.h"
@@ -12,15 +12,14 @@ void proj_bias_residual_norm(const ProjBiasResidualNormArgs& args, const ExecCon
   const float* bias = args.bias.as<const float>();
   parallel_rows(context, args.geometry.tokens(), 16, [&](std::int64_t first, std::int64_t last) {
     NormQuantize norm(args.gamma.as<const float>(), args.beta.as<const float>(), c, args.quant);
-    ImageRows rows(args.geometry, first);
-    for (std::int64_t row = first; row < last; ++row, rows.next()) {
-      const std::int64_t target = rows.row();
-      const std::int8_t* proj = args.proj.as<const std::int8_t>() + row * c;
-      float* x = args.residual.as<float>() + target * c;
+    WindowRows source(args.geometry, first);
+    for (std::int64_t row = first; row < last; ++row, source.next()) {
+      const std::int8_t* proj = args.proj.as<const std::int8_t>() + source.row() * c;
+      float* x = args.residual.as<float>() + row * c;
       for_lanes(c, [&](std::int64_t i, std::int64_t n) {
         store(x + i, load(x + i, n) + (load(proj + i, n) * args.dequant + load(bias + i, n)), n);
       });
-      norm.add(x, args.out.as<std::int8_t>() + target * c);
+      norm.add(x, args.out.as<std::int8_t>() + row * c);
     }
     norm.flush();
   });

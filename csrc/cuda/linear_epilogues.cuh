@@ -2,6 +2,8 @@
 // quantized, an activation, stored as float or added to the residual stream.
 #pragma once
 
+#include <type_traits>
+
 #include "gelu.cuh"
 #include "packed_weight.h"
 #include "tile_gemm.cuh"
@@ -80,7 +82,7 @@ struct SameRows {
   __device__ __forceinline__ unsigned image_row(unsigned row) const { return row; }
 };
 
-// out T [M, N] += y, row r of the GEMM being row rows.image_row(r) of it (SameRows or WindowRows).
+// out T [M, N] += y, row r of the GEMM being row rows.image_row(r) of it (SameRows or WindowRows), or left out.
 template <class T, class Rows>
 struct AddRows : ChannelScale {
   T* out;
@@ -93,8 +95,10 @@ struct AddRows : ChannelScale {
   bool aligned() const { return is_aligned(out, 16); }
   template <int V>
   __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
+    const unsigned to = rows.image_row(row);
+    if (!std::is_same_v<Rows, SameRows> && to == kNoRow) return;
     c.apply(x);
-    T* target = out + rows.image_row(row) * n + at;
+    T* target = out + to * n + at;
     float before[V];
     load_floats<T, V>(target, before);
 #pragma unroll

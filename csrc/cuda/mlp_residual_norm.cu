@@ -1,7 +1,7 @@
 // mlp_residual_norm: FC1, activation, FC2, residual += FC2's result; out = quantize(LayerNorm(residual)) in the next block's
 // window order. With kResPostNorm residual += LayerNorm(FC2's result); out = quantize(residual).
 // x s8 [M, C] in image order, w1 s8 [F, C], w2 s8 [C, F], scales and biases f32; hidden s8 [M, F] or none; branch f32
-// [M, C]; residual T [M, C], out s8 [M, C] or none. Formula: swin/ops.h.
+// [M, C]; residual T [M, C], out s8 [P, C] or none. Formula: swin/ops.h.
 //
 // Without `hidden` (row_blocks.h says where): one kernel, a block having 128 whole rows (row_tiles.cuh) and going through the
 // hidden channels 64 at a time. FC1's result for them is quantized into shared memory, where FC2 takes it from: hidden rows
@@ -10,10 +10,11 @@
 // With `hidden`: two GEMMs of the tuner's choice (gemm_channels.cu), FC1 with the activation and the quantization in its epilogue, FC2 with the
 // residual's sum in its own, and the LayerNorm of norm_shift_partition.cu. Floor: M*C + 2*M*F + 2*C*F + 4*M*C bytes, then 3*M*C.
 // With kResPostNorm FC2 stores its result to `branch`, and the norm of norm_residual.cuh moves 9*M*C bytes.
-// None was timed yet.
+// Where `out` has rows of padding, they are zeroed behind each of these (zero_padding.h). None was timed yet.
 #include "gemm_tiles.h"
 #include "kernels.h"
 #include "row_tiles.cuh"
+#include "zero_padding.h"
 
 namespace swin::cuda {
 namespace {
@@ -144,6 +145,7 @@ void run_in_row_blocks(const MlpResidualNormArgs& args, void* stream) {
                         });
   SWIN_CHECK(ValueError, kOp, possible, "memory for the hidden rows, s8 [", mlp.rows, ", ", mlp.hidden,
              "], is needed for this shape or alignment");
+  if (args.out) zero_padding(kOp, args.out, args.geometry, stream);
 }
 
 }  // namespace
@@ -156,7 +158,9 @@ void mlp_residual_norm(const MlpResidualNormArgs& args, const ExecContext& conte
   channels_gemm(kOp, args.x, *args.w1, activated, args.scale1.as<const float>(), args.bias1.as<const float>(),
                 args.hidden.data, context.stream, args.hidden_quant);
   if (args.norm == NormPlace::kResPostNorm) {
-    return end_linear(kOp, args.hidden, *args.w2, args.branch, row_end<T>(args), context.stream);
+    end_linear(kOp, args.hidden, *args.w2, args.branch, row_end<T>(args), args.x.dim(0), context.stream);
+    if (args.out) zero_padding(kOp, args.out, args.geometry, context.stream);
+    return;
   }
   channels_gemm(kOp, args.hidden, *args.w2, kChannelsAdd<T>, args.scale2.as<const float>(), args.bias2.as<const float>(),
                 args.residual.data, context.stream);

@@ -9,7 +9,7 @@
 namespace swin::cuda {
 
 // With kWindows x lies in window order, residual and out in image order, and out gets the residual as it is stored,
-// quantized; without, rows are the same on both sides and there is no out.
+// quantized; without, rows are the same on both sides and there is no out. Rows are taken in the residual's order.
 template <class T, bool kWindows>
 struct NormResidual {
   const std::int8_t* x;
@@ -32,8 +32,8 @@ struct NormResidual {
   };
 
   __device__ __forceinline__ Row row(unsigned r) const {
-    const std::int64_t target = static_cast<std::int64_t>(kWindows ? windows.image_row(r) : r) * c;
-    return {x + r * c, residual + target, kWindows ? out + target : nullptr};
+    const std::int64_t target = r * c;
+    return {x + (kWindows ? windows.window_row(r) : r) * c, residual + target, kWindows ? out + target : nullptr};
   }
   __device__ __forceinline__ Raw load(const Row& row, int chunk) const { return load_s8<8>(row.x + 8 * chunk); }
   __device__ __forceinline__ Kept keep(const Row&, int chunk, const Raw& raw) const {
@@ -83,8 +83,8 @@ struct NormResidual {
   }
 };
 
-// End says where rows go on (RowEnd, row_tiles.cuh). `out`, if there is one, gets the residual as it is stored,
-// quantized.
+// End says where rows come from and go to (RowEnd, row_tiles.cuh). `out`, if there is one, gets the residual as it is
+// stored, quantized. Rows are taken in the residual's order, which leaves out the branch's padding.
 template <class T, class End>
 struct NormBranch : End {
   const float* branch;
@@ -105,7 +105,7 @@ struct NormBranch : End {
 
   __device__ __forceinline__ Row row(unsigned r) const {
     std::int8_t* const quantized = this->out == nullptr ? nullptr : this->out + this->out_row(r) * c;
-    return {branch + r * c, this->residual + this->residual_row(r) * c, quantized};
+    return {branch + this->branch_row(r) * c, this->residual + r * c, quantized};
   }
   __device__ __forceinline__ Raw load(const Row& row, int chunk) const {
     Raw raw;

@@ -1,5 +1,5 @@
-// patch_merge: gather 2x2 neighbours to 4C channels and quantize. residual T [B*H*W, C] -> out s8
-// [B*(H/2)*(W/2), 4C]. Formula: swin/ops.h.
+// patch_merge: gather 2x2 neighbours to 4C channels and quantize, zeros beyond an odd H or W. residual T [B*H*W, C] ->
+// out s8 [B*ceil(H/2)*ceil(W/2), 4C]. Formula: swin/ops.h.
 //
 // Layout: a thread owns 8 columns (16 bytes read, 8 written) of one row of 4C (columns.cuh) and finds its neighbour by
 // one division. Floor: 3 bytes an element. Not timed yet.
@@ -10,8 +10,9 @@ namespace swin::cuda {
 namespace {
 
 struct MergeShape {
-  FastDiv half_w, per_neighbour;  // per_neighbour: chunks of V columns of one neighbour
-  std::int64_t c, width;
+  FastDiv half_h, half_w, per_neighbour;  // halves rounded up; per_neighbour: chunks of V columns of one neighbour
+  std::int64_t c;
+  unsigned height, width;
   float quant;
 };
 
@@ -29,10 +30,14 @@ __global__ void __launch_bounds__(kColumnThreads)
     const unsigned r = row + step * grid.row_step;
     if (r >= grid.rows) break;
     unsigned x = r;
-    const unsigned y = shape.half_w.split(x);  // counts pairs of rows of all images: H is even
-    const std::int64_t token = (2 * y + (which & 1)) * shape.width + 2 * x + (which >> 1);
-    float values[V];
-    load_floats(residual + token * shape.c + within * V, values);
+    unsigned y = shape.half_w.split(x);
+    const unsigned b = shape.half_h.split(y);
+    y = 2 * y + (which & 1);
+    x = 2 * x + (which >> 1);
+    float values[V] = {};
+    if (y < shape.height && x < shape.width) {
+      load_floats(residual + ((b * shape.height + y) * shape.width + x) * shape.c + within * V, values);
+    }
 #pragma unroll
     for (int i = 0; i < V; ++i) values[i] *= shape.quant;
     store_quantized<V>(out + r * 4 * shape.c + static_cast<std::int64_t>(chunk) * V, values);
@@ -42,7 +47,13 @@ __global__ void __launch_bounds__(kColumnThreads)
 template <class T, int V>
 void run(const PatchMergeArgs& args, const ExecContext& context) {
   const std::int64_t c = args.residual.dim(1);
-  const MergeShape shape{FastDiv(args.width / 2), FastDiv(c / V), c, args.width, args.quant};
+  const MergeShape shape{FastDiv(ceil_div(args.height, 2)),
+                         FastDiv(ceil_div(args.width, 2)),
+                         FastDiv(c / V),
+                         c,
+                         static_cast<unsigned>(args.height),
+                         static_cast<unsigned>(args.width),
+                         args.quant};
 #define SWIN_KERNEL(steps) (patch_merge_kernel<T, V, steps>)
   SWIN_LAUNCH_COLUMNS("patch_merge", SWIN_KERNEL, args.out.dim(0), 4 * c / V, context.stream,
                       args.residual.as<const T>(), args.out.as<std::int8_t>(), shape);

@@ -1,5 +1,5 @@
 // proj_bias_norm_residual: dequantize the projection, add its bias, LayerNorm, undo window partition and shift, add to
-// the residual, quantize the residual as it is stored. proj s8 [M, C] in window order; residual T [M, C] and out s8
+// the residual, quantize the residual as it is stored. proj s8 [P, C] in window order; residual T [M, C] and out s8
 // [M, C] in image order. Formula: swin/ops.h.
 //
 // Layout: norm_residual.cuh. Floor: 6 bytes an element (3 read, 3 written). Not timed yet.

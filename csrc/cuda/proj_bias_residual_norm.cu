@@ -1,9 +1,10 @@
 // proj_bias_residual_norm: dequantize the projection, add its bias, undo window partition and shift, add to the
-// residual, LayerNorm of the residual as it is stored, quantize. proj s8 [M, C] in window order; residual T [M, C] and
+// residual, LayerNorm of the residual as it is stored, quantize. proj s8 [P, C] in window order; residual T [M, C] and
 // out s8 [M, C] in image order. Formula: swin/ops.h.
 //
-// Layout: norm.cuh; a row's chunk is 16 bytes of residual read and written, 8 of proj, 8 of output. Reverse and unshift
-// are four divisions by constants per row. Floor: 6 bytes an element (3 read, 3 written).
+// Layout: norm.cuh; a row's chunk is 16 bytes of residual read and written, 8 of proj, 8 of output. Rows are taken in
+// image order, so that those of proj's padding are left out; reverse and unshift are four divisions by constants per
+// row. Floor: 6 bytes an element (3 read, 3 written).
 #include "kernels.h"
 #include "norm.cuh"
 #include "window_rows.cuh"
@@ -35,8 +36,8 @@ struct ProjBiasResidualNorm {
   using Kept = Words4;
 
   __device__ __forceinline__ Row row(unsigned r) const {
-    const std::int64_t target = static_cast<std::int64_t>(windows.image_row(r)) * c;
-    return {proj + r * c, residual + target, out + target};
+    const std::int64_t target = r * c;
+    return {proj + windows.window_row(r) * c, residual + target, out + target};
   }
   __device__ __forceinline__ Raw load(const Row& row, int chunk) const {
     return {load_words(row.residual + 8 * chunk), load_s8<8>(row.proj + 8 * chunk)};

@@ -37,7 +37,8 @@ bool with_row_tile(std::int64_t c, Body&& body) {
   }
 }
 
-// Where a block's rows go on: row r of the block's GEMM is row residual_row(r) of the residual, and row out_row(r) of `out`.
+// Where a block's rows go on: row r of the block's GEMM is row residual_row(r) of the residual, kNoRow where it is
+// padding or behind the last one; row r of the residual is row branch_row(r) of the GEMM, and row out_row(r) of `out`.
 // Without `out` the residual alone is updated.
 template <class T>
 struct RowEnd {
@@ -50,10 +51,12 @@ struct RowEnd {
   unsigned rows;
   float quant;
 
-  __device__ __forceinline__ unsigned residual_row(unsigned r) const { return from_windows ? windows.image_row(r) : r; }
-  __device__ __forceinline__ unsigned out_row(unsigned r) const {
-    return from_windows ? windows.image_row(r) : windows.window_row(r);
+  __device__ __forceinline__ unsigned residual_row(unsigned r) const {
+    if (r >= rows) return kNoRow;
+    return from_windows ? windows.image_row(r) : r;
   }
+  __device__ __forceinline__ unsigned branch_row(unsigned r) const { return from_windows ? windows.window_row(r) : r; }
+  __device__ __forceinline__ unsigned out_row(unsigned r) const { return from_windows ? r : windows.window_row(r); }
   bool aligned() const {
     return is_aligned(residual, 8) && is_aligned(out, 4) && is_aligned(gamma, 8) && is_aligned(beta, 8);
   }
@@ -107,6 +110,12 @@ __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned firs
   const unsigned row = first_row + warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
   const int column = warp % Tile::kWarpsN * (Tile::kChannels / Tile::kWarpsN) + lane % 4 * Tile::kLaneColumns;
   float sums[Tile::kRowTiles][2] = {};
+  unsigned rows[Tile::kRowTiles][2];  // of the residual
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) rows[i][half] = end.residual_row(row + 16 * i + 8 * half);
+  }
   // Four columns at a time: two tiles of accumulators become the stored values' bits.
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; j += 2) {
@@ -120,9 +129,9 @@ __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned firs
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned r = row + 16 * i + 8 * half;
-        if (r >= end.rows) continue;
-        T* target = end.residual + static_cast<std::int64_t>(end.residual_row(r)) * Tile::kChannels + column + 2 * j;
+        const unsigned r = rows[i][half];
+        if (r == kNoRow) continue;
+        T* target = end.residual + static_cast<std::int64_t>(r) * Tile::kChannels + column + 2 * j;
         float x[4];
         load_four<T>(target, x);
 #pragma unroll
@@ -163,8 +172,8 @@ __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned firs
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned r = row + 16 * i + 8 * half;
-        if (r >= end.rows) continue;
+        const unsigned r = rows[i][half];
+        if (r == kNoRow) continue;
         const float rstd = rsqrtf(squares[i][half] * kShare + kLayerNormEps);
         const float2 low = unpack<T>(static_cast<std::uint32_t>(acc[i][j][2 * half]));
         const float2 high = unpack<T>(static_cast<std::uint32_t>(acc[i][j + 1][2 * half]));
@@ -232,9 +241,9 @@ __device__ __forceinline__ void end_res_post_norm(const RowEnd<T>& end, unsigned
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned r = row + 16 * i + 8 * half;
-        if (r >= end.rows) continue;
-        T* target = end.residual + static_cast<std::int64_t>(end.residual_row(r)) * Tile::kChannels + column + 2 * j;
+        const unsigned r = end.residual_row(row + 16 * i + 8 * half);
+        if (r == kNoRow) continue;
+        T* target = end.residual + static_cast<std::int64_t>(r) * Tile::kChannels + column + 2 * j;
         const float rstd = rsqrtf(squares[i][half] * kShare + kLayerNormEps);
         float x[4];
         load_four<T>(target, x);
@@ -264,11 +273,11 @@ __device__ __forceinline__ void end_rows(const RowEnd<T>& end, unsigned first_ro
   }
 }
 
-// A GEMM and the end of its rows with kResPostNorm where no block has whole ones: branch f32 [M, C] = y, in the order
-// of x's rows, then its LayerNorm added to the residual; compiled once, in linear_residual_norm.cu.
+// A GEMM and the end of its rows with kResPostNorm where no block has whole ones: branch f32 = y, in the order of x's
+// rows, then its LayerNorm added to the residual of `tokens` rows; compiled once, in linear_residual_norm.cu.
 template <class T>
 void end_linear(const char* op, const TensorView& x, const PackedWeight& w, const TensorView& branch,
-                const RowEnd<T>& end, void* stream);
+                const RowEnd<T>& end, std::int64_t tokens, void* stream);
 
 // Launches blocks of whole rows, with `bytes` of dynamic shared memory.
 template <class Tile, class... Parameters, class... Arguments>

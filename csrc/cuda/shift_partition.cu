@@ -1,11 +1,13 @@
-// shift_partition: cyclic shift, window partition and quantize. residual T [M, C] -> out s8 [M, C] in window order.
+// shift_partition: cyclic shift, window partition and quantize. residual T [M, C] -> out s8 [P, C] in window order.
 // Formula: swin/ops.h.
 //
-// Layout: a thread owns 8 columns (16 bytes read, 8 written) of one row (columns.cuh); rows are taken in window order,
-// so that writes are contiguous. Floor: 3 bytes an element. Not timed yet.
+// Layout: a thread owns 8 columns (16 bytes read, 8 written) of one row (columns.cuh); rows are taken in image order,
+// so that none is padding. Floor: 3 bytes an element, and a byte for each of the padding (zero_padding.h). Not timed
+// yet.
 #include "columns.cuh"
 #include "kernels.h"
 #include "window_rows.cuh"
+#include "zero_padding.h"
 
 namespace swin::cuda {
 namespace {
@@ -22,10 +24,10 @@ __global__ void __launch_bounds__(kColumnThreads)
     const unsigned r = row + step * grid.row_step;
     if (r >= grid.rows) break;
     float x[V];
-    load_floats(residual + windows.image_row(r) * c + column, x);
+    load_floats(residual + r * c + column, x);
 #pragma unroll
     for (int i = 0; i < V; ++i) x[i] *= quant;
-    store_quantized<V>(out + r * c + column, x);
+    store_quantized<V>(out + windows.window_row(r) * c + column, x);
   }
 }
 
@@ -48,6 +50,7 @@ void shift_partition(const ShiftPartitionArgs& args, const ExecContext& context)
   } else {
     run<T, 1>(args, context);
   }
+  zero_padding("shift_partition", args.out, args.geometry, context.stream);
 }
 
 SWIN_INSTANTIATE(shift_partition, ShiftPartitionArgs)

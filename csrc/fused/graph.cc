@@ -9,30 +9,33 @@ namespace swin::fused_int8 {
 namespace {
 
 // The memory one forward pass works in, sized for the largest stage and shared by all blocks. QKV and the hidden rows
-// are never needed at the same time.
+// are never needed at the same time. M tokens are P rows in window order, more where windows are padded.
 struct Buffers {
   void *residual, *merged;  // float [M, C]; the two change places at each stage
-  void *tokens, *attended;  // s8 [M, C]: what enters QKV and, in image order, FC1; what enters the projection and, when
+  void *tokens, *attended;  // s8 [P, C]: what enters QKV and, in image order, FC1; what enters the projection and, when
                             // a block ends, the next one's QKV: the two change places at each block
-  void* wide;               // s8 [M, 3C], or [M, F]
-  void* branch;             // f32 [M, C] ahead of its norm; Swin-V2 only
+  void* wide;               // s8 [P, 3C], or [M, F]
+  void* branch;             // f32 [P, C] ahead of its norm; Swin-V2 only
 
   Buffers(Plan& plan, const std::vector<StageGeometry>& stages, bool post_norm) {
-    std::int64_t tokens_c = 0, merged_c = 0, wide_c = 0;
+    std::int64_t tokens_c = 0, windows_c = 0, merged_c = 0, wide_c = 0;
     for (const StageGeometry& g : stages) {
-      const std::int64_t rows = plan.batch() * g.height * g.width;
+      const std::int64_t rows = plan.batch() * g.tokens(), window_rows = plan.batch() * g.window_rows();
       tokens_c = std::max(tokens_c, rows * g.dim);
-      wide_c = std::max(wide_c, rows * 3 * g.dim);
+      // The reduction's input, of the next stage's tokens, lies where tokens do; odd sides make it more than the stage's own.
+      windows_c = std::max(windows_c, window_rows * g.dim);
+      if (&g != &stages.front()) windows_c = std::max(windows_c, rows * 2 * g.dim);
+      wide_c = std::max(wide_c, window_rows * 3 * g.dim);
       if (plan.backend().mlp_keeps_hidden(rows, g.dim, g.hidden)) wide_c = std::max(wide_c, rows * g.hidden);
       if (&g != &stages.front()) merged_c = std::max(merged_c, rows * g.dim);
     }
     const DType wide_type = plan.backend().ops().float_dtype;
     residual = plan.buffer("residual", wide_type, tokens_c);
     merged = plan.buffer("merged", wide_type, merged_c);
-    tokens = plan.buffer("tokens", DType::kS8, tokens_c);
-    attended = plan.buffer("attended", DType::kS8, tokens_c);
+    tokens = plan.buffer("tokens", DType::kS8, windows_c);
+    attended = plan.buffer("attended", DType::kS8, windows_c);
     wide = plan.buffer("wide", DType::kS8, wide_c);
-    branch = post_norm ? plan.buffer("branch", DType::kF32, tokens_c) : nullptr;
+    branch = post_norm ? plan.buffer("branch", DType::kF32, windows_c) : nullptr;
   }
 };
 
@@ -61,13 +64,8 @@ class FusedInt8 : public Graph {
   bool post_norm() const { return config_.version == 2; }
   NormPlace norm_place() const { return post_norm() ? NormPlace::kResPostNorm : NormPlace::kPreNorm; }
 
-  WindowGeometry windows_of(const StageGeometry& g, std::int64_t batch, std::size_t block) const {
-    const bool shifted = block % 2 == 1;
-    return {batch, g.height, g.width, g.window_h, g.window_w, shifted ? g.shift_h : 0, shifted ? g.shift_w : 0};
-  }
-
   void append_patch_embed(Plan& plan, const Buffers& b) const {
-    const std::int64_t tokens = plan.batch() * stages_.front().height * stages_.front().width;
+    const std::int64_t tokens = plan.batch() * stages_.front().tokens();
     const TensorView residual(b.residual, wide(), {tokens, config_.embed_dim});
     plan.add("patch_embed", OpKind::kFloat, -1, -1,
              PatchEmbedArgs{.image = TensorView(nullptr, DType::kF32,
@@ -85,10 +83,10 @@ class FusedInt8 : public Graph {
   void append_stage(Plan& plan, int stage, Buffers& b) const {
     const StageGeometry& g = stages_[stage];
     const StageWeights& w = weights_.stages[stage];
-    const std::int64_t m = plan.batch() * g.height * g.width;
     const BlockWeights& first = w.blocks.front();
-    const TensorView residual(b.residual, wide(), {m, g.dim}), tokens(b.tokens, DType::kS8, {m, g.dim});
-    const WindowGeometry windows = windows_of(g, plan.batch(), 0);
+    const WindowGeometry windows = g.of_block(plan.batch(), 0);
+    const TensorView residual(b.residual, wide(), {windows.tokens(), g.dim});
+    const TensorView tokens(b.tokens, DType::kS8, {windows.window_rows(), g.dim});
     if (post_norm()) {
       plan.add("shift_partition", OpKind::kFused, stage, 0,
                ShiftPartitionArgs{.residual = residual, .out = tokens, .geometry = windows, .quant = first.qkv_quant});
@@ -110,19 +108,22 @@ class FusedInt8 : public Graph {
     const StageWeights& s = weights_.stages[stage];
     const BlockWeights& w = s.blocks[block];
     const BlockWeights* next = block + 1 < s.blocks.size() ? &s.blocks[block + 1] : nullptr;
-    const std::int64_t m = plan.batch() * g.height * g.width, c = g.dim;
+    const WindowGeometry windows = g.of_block(plan.batch(), static_cast<std::int64_t>(block));
+    const std::int64_t m = windows.tokens(), p = windows.window_rows(), c = g.dim;
     const bool shifted = block % 2 == 1 && (g.shift_h > 0 || g.shift_w > 0);
     const TensorView residual(b.residual, wide(), {m, c});
-    const TensorView tokens(b.tokens, DType::kS8, {m, c});
-    const TensorView attended(b.attended, DType::kS8, {m, c});
-    const TensorView qkv(b.wide, DType::kS8, {m, 3 * c});
-    const TensorView branch = post_norm() ? TensorView(b.branch, DType::kF32, {m, c}) : TensorView();
+    const TensorView entering(b.tokens, DType::kS8, {p, c}), tokens(b.tokens, DType::kS8, {m, c});
+    const TensorView attended(b.attended, DType::kS8, {p, c});
+    const TensorView qkv(b.wide, DType::kS8, {p, 3 * c});
+    const auto branch = [&](std::int64_t rows) {
+      return post_norm() ? TensorView(b.branch, DType::kF32, {rows, c}) : TensorView();
+    };
     const auto add = [&](const char* name, OpKind kind, OpArgs args) {
       plan.add(name, kind, stage, static_cast<int>(block), std::move(args));
     };
     if (post_norm()) {
       add("qkv", OpKind::kGemm,
-          LinearCosineQkvArgs{.x = tokens,
+          LinearCosineQkvArgs{.x = entering,
                               .w = w.qkv.weight.get(),
                               .scale = w.qkv.scale.view,
                               .bias = w.qkv.bias.view,
@@ -131,7 +132,7 @@ class FusedInt8 : public Graph {
     } else {
       add("qkv", OpKind::kGemm,
           LinearS8Args{
-              .x = tokens, .w = w.qkv.weight.get(), .scale = w.qkv.scale.view, .bias = w.qkv.bias.view, .out = qkv});
+              .x = entering, .w = w.qkv.weight.get(), .scale = w.qkv.scale.view, .bias = w.qkv.bias.view, .out = qkv});
     }
     add("attention", OpKind::kFused,
         WindowAttentionArgs{.qkv = qkv,
@@ -151,9 +152,9 @@ class FusedInt8 : public Graph {
                                .residual = residual,
                                .gamma = post_norm() ? w.norm1_gamma.view : w.norm2_gamma.view,
                                .beta = post_norm() ? w.norm1_beta.view : w.norm2_beta.view,
-                               .branch = branch,
+                               .branch = branch(p),
                                .out = tokens,
-                               .geometry = windows_of(g, plan.batch(), block),
+                               .geometry = windows,
                                .quant = w.fc1_quant,
                                .norm = norm_place()});
     MlpResidualNormArgs mlp{.x = tokens,
@@ -167,7 +168,7 @@ class FusedInt8 : public Graph {
                             .gamma = {},
                             .beta = {},
                             .hidden = {},
-                            .branch = branch,
+                            .branch = branch(m),
                             .out = {},
                             .geometry = {},
                             .activation = weights_.activation,
@@ -184,7 +185,7 @@ class FusedInt8 : public Graph {
     }
     if (next != nullptr) {
       mlp.out = attended;
-      mlp.geometry = windows_of(g, plan.batch(), block + 1);
+      mlp.geometry = g.of_block(plan.batch(), static_cast<std::int64_t>(block) + 1);
       mlp.quant = next->qkv_quant;
     }
     add("mlp_norm", OpKind::kGemm, mlp);
@@ -194,9 +195,10 @@ class FusedInt8 : public Graph {
   void append_downsample(Plan& plan, int stage, Buffers& b) const {
     const StageGeometry& g = stages_[stage];
     const StageWeights& w = weights_.stages[stage];
-    const std::int64_t m = plan.batch() * g.height * g.width;
-    const TensorView residual(b.residual, wide(), {m, g.dim});
-    const TensorView gathered(b.tokens, DType::kS8, {m / 4, 4 * g.dim}), merged(b.merged, wide(), {m / 4, 2 * g.dim});
+    const std::int64_t merged_tokens = plan.batch() * g.merged_tokens();
+    const TensorView residual(b.residual, wide(), {plan.batch() * g.tokens(), g.dim});
+    const TensorView gathered(b.tokens, DType::kS8, {merged_tokens, 4 * g.dim});
+    const TensorView merged(b.merged, wide(), {merged_tokens, 2 * g.dim});
     if (post_norm()) {
       plan.add("patch_merge", OpKind::kFused, stage, -1,
                PatchMergeArgs{.residual = residual,
@@ -229,7 +231,7 @@ class FusedInt8 : public Graph {
 
   void append_classifier(Plan& plan, const Buffers& b) const {
     const StageGeometry& last = stages_.back();
-    const std::int64_t tokens = plan.batch() * last.height * last.width;
+    const std::int64_t tokens = plan.batch() * last.tokens();
     const TensorView features(nullptr, DType::kF32, {plan.batch(), last.dim});
     plan.add("final_norm_pool", OpKind::kFloat, -1, -1,
              FinalNormPoolArgs{.residual = TensorView(b.residual, wide(), {tokens, last.dim}),

@@ -114,7 +114,8 @@ double positive(const Json& json, double most) {
 ModelConfig read_config(const Json& json, std::string& name) {
   constexpr const char* kFields[] = {"name",      "img_size", "patch_size", "in_chans",    "num_classes",
                                      "embed_dim", "depths",   "num_heads",  "window_size", "mlp_ratio",
-                                     "qkv_bias",  "qk_scale", "patch_norm", "version",     "pretrained_window_size"};
+                                     "qkv_bias",  "qk_scale", "patch_norm", "version",     "pretrained_window_size",
+                                     "pad_first"};
   for (const Json& member : json.members()) {
     const auto known = [&](const char* field) { return member.name() == field; };
     require(std::any_of(std::begin(kFields), std::end(kFields), known), in_quotes(member.name()),
@@ -142,6 +143,7 @@ ModelConfig read_config(const Json& json, std::string& name) {
   if (const Json* ratio = json.find("mlp_ratio")) c.mlp_ratio = positive(*ratio, kMaxMlpRatio);
   if (const Json* bias = json.find("qkv_bias")) c.qkv_bias = bias->boolean();
   if (const Json* norm = json.find("patch_norm")) c.patch_norm = norm->boolean();
+  if (const Json* pad = json.find("pad_first")) c.pad_first = pad->boolean();
   if (const Json* scale = json.find("qk_scale"); scale != nullptr && scale->kind() != Json::Kind::kNull) {
     c.qk_scale = positive(*scale, kMaxQkScale);
   }

@@ -72,20 +72,21 @@ const Backend& backend_for(const at::Device& device, const std::string& residual
   "str graph, int int8_mode, int[] img_size, int patch_size, int in_chans, int num_classes, int embed_dim, " \
   "int[] depths, int[] num_heads, int[] window_size, float mlp_ratio, bool qkv_bias, float? qk_scale, bool " \
   "patch_norm, "                                                                                             \
-  "int version, str residual"
+  "int version, bool pad_first, str residual"
 #define CONFIG_ARGS                                                                                    \
   const std::string &graph, std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size, \
       std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths, \
       at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,         \
-      std::optional<double> qk_scale, bool patch_norm, std::int64_t version, const std::string &residual
+      std::optional<double> qk_scale, bool patch_norm, std::int64_t version, bool pad_first,      \
+      const std::string &residual
 #define CONFIG_VALUES                                                                                            \
   make_config(int8_mode, img_size, patch_size, in_chans, num_classes, embed_dim, depths, num_heads, window_size, \
-              mlp_ratio, qkv_bias, qk_scale, patch_norm, version)
+              mlp_ratio, qkv_bias, qk_scale, patch_norm, version, pad_first)
 
 ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::int64_t patch_size,
                         std::int64_t in_chans, std::int64_t num_classes, std::int64_t embed_dim, at::IntArrayRef depths,
                         at::IntArrayRef num_heads, at::IntArrayRef window_size, double mlp_ratio, bool qkv_bias,
-                        std::optional<double> qk_scale, bool patch_norm, std::int64_t version) {
+                        std::optional<double> qk_scale, bool patch_norm, std::int64_t version, bool pad_first) {
   SWIN_CHECK(ShapeError, "swin_int8", img_size.size() == 2, "img_size has ", img_size.size(),
              " numbers; height and width are needed");
   ModelConfig c;
@@ -104,6 +105,7 @@ ModelConfig make_config(std::int64_t int8_mode, at::IntArrayRef img_size, std::i
   c.qk_scale = qk_scale;
   c.patch_norm = patch_norm;
   c.version = static_cast<int>(version);
+  c.pad_first = pad_first;
   return c;
 }
 
@@ -322,9 +324,9 @@ void run(const Views& views, const Args& args) {
 }
 
 WindowGeometry geometry(at::IntArrayRef g) {
-  SWIN_CHECK(ShapeError, "geometry", g.size() == 7, "found ", g.size(),
-             " numbers; batch, height, width, window_h, window_w, shift_h, shift_w are needed");
-  return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
+  SWIN_CHECK(ShapeError, "geometry", g.size() == 7 || g.size() == 8, "found ", g.size(),
+             " numbers; batch, height, width, window_h, window_w, shift_h, shift_w and perhaps pad_first are needed");
+  return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g.size() == 8 && g[7] != 0};
 }
 
 void op_patch_embed(const Tensor& image, const Tensor& weight, std::int64_t patch_size, Tensor& out) {
@@ -506,10 +508,10 @@ void op_window_attention(const Tensor& qkv, const Tensor& bias, const OptTensor&
                                   float(pv_factor)});
   });
 }
-// Memory for the rows ahead of their LayerNorm, where that stands behind the branch.
-OptTensor branch_of(const Tensor& residual, bool post_norm) {
-  if (!post_norm) return std::nullopt;
-  return at::empty(residual.sizes(), residual.options().dtype(at::kFloat));
+// Memory for the rows of x ahead of their LayerNorm, where that stands behind the branch.
+OptTensor branch_of(const Tensor& x, const Tensor& residual, bool post_norm) {
+  if (!post_norm || x.dim() != 2 || residual.dim() != 2) return std::nullopt;
+  return at::empty({x.size(0), residual.size(1)}, residual.options().dtype(at::kFloat));
 }
 void op_linear_residual_norm(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias,
                              Tensor& residual, const Tensor& gamma, const Tensor& beta, at::IntArrayRef g, double quant,
@@ -517,7 +519,7 @@ void op_linear_residual_norm(const Tensor& x, const Tensor& w, const Tensor& sca
   translate([&] {
     const Views view(x);
     const auto packed = packed_of(view, w, false);
-    const OptTensor branch = branch_of(residual, post_norm);
+    const OptTensor branch = branch_of(x, residual, post_norm);
     run(view, LinearResidualNormArgs{view(x), packed.get(), view(scale), view(bias), view(residual), view(gamma),
                                      view(beta), view(branch), view(out), geometry(g), float(quant),
                                      post_norm ? NormPlace::kResPostNorm : NormPlace::kPreNorm});
@@ -532,7 +534,7 @@ void op_mlp_residual_norm(const Tensor& x, const Tensor& w1, const Tensor& scale
     const Views view(x);
     const bool relu = !bias1.has_value();
     const auto packed1 = packed_of(view, w1, false), packed2 = packed_of(view, w2, relu);
-    const OptTensor branch = branch_of(residual, post_norm);
+    const OptTensor branch = branch_of(x, residual, post_norm);
     run(view, MlpResidualNormArgs{view(x), packed1.get(), packed2.get(), view(scale1), view(bias1), view(scale2),
                                   view(bias2), view(residual), view(gamma), view(beta), view(hidden), view(branch),
                                   view(out), out.has_value() ? geometry(g) : WindowGeometry{},

@@ -333,10 +333,13 @@ void cosine_qkv(std::int64_t m, std::int64_t heads, std::int64_t d, std::int64_t
 // Row of window order that holds token (b*H + y)*W + x.
 std::int64_t window_row(const WindowGeometry& g, std::int64_t token) {
   const std::int64_t b = token / (g.height * g.width);
-  const std::int64_t y = (token / g.width % g.height - g.shift_h + g.height) % g.height;
-  const std::int64_t x = (token % g.width - g.shift_w + g.width) % g.width;
-  const std::int64_t window =
-      (b * (g.height / g.window_h) + y / g.window_h) * (g.width / g.window_w) + x / g.window_w;
+  const std::int64_t windows_y = (g.height + g.window_h - 1) / g.window_h;
+  const std::int64_t windows_x = (g.width + g.window_w - 1) / g.window_w;
+  const std::int64_t cycle_h = g.pad_first ? windows_y * g.window_h : g.height;
+  const std::int64_t cycle_w = g.pad_first ? windows_x * g.window_w : g.width;
+  const std::int64_t y = (token / g.width % g.height - g.shift_h + cycle_h) % cycle_h;
+  const std::int64_t x = (token % g.width - g.shift_w + cycle_w) % cycle_w;
+  const std::int64_t window = (b * windows_y + y / g.window_h) * windows_x + x / g.window_w;
   return window * g.window_area() + y % g.window_h * g.window_w + x % g.window_w;
 }
 
@@ -351,11 +354,11 @@ void append_norm(std::vector<double>& out, const double* x, std::int64_t c, cons
   }
 }
 
-// LayerNorm of every row of x [M, C], times quant; row r of x to row `target(r)`.
+// LayerNorm of every row of x [M, C], times quant; row r of x to row `target(r)` of `rows`, by default M; others are 0.
 template <class Target>
 std::vector<double> norm_rows(const std::vector<double>& x, std::int64_t c, const Tensor& gamma, const Tensor& beta,
-                              double quant, Target&& target) {
-  std::vector<double> out(x.size());
+                              double quant, Target&& target, std::int64_t rows = 0) {
+  std::vector<double> out(rows > 0 ? rows * c : x.size());
   for (std::int64_t r = 0; r < static_cast<std::int64_t>(x.size()) / c; ++r) {
     std::vector<double> row;
     append_norm(row, x.data() + r * c, c, gamma, beta, quant);
@@ -371,21 +374,25 @@ std::vector<double> doubles(const Tensor& x) {
 
 const WindowGeometry kPlain{1, 6, 9, 3, 3, 0, 0}, kShifted{2, 14, 7, 7, 7, 3, 0}, kOblong{3, 4, 10, 2, 5, 1, 2};
 const WindowGeometry kManyRows{3, 10, 10, 5, 5, 2, 2};  // a block of rows for each of three threads, split as no other case is
+// Padded: behind the shift and ahead of it; along one side; more than the shift, and less.
+const WindowGeometry kPadded{2, 9, 13, 7, 7, 3, 3}, kPaddedFirst{2, 9, 13, 7, 7, 3, 3, true};
+const WindowGeometry kPaddedSide{3, 6, 7, 3, 4, 1, 2, true}, kPaddedMore{1, 5, 11, 4, 5, 2, 2};
 
 void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k, std::uint64_t seed) {
   Random random(seed);
-  const std::int64_t m = g.tokens();
+  const std::int64_t m = g.tokens(), p = g.window_rows();
   const Tensor residual(random, {m, c}, -3, 3), gamma(random, {c}, 0.5f, 1.5f), beta(random, {c}, -0.5f, 0.5f);
-  const Tensor bias(random, {c}, -1, 1), x(random, {m, k}, Values::kAny), w(random, {c, k}, Values::kAny);
+  const Tensor bias(random, {c}, -1, 1), x(random, {p, k}, Values::kAny), w(random, {c, k}, Values::kAny);
   const Tensor scale(random, {c}, 0.01f * spread(k), 0.03f * spread(k)), s8(random, {m, c}, Values::kAny);
+  const Tensor windowed(random, {p, c}, Values::kAny);
   const float quant = 45, dequant = 0.02f;
   const std::string of = shape_of({m, c, k});
   const auto same = [](std::int64_t r) { return r; };
 
   check("norm_shift_partition" + of,
-        {{DType::kS8, {m, c}, false, norm_rows(doubles(residual), c, gamma, beta, quant, [&](std::int64_t r) {
+        {{DType::kS8, {p, c}, false, norm_rows(doubles(residual), c, gamma, beta, quant, [&](std::int64_t r) {
             return window_row(g, r);
-          })}},
+          }, p)}},
         [&](Run& run) {
           return NormShiftPartitionArgs{residual.view(), gamma.view(), beta.view(), run.out[0], g, quant};
         });
@@ -394,7 +401,7 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
   const std::vector<std::int64_t> acc = naive_gemm(x, w);
   for (std::int64_t i = 0; i < m * c; ++i) {
     const std::int64_t source = window_row(g, i / c) * c + i % c;
-    sum[i] += s8.s8(source) * static_cast<double>(dequant) + bias.f(i % c);
+    sum[i] += windowed.s8(source) * static_cast<double>(dequant) + bias.f(i % c);
     linear_sum[i] += static_cast<double>(acc[source]) * scale.f(i % c) + bias.f(i % c);
     biased[i] += bias.f(i % c);
   }
@@ -402,8 +409,8 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
         {{DType::kF32, {m, c}, false, sum, {}, &residual},
          {DType::kS8, {m, c}, false, norm_rows(sum, c, gamma, beta, quant, same)}},
         [&](Run& run) {
-          return ProjBiasResidualNormArgs{s8.view(),   bias.view(), run.out[0], gamma.view(), beta.view(),
-                                          run.out[1], g,           dequant,    quant};
+          return ProjBiasResidualNormArgs{windowed.view(), bias.view(), run.out[0], gamma.view(), beta.view(),
+                                          run.out[1],      g,           dequant,    quant};
         });
   check("linear_residual_norm" + of,
         {{DType::kF32, {m, c}, false, linear_sum, {}, &residual},
@@ -420,7 +427,7 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
   }
   projected = norm_rows(projected, c, gamma, beta, 1, same);
   for (std::int64_t i = 0; i < m * c; ++i) projected_out.push_back((projected[i] += residual.f(i)) * quant);
-  std::vector<float> memory(m * c);
+  std::vector<float> memory(p * c);
   check("linear_residual_norm, res-post-norm" + of,
         {{DType::kF32, {m, c}, false, projected, {}, &residual}, {DType::kS8, {m, c}, false, projected_out}}, [&](Run& run) {
           return LinearResidualNormArgs{x.view(),
@@ -430,16 +437,16 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
                                         run.out[0],
                                         gamma.view(),
                                         beta.view(),
-                                        TensorView(memory.data(), DType::kF32, {m, c}),
+                                        TensorView(memory.data(), DType::kF32, {p, c}),
                                         run.out[1],
                                         g,
                                         quant,
                                         NormPlace::kResPostNorm};
         });
-  std::vector<double> shifted(m * c), branch(m * c), plain_branch(m * c), quantized_sum, unbiased(m * c);
+  std::vector<double> shifted(p * c), branch(m * c), plain_branch(m * c), quantized_sum, unbiased(m * c);
   for (std::int64_t i = 0; i < m * c; ++i) {
     shifted[window_row(g, i / c) * c + i % c] = residual.f(i) * static_cast<double>(quant);
-    branch[i] = s8.s8(window_row(g, i / c) * c + i % c) * static_cast<double>(dequant) + bias.f(i % c);
+    branch[i] = windowed.s8(window_row(g, i / c) * c + i % c) * static_cast<double>(dequant) + bias.f(i % c);
     unbiased[i] = s8.s8(i) * static_cast<double>(dequant);
     plain_branch[i] = unbiased[i] + bias.f(i % c);
   }
@@ -450,12 +457,12 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
     plain_branch[i] += residual.f(i);
     quantized_sum.push_back(branch[i] * quant);
   }
-  check("shift_partition" + of, {{DType::kS8, {m, c}, true, shifted}},
+  check("shift_partition" + of, {{DType::kS8, {p, c}, true, shifted}},
         [&](Run& run) { return ShiftPartitionArgs{residual.view(), run.out[0], g, quant}; });
   check("proj_bias_norm_residual" + of,
         {{DType::kF32, {m, c}, false, branch, {}, &residual}, {DType::kS8, {m, c}, false, quantized_sum}}, [&](Run& run) {
-          return ProjBiasNormResidualArgs{s8.view(),   bias.view(), gamma.view(), beta.view(), run.out[0],
-                                          run.out[1], g,           dequant,      quant};
+          return ProjBiasNormResidualArgs{windowed.view(), bias.view(), gamma.view(), beta.view(), run.out[0],
+                                          run.out[1],      g,           dequant,      quant};
         });
   check("bias_norm_residual" + of, {{DType::kF32, {m, c}, false, plain_branch, {}, &residual}}, [&](Run& run) {
     return BiasNormResidualArgs{s8.view(), bias.view(), gamma.view(), beta.view(), run.out[0], dequant};
@@ -495,26 +502,30 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
           [&](Run& run) { return BiasResidualArgs{ints, bias.view(), run.out[0], dequant}; });
   }
 
-  if (g.height % 2 == 0 && g.width % 2 == 0) {
-    const Tensor gamma4(random, {4 * c}, 0.5f, 1.5f), beta4(random, {4 * c}, -0.5f, 0.5f);
-    std::vector<double> gathered;
-    for (std::int64_t r = 0; r < m / 4; ++r) {
-      const std::int64_t y = r / (g.width / 2) * 2, left = r % (g.width / 2) * 2;
-      for (const int part : {0, 1, 2, 3}) {  // row parity runs first
-        const std::int64_t token = (y + part % 2) * g.width + left + part / 2;
-        for (std::int64_t i = 0; i < c; ++i) gathered.push_back(residual.f(token * c + i));
+  const Tensor gamma4(random, {4 * c}, 0.5f, 1.5f), beta4(random, {4 * c}, -0.5f, 0.5f);
+  std::vector<double> gathered;
+  std::int64_t merged = 0;
+  for (std::int64_t b = 0; b < g.batch; ++b) {
+    for (std::int64_t y = 0; y < g.height; y += 2) {
+      for (std::int64_t left = 0; left < g.width; left += 2, ++merged) {
+        for (const int part : {0, 1, 2, 3}) {  // row parity runs first
+          const std::int64_t row = y + part % 2, column = left + part / 2;
+          const bool inside = row < g.height && column < g.width;
+          const std::int64_t token = (b * g.height + row) * g.width + column;
+          for (std::int64_t i = 0; i < c; ++i) gathered.push_back(inside ? residual.f(token * c + i) : 0.0);
+        }
       }
     }
-    check("patch_merge_norm" + of,
-          {{DType::kS8, {m / 4, 4 * c}, false, norm_rows(gathered, 4 * c, gamma4, beta4, quant, same)}}, [&](Run& run) {
-            return PatchMergeNormArgs{residual.view(), gamma4.view(), beta4.view(), run.out[0],
-                                      g.batch,         g.height,      g.width,      quant};
-          });
-    for (double& v : gathered) v *= quant;
-    check("patch_merge" + of, {{DType::kS8, {m / 4, 4 * c}, true, gathered}}, [&](Run& run) {
-      return PatchMergeArgs{residual.view(), run.out[0], g.batch, g.height, g.width, quant};
-    });
   }
+  check("patch_merge_norm" + of,
+        {{DType::kS8, {merged, 4 * c}, false, norm_rows(gathered, 4 * c, gamma4, beta4, quant, same)}}, [&](Run& run) {
+          return PatchMergeNormArgs{residual.view(), gamma4.view(), beta4.view(), run.out[0],
+                                    g.batch,         g.height,      g.width,      quant};
+        });
+  for (double& v : gathered) v *= quant;
+  check("patch_merge" + of, {{DType::kS8, {merged, 4 * c}, true, gathered}}, [&](Run& run) {
+    return PatchMergeArgs{residual.view(), run.out[0], g.batch, g.height, g.width, quant};
+  });
 }
 
 void mlp(const WindowGeometry& g, std::int64_t c, std::int64_t f, Activation activation, std::uint64_t seed) {
@@ -533,7 +544,7 @@ void mlp(const WindowGeometry& g, std::int64_t c, std::int64_t f, Activation act
                                         {true, NormPlace::kResPostNorm}, {false, NormPlace::kResPostNorm}}) {
       const bool post = place == NormPlace::kResPostNorm;
       std::vector<Output> outputs = {{DType::kF32, {m, c}, false, {}, {}, &residual}};
-      if (normed) outputs.push_back({DType::kS8, {m, c}});
+      if (normed) outputs.push_back({DType::kS8, {g.window_rows(), c}});
       std::vector<std::int8_t> hidden(m * f);
       // A hidden value one step off at a tie is worth 127 * scale2 to a sum.
       check("mlp_residual_norm" + shape_of({m, c, f}) + (whole ? ", hidden" : "") + (relu ? ", ReLU" : ", GELU") +
@@ -793,11 +804,17 @@ int main(int argc, char** argv) {
   norms_and_residuals(kPlain, 5, 11, 400);
   norms_and_residuals(kShifted, 32, 32, 401);
   norms_and_residuals(kOblong, 43, 66, 402);
+  norms_and_residuals(kPadded, 32, 64, 403);
+  norms_and_residuals(kPaddedFirst, 48, 96, 404);
+  norms_and_residuals(kPaddedSide, 7, 33, 405);
+  norms_and_residuals(kPaddedMore, 19, 16, 406);
   for (const Activation activation : {Activation::kRelu, Activation::kGelu}) {
     mlp(kPlain, 5, 13, activation, 500);
     mlp(kShifted, 48, 192, activation, 501);
     mlp(kOblong, 35, 70, activation, 502);
     mlp(kManyRows, 40, 72, activation, 503);
+    mlp(kPaddedFirst, 48, 96, activation, 504);
+    mlp(kPaddedMore, 5, 13, activation, 505);
   }
   attention(2, 3, 49, 32, 2, 600);
   attention(1, 2, 64, 16, 0, 601);

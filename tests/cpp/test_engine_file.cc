@@ -363,16 +363,18 @@ void what_a_file_may_leave_out_has_defaults() {
   m.tensors.clear();
   EngineFile ef = parse(m.file());
   EXPECT(ef.config.mlp_ratio == 4.0 && ef.config.qkv_bias && ef.config.patch_norm && !ef.config.qk_scale);
-  EXPECT(ef.config.version == 1 && ef.config.int8_mode == 1 && ef.graph == "fused_int8");
+  EXPECT(ef.config.version == 1 && ef.config.int8_mode == 1 && ef.graph == "fused_int8" && !ef.config.pad_first);
   EXPECT(ef.mean.empty() && ef.std.empty() && ef.tensors.empty() && ef.names.empty());
   m.config["qk_scale"] = "null";
   m.config["version"] = "2";
   m.config["pretrained_window_size"] = "[12, 0]";
   m.config["num_classes"] = "0";
   m.config["mlp_ratio"] = "3";
+  m.config["pad_first"] = "true";
   m.metadata["graph"] = "geluless_int8";
   ef = parse(m.file());
   EXPECT(ef.config.version == 2 && !ef.config.qk_scale && ef.config.num_classes == 0 && ef.config.mlp_ratio == 3);
+  EXPECT(ef.config.pad_first);
   EXPECT(ef.graph == "geluless_int8");
 }
 

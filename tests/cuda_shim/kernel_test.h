@@ -312,11 +312,22 @@ inline void layer_norm(std::vector<double>& x, const std::function<double(std::i
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = (x[i] - mean) * rstd * gamma(i) + beta(i);
 }
 
+// Of window-order row `row`; -1 where it is padding.
 inline std::int64_t image_row(const WindowGeometry& g, std::int64_t row) {
-  const std::int64_t area = g.window_area(), per_row = g.width / g.window_w, window = row / area, token = row % area;
-  const std::int64_t b = window / g.windows_per_image(), w = window % g.windows_per_image();
-  const std::int64_t y = (w / per_row * g.window_h + token / g.window_w + g.shift_h) % g.height;
-  const std::int64_t x = (w % per_row * g.window_w + token % g.window_w + g.shift_w) % g.width;
+  const std::int64_t area = g.window_area(), window = row / area, token = row % area;
+  const std::int64_t per_row = (g.width + g.window_w - 1) / g.window_w;
+  const std::int64_t per_column = (g.height + g.window_h - 1) / g.window_h;
+  const std::int64_t b = window / (per_row * per_column), w = window % (per_row * per_column);
+  std::int64_t y = w / per_row * g.window_h + token / g.window_w, x = w % per_row * g.window_w + token % g.window_w;
+  if (g.pad_first) {
+    y = (y + g.shift_h) % (per_column * g.window_h);
+    x = (x + g.shift_w) % (per_row * g.window_w);
+  }
+  if (y >= g.height || x >= g.width) return -1;
+  if (!g.pad_first) {
+    y = (y + g.shift_h) % g.height;
+    x = (x + g.shift_w) % g.width;
+  }
   return (b * g.height + y) * g.width + x;
 }
 
@@ -336,12 +347,32 @@ inline const std::vector<NormCase> kNormCases = {
     {{1, 3, 5, 3, 5, 0, 0}, 192, 0},    {{1, 4, 2, 2, 2, 1, 0}, 256, 0},    {{1, 3, 3, 3, 3, 0, 0}, 384, 0},
     {{1, 2, 4, 2, 2, 0, 1}, 512, 0},    {{1, 3, 3, 3, 3, 0, 0}, 768, 0},    {{1, 2, 2, 2, 2, 0, 0}, 1024, 0},
     {{1, 1, 5, 1, 5, 0, 0}, 1536, 0},   {{1, 1, 3, 1, 1, 0, 2}, 1544, 0},   {{1, 2, 2, 2, 2, 0, 0}, 97, 0},
-    {{2, 4, 4, 2, 2, 1, 1}, 96, 1},     {{1, 7, 7, 7, 7, 0, 0}, 40, 4}};
+    {{2, 4, 4, 2, 2, 1, 1}, 96, 1},     {{1, 7, 7, 7, 7, 0, 0}, 40, 4},
+    // Padded: both sides or one, shifted or not, and what comes first.
+    {{1, 10, 13, 7, 7, 3, 3}, 96, 0},   {{2, 10, 13, 7, 7, 3, 3, true}, 96, 0},
+    {{2, 5, 9, 4, 4, 2, 2}, 33, 0},     {{2, 5, 9, 4, 4, 2, 2, true}, 33, 0},
+    {{2, 9, 8, 4, 4, 0, 0}, 40, 0},     {{2, 9, 8, 4, 4, 2, 2, true}, 40, 0},
+    {{2, 5, 7, 5, 4, 0, 2}, 16, 0},     {{1, 8, 9, 4, 4, 1, 3, true}, 192, 0},
+    {{1, 10, 13, 7, 7, 0, 0, true}, 8, 0}, {{2, 9, 9, 8, 8, 4, 4}, 64, 1}};
 
 inline std::string name_of_case(const char* op, const char* type, std::initializer_list<std::int64_t> numbers) {
   std::string name = std::string(op) + "<" + type + ">(";
   for (std::int64_t n : numbers) name += (name.back() == '(' ? "" : ", ") + std::to_string(n);
   return name + ")";
+}
+
+// The same of a geometry, then `numbers`; the shift as well where it is padded.
+inline std::string name_of_case(const char* op, const char* type, const WindowGeometry& g,
+                                std::initializer_list<std::int64_t> numbers) {
+  std::string name = name_of_case(op, type, {g.batch, g.height, g.width, g.window_h, g.window_w});
+  name.pop_back();
+  for (std::int64_t n : numbers) name += ", " + std::to_string(n);
+  name += ")";
+  if (g.is_padded()) {
+    name += " shift " + std::to_string(g.shift_h) + ", " + std::to_string(g.shift_w);
+    if (g.pad_first) name += ", pad first";
+  }
+  return name;
 }
 
 template <class T>

@@ -146,6 +146,17 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   const int lane = shim::lane_index();
   return shim::exchange(mask, "__shfl_sync", value, lane / width * width + source % width);
 }
+// Bit i: lane i of `mask` came with `predicate`.
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  shim::Deposit mine{};
+  mine.word[0] = predicate != 0;
+  const shim::Deposit* all = shim::meet(mask, "__ballot_sync", mine);
+  unsigned result = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1 && all[lane].word[0] != 0) result |= 1u << lane;
+  }
+  return result;
+}
 
 // -----------------------------------------------------------------------------------------------------------
 // intrinsics
@@ -171,6 +182,7 @@ inline int __float2int_rn(float x) {
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((static_cast<std::uint64_t>(a) * b) >> 32);
 }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const std::uint64_t bytes = (static_cast<std::uint64_t>(y) << 32) | x;
   unsigned result = 0;

@@ -168,19 +168,21 @@ void test_linear_cosine_qkv() {
   }
 }
 
-// Checks `out` = quantize(residual) in the order of `g`, the residual as it is stored.
+// Checks `out` = quantize(residual) in the order of `g`, the residual as it is stored; rows of padding are 0.
 template <class T>
 void compare_quantized(const Tensor<std::int8_t>& out, const Tensor<T>& residual, const WindowGeometry& g,
                        float quant) {
   const std::int64_t c = residual.view.dim(1);
   std::vector<double> exact;
-  for (std::int64_t i = 0; i < residual.size(); ++i) {
-    exact.push_back(static_cast<double>(swin::cuda::to_float(residual[image_row(g, i / c) * c + i % c])) * quant);
+  for (std::int64_t i = 0; i < out.size(); ++i) {
+    const std::int64_t from = image_row(g, i / c);
+    exact.push_back(from >= 0 ? static_cast<double>(swin::cuda::to_float(residual[from * c + i % c])) * quant : 0);
   }
   compare_s8(out, nullptr, exact);
 }
 
-// Checks `out` = quantize(LayerNorm(residual)) in the order of `g`, the residual as it is stored.
+// Checks `out` = quantize(LayerNorm(residual)) in the order of `g`, the residual as it is stored; rows of padding are
+// 0.
 template <class T>
 void compare_norm(const Tensor<std::int8_t>& out, const Tensor<T>& residual, const Twin<T>& gamma, const Twin<T>& beta,
                   const WindowGeometry& g, float quant) {
@@ -188,13 +190,16 @@ void compare_norm(const Tensor<std::int8_t>& out, const Tensor<T>& residual, con
   Twin<T> stored({m, c});
   for (std::int64_t i = 0; i < m * c; ++i) stored.set(i, swin::cuda::to_float(residual[i]));
   std::vector<double> exact;
-  for (std::int64_t r = 0; r < m; ++r) {
-    std::vector<double> x(c);
-    for (std::int64_t i = 0; i < c; ++i) x[i] = stored[image_row(g, r) * c + i];
-    layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+  for (std::int64_t r = 0; r < g.window_rows(); ++r) {
+    const std::int64_t from = image_row(g, r);
+    std::vector<double> x(c, 0.0);
+    if (from >= 0) {
+      for (std::int64_t i = 0; i < c; ++i) x[i] = stored[from * c + i];
+      layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+    }
     for (double v : x) exact.push_back(v * quant);
   }
-  Tensor<std::int8_t> cpu_out({m, c});
+  Tensor<std::int8_t> cpu_out({g.window_rows(), c});
   call_cpu(swin::NormShiftPartitionArgs{stored.host.view, gamma.host.view, beta.host.view, cpu_out.view, g, quant});
   compare_s8(out, &cpu_out, exact);
 }
@@ -254,17 +259,27 @@ const std::vector<RowCase> kRowCases = {
     {{2, 14, 14, 7, 7, 3, 3}, 32, 64, 0}, {{1, 8, 12, 4, 6, 2, 3}, 33, 48, 0}, {{1, 7, 7, 7, 7, 0, 0}, 96, 384, 0},
     {{1, 5, 3, 1, 1, 0, 0}, 1, 5, 0},     {{1, 8, 8, 4, 4, 2, 2}, 40, 100, 0}, {{2, 4, 4, 2, 2, 1, 1}, 64, 112, 1},
     {{3, 8, 8, 8, 8, 0, 0}, 72, 80, 0},
+    // Padded: both sides or one, shifted or not, and what comes first.
+    {{2, 10, 13, 7, 7, 3, 3}, 32, 64, 0}, {{1, 10, 13, 7, 7, 3, 3, true}, 40, 64, 0},
+    {{2, 5, 9, 4, 4, 2, 2}, 33, 48, 0},   {{2, 5, 9, 4, 4, 2, 2, true}, 33, 48, 0},
+    {{2, 9, 8, 4, 4, 0, 0}, 96, 32, 0},   {{2, 5, 7, 5, 4, 0, 2, true}, 64, 112, 1},
 };
 // Whole rows in blocks: the last block full, and cut off within a warp's rows.
 const std::vector<RowCase> kBlockCases = {
     {{1, 112, 112, 7, 7, 3, 3}, 96, 96, 0},   // 98 blocks, as many as it takes
     {{2, 98, 63, 7, 9, 4, 5}, 192, 80, 0},
     {{1, 96, 128, 8, 8, 0, 0}, 128, 64, 0},
+    {{1, 108, 111, 7, 7, 3, 3, true}, 96, 32, 0},  // padded
+    {{2, 97, 60, 7, 9, 4, 5}, 192, 16, 0},
+    {{1, 89, 128, 8, 8, 4, 4, true}, 128, 16, 0},
 };
 // The MLP's, which takes any number of rows so.
 const std::vector<RowCase> kMlpBlockCases = {
     {{2, 14, 14, 7, 7, 3, 3}, 96, 384, 0}, {{1, 6, 12, 3, 4, 1, 2}, 192, 128, 0}, {{1, 8, 16, 8, 8, 4, 0}, 128, 64, 0},
     {{1, 1, 7, 1, 7, 0, 0}, 96, 64, 0},
+    {{2, 10, 13, 7, 7, 3, 3}, 96, 64, 0},  // padded
+    {{1, 5, 11, 3, 4, 1, 2, true}, 192, 64, 0},
+    {{2, 9, 15, 4, 8, 2, 4, true}, 128, 64, 0},
 };
 
 template <class T>
@@ -272,13 +287,12 @@ void test_linear_residual_norm(const std::vector<RowCase>& cases, NormPlace norm
   const bool post = norm == NormPlace::kResPostNorm;
   for (const RowCase& k : cases) {
     const WindowGeometry& g = k.g;
-    const std::int64_t m = g.tokens(), c = k.c;
-    begin(name_of_case("linear_residual_norm", type_name<T>(),
-                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.k, k.shift, post}));
+    const std::int64_t m = g.tokens(), p = g.window_rows(), c = k.c;
+    begin(name_of_case("linear_residual_norm", type_name<T>(), g, {c, k.k, k.shift, post}));
     Random random(g_case);
-    Tensor<std::int8_t> x({m, k.k}, k.shift), out({m, c}, k.shift), cpu_out({m, c});
+    Tensor<std::int8_t> x({p, k.k}, k.shift), out({m, c}, k.shift), cpu_out({m, c});
     Weight w(c, k.k, random, k.shift);
-    Tensor<float> scale({c}), bias({c}), branch({m, c}, k.shift), cpu_branch({m, c});
+    Tensor<float> scale({c}), bias({c}), branch({p, c}, k.shift), cpu_branch({p, c});
     Twin<T> residual({m, c}, k.shift), gamma({c}), beta({c});
     fill_s8(x, random);
     fill_scales(scale, k.k, 1, random);
@@ -288,13 +302,13 @@ void test_linear_residual_norm(const std::vector<RowCase>& cases, NormPlace norm
     beta.normal(random);
     const float quant = float_of(127 / 2.2);
     std::vector<double> y, sums(m * c);
-    for (std::int64_t i = 0; i < m * c; ++i) {
+    for (std::int64_t i = 0; i < p * c; ++i) {
       y.push_back(w.product(x, i / c, i % c) * static_cast<double>(scale[i % c]) + bias[i % c]);
     }
     if (post) normed_rows(y, gamma, beta);
-    for (std::int64_t i = 0; i < m * c; ++i) {
-      const std::int64_t at = image_row(g, i / c) * c + i % c;
-      sums[at] = residual[at] + y[i];
+    for (std::int64_t i = 0; i < p * c; ++i) {
+      const std::int64_t to = image_row(g, i / c), at = to * c + i % c;
+      if (to >= 0) sums[at] = residual[at] + y[i];
     }
     swin::LinearResidualNormArgs args{};
     args.x = x.view;
@@ -338,10 +352,9 @@ void test_mlp_residual_norm(const std::vector<RowCase>& cases, NormPlace norm, b
       const WindowGeometry& g = k.g;
       const std::int64_t m = g.tokens(), c = k.c, f = k.k;
       const bool last = c == 72 || m == 7;  // the last block of a stage has no output, and with kPreNorm no LayerNorm
-      begin(name_of_case("mlp_residual_norm", type_name<T>(),
-                         {g.batch, g.height, g.width, g.window_h, g.window_w, c, f, k.shift, relu, post}));
+      begin(name_of_case("mlp_residual_norm", type_name<T>(), g, {c, f, k.shift, relu, post}));
       Random random(g_case);
-      Tensor<std::int8_t> x({m, c}, k.shift), hidden({m, f}), out({m, c}, k.shift), cpu_out({m, c});
+      Tensor<std::int8_t> x({m, c}, k.shift), hidden({m, f}), out({g.window_rows(), c}, k.shift);
       const InputRange range = relu ? InputRange::kNonNegative : InputRange::kSigned;
       Weight w1(f, c, random, k.shift), w2(c, f, random, 0, range);
       Tensor<float> scale1({f}), bias1({f}), scale2({c}), bias2({c}), branch({m, c}, k.shift);

@@ -219,12 +219,10 @@ class FusedList : public WeightList {
 class FtList : public WeightList {
  public:
   FtList(const swin::ModelConfig& c, bool with_fc1_bias, std::uint64_t seed) : WeightList(seed, DType::kF16) {
-    for (std::size_t i = 0; i < c.depths.size(); ++i) {
-      const std::int64_t dim = c.embed_dim << i, hidden = static_cast<std::int64_t>(dim * c.mlp_ratio);
-      const std::int64_t h = (c.img_h / c.patch_size) >> i, w = (c.img_w / c.patch_size) >> i;
-      const std::int64_t wh = std::min(h, c.window_size[i]), ww = std::min(w, c.window_size[i]), area = wh * ww;
-      const bool downsamples = i + 1 < c.depths.size();
-      const bool shifts = c.depths[i] > 1 && (h > c.window_size[i] || w > c.window_size[i]);
+    const std::vector<swin::StageGeometry> stages = swin::stage_geometries(c);
+    for (std::size_t i = 0; i < stages.size(); ++i) {
+      const swin::StageGeometry& g = stages[i];
+      const std::int64_t dim = g.dim, hidden = g.hidden, area = g.window_area();
       for (std::int64_t block = 0; block < c.depths[i]; ++block) {
         weight(3 * dim, dim);
         c.qkv_bias ? floats({3 * dim}, 0.3) : empty();
@@ -236,19 +234,19 @@ class FtList : public WeightList {
         floats({dim}, 0.1);
         norm(dim);
         norm(dim);
-        for (int copy = 0; copy < 2; ++copy) scales(dim, dim / c.num_heads[i], hidden, c.version, block);
-        floats({c.num_heads[i], area, area}, 2, c.version == 2 ? 8 : 0);
+        for (int copy = 0; copy < 2; ++copy) scales(dim, dim / g.heads, hidden, c.version, block);
+        floats({g.heads, area, area}, 2, c.version == 2 ? 8 : 0);
         empty();
-        if (c.version == 2) logit_scales(c.num_heads[i]);
+        if (c.version == 2) logit_scales(g.heads);
       }
-      if (downsamples) {
+      if (g.has_downsample) {
         norm((c.version == 2 ? 2 : 4) * dim);
         weight(2 * dim, 4 * dim);
       } else {
         for (int j = 0; j < 3; ++j) empty();
       }
-      if (shifts) {
-        masks((h / wh) * (w / ww), area);
+      if (g.shifts) {
+        masks(g.windows(), area);
       } else {
         empty();
       }
@@ -342,6 +340,11 @@ swin::ModelConfig v2(swin::ModelConfig c) {
   return c;
 }
 
+swin::ModelConfig pad_first(swin::ModelConfig c) {
+  c.pad_first = true;
+  return c;
+}
+
 int g_failures = 0;
 
 template <class T>
@@ -395,6 +398,11 @@ int main() {
       {"Swin-V2, window 8", v2(model(1, 64, 64, 4, 32, {2, 2}, {1, 2}, {8, 8})), 2},
       {"Swin-V2, window 16", v2(model(1, 64, 64, 2, 32, {2, 1}, {1, 2}, {16, 16})), 1},
       {"Swin-V2, odd channels", v2(model(1, 24, 48, 2, 10, {2, 2}, {2, 2}, {3, 3})), 2},
+      // Padded windows, and odd sides to merge: 15x13 tokens, then 8x7; 9x11 and 5x6; 15x17 and 8x9; 11x13 and 6x7.
+      {"window 7, padded", model(1, 60, 52, 4, 32, {2, 2}, {1, 2}, {7, 7}), 2},
+      {"window 4, padded first", pad_first(model(1, 18, 22, 2, 24, {2, 2}, {3, 3}, {4, 4})), 3},
+      {"Swin-V2, padded", v2(model(1, 60, 68, 4, 32, {2, 2}, {1, 2}, {8, 8})), 2},
+      {"Swin-V2, padded first", v2(pad_first(model(1, 22, 26, 2, 10, {2, 2}, {2, 2}, {3, 3}))), 2},
   };
   for (const Case& c : cases) {
     test<__half>(c, "half", 31);

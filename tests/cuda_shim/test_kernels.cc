@@ -7,6 +7,7 @@
 //
 //   test_cuda_kernels [NAME]     only the tests whose name contains NAME
 #include "kernel_test.h"
+#include "window_rows.cuh"
 
 namespace {
 
@@ -17,8 +18,7 @@ void test_norm_shift_partition() {
   for (const NormCase& k : kNormCases) {
     const WindowGeometry& g = k.g;
     const std::int64_t m = g.tokens(), c = k.c;
-    begin(name_of_case("norm_shift_partition", type_name<T>(),
-                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.shift}));
+    begin(name_of_case("norm_shift_partition", type_name<T>(), g, {c, k.shift}));
     Random random(g_case);
     Twin<T> residual({m, c}, k.shift), gamma({c}), beta({c});
     residual.normal(random, 3, 1);
@@ -30,17 +30,21 @@ void test_norm_shift_partition() {
       residual.set(3 * c + c - 1, std::numeric_limits<double>::infinity());
     }
     const float quant = float_of(127 / 2.5);
-    Tensor<std::int8_t> out({m, c}), cpu_out({m, c});
+    const std::int64_t p = g.window_rows();
+    Tensor<std::int8_t> out({p, c}), cpu_out({p, c});
     run(out, [&] {
       call<T>(
           swin::NormShiftPartitionArgs{residual.device.view, gamma.device.view, beta.device.view, out.view, g, quant});
     });
     call_cpu(swin::NormShiftPartitionArgs{residual.host.view, gamma.host.view, beta.host.view, cpu_out.view, g, quant});
     std::vector<double> exact;
-    for (std::int64_t r = 0; r < m; ++r) {
-      std::vector<double> x(c);
-      for (std::int64_t i = 0; i < c; ++i) x[i] = residual[image_row(g, r) * c + i];
-      layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+    for (std::int64_t r = 0; r < p; ++r) {
+      const std::int64_t from = image_row(g, r);
+      std::vector<double> x(c, 0.0);
+      if (from >= 0) {
+        for (std::int64_t i = 0; i < c; ++i) x[i] = residual[from * c + i];
+        layer_norm(x, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+      }
       for (double v : x) exact.push_back(v * quant);
     }
     compare_s8(out, &cpu_out, exact);
@@ -52,10 +56,10 @@ void test_proj_bias_residual_norm() {
   for (const NormCase& k : kNormCases) {
     const WindowGeometry& g = k.g;
     const std::int64_t m = g.tokens(), c = k.c;
-    begin(name_of_case("proj_bias_residual_norm", type_name<T>(),
-                       {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.shift}));
+    begin(name_of_case("proj_bias_residual_norm", type_name<T>(), g, {c, k.shift}));
     Random random(g_case);
-    Tensor<std::int8_t> proj({m, c}, k.shift), out({m, c}), cpu_out({m, c});
+    const std::int64_t p = g.window_rows();
+    Tensor<std::int8_t> proj({p, c}, k.shift), out({m, c}), cpu_out({m, c});
     Twin<T> bias({c}), residual({m, c}), gamma({c}), beta({c});
     fill_s8(proj, random);
     bias.normal(random);
@@ -65,8 +69,8 @@ void test_proj_bias_residual_norm() {
     if (m >= 4) residual.set(2 * c + c / 2, std::nan(""));
     const float dequant = float_of(1.7 / 127), quant = float_of(127 / 2.2);
     std::vector<double> sums(m * c);
-    for (std::int64_t r = 0; r < m; ++r) {
-      for (std::int64_t i = 0; i < c; ++i) {
+    for (std::int64_t r = 0; r < p; ++r) {
+      for (std::int64_t i = 0; i < c && image_row(g, r) >= 0; ++i) {
         const std::int64_t at = image_row(g, r) * c + i;
         sums[at] = residual[at] + (proj[r * c + i] * static_cast<double>(dequant) + bias[i]);
       }
@@ -112,6 +116,30 @@ void test_proj_bias_residual_norm() {
   }
 }
 
+// The 2x2 neighbours of each merged token, in order; zeros beyond the image.
+template <class T>
+std::vector<std::vector<double>> merged_rows(const Twin<T>& residual, std::int64_t batch, std::int64_t height,
+                                             std::int64_t width) {
+  const std::int64_t c = residual.host.view.dim(1);
+  std::vector<std::vector<double>> rows;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t y = 0; y < height; y += 2) {
+      for (std::int64_t x = 0; x < width; x += 2) {
+        std::vector<double> row(4 * c, 0.0);
+        for (std::int64_t which = 0; which < 4; ++which) {
+          const std::int64_t at_y = y + which % 2, at_x = x + which / 2;
+          if (at_y >= height || at_x >= width) continue;
+          for (std::int64_t i = 0; i < c; ++i) {
+            row[which * c + i] = residual[((b * height + at_y) * width + at_x) * c + i];
+          }
+        }
+        rows.push_back(std::move(row));
+      }
+    }
+  }
+  return rows;
+}
+
 template <class T>
 void test_patch_merge_norm() {
   struct Case {
@@ -126,7 +154,15 @@ void test_patch_merge_norm() {
                                          {1, 2, 4, 384, 0},
                                          {1, 2, 4, 768, 0},
                                          {1, 4, 2, 776, 0},
-                                         {2, 4, 2, 8, 1}}) {
+                                         {2, 4, 2, 8, 1},
+                                         {2, 5, 6, 32, 0},  // odd sides
+                                         {2, 6, 5, 96, 0},
+                                         {2, 5, 7, 9, 0},
+                                         {2, 3, 5, 384, 0},
+                                         {2, 3, 3, 768, 0},
+                                         {3, 1, 1, 16, 0},
+                                         {2, 3, 1, 776, 0},
+                                         {2, 7, 3, 8, 1}}) {
     begin(name_of_case("patch_merge_norm", type_name<T>(), {k.batch, k.height, k.width, k.c, k.shift}));
     Random random(g_case);
     const std::int64_t m = k.batch * k.height * k.width, c = k.c;
@@ -136,7 +172,9 @@ void test_patch_merge_norm() {
     beta.normal(random);
     if (m > 4) residual.set(0, std::nan(""));
     const float quant = float_of(127 / 2.8);
-    Tensor<std::int8_t> out({m / 4, 4 * c}), cpu_out({m / 4, 4 * c});
+    const std::vector<std::vector<double>> merged = merged_rows(residual, k.batch, k.height, k.width);
+    const std::int64_t rows = static_cast<std::int64_t>(merged.size());
+    Tensor<std::int8_t> out({rows, 4 * c}), cpu_out({rows, 4 * c});
     run(out, [&] {
       call<T>(swin::PatchMergeNormArgs{residual.device.view, gamma.device.view, beta.device.view, out.view, k.batch,
                                        k.height, k.width, quant});
@@ -144,18 +182,9 @@ void test_patch_merge_norm() {
     call_cpu(swin::PatchMergeNormArgs{residual.host.view, gamma.host.view, beta.host.view, cpu_out.view, k.batch,
                                       k.height, k.width, quant});
     std::vector<double> exact;
-    for (std::int64_t b = 0; b < k.batch; ++b) {
-      for (std::int64_t y = 0; y < k.height / 2; ++y) {
-        for (std::int64_t x = 0; x < k.width / 2; ++x) {
-          std::vector<double> row;
-          for (int which = 0; which < 4; ++which) {
-            const std::int64_t token = (b * k.height + 2 * y + which % 2) * k.width + 2 * x + which / 2;
-            for (std::int64_t i = 0; i < c; ++i) row.push_back(residual[token * c + i]);
-          }
-          layer_norm(row, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
-          for (double v : row) exact.push_back(v * quant);
-        }
-      }
+    for (std::vector<double> row : merged) {
+      layer_norm(row, [&](std::int64_t i) { return gamma[i]; }, [&](std::int64_t i) { return beta[i]; });
+      for (double v : row) exact.push_back(v * quant);
     }
     compare_s8(out, &cpu_out, exact);
   }
@@ -167,9 +196,11 @@ void test_v2_norms() {
   for (const NormCase& k : kNormCases) {
     const WindowGeometry& g = k.g;
     const std::int64_t m = g.tokens(), c = k.c;
-    begin(name_of_case("v2_norms", type_name<T>(), {g.batch, g.height, g.width, g.window_h, g.window_w, c, k.shift}));
+    const std::int64_t p = g.window_rows();
+    begin(name_of_case("v2_norms", type_name<T>(), g, {c, k.shift}));
     Random random(g_case);
-    Tensor<std::int8_t> x({m, c}, k.shift), out({m, c}), cpu_out({m, c});
+    Tensor<std::int8_t> x({p, c}, k.shift), out({m, c}), cpu_out({m, c}), shifted({p, c}), cpu_shifted({p, c});
+    const TensorView first_rows(x.data(), DType::kS8, {m, c});  // for those whose rows are not in windows
     Twin<T> bias({c}), residual({m, c}, k.shift), image({m, c}), gamma({c}), beta({c}), normed({m, c});
     fill_s8(x, random);
     bias.normal(random);
@@ -180,17 +211,18 @@ void test_v2_norms() {
     for (std::int64_t i = 0; i < m * c; ++i) image.set(i, residual[i]);
     const float dequant = float_of(1.7 / 127), quant = float_of(127 / 4.2);
 
-    run(out, [&] { call<T>(swin::ShiftPartitionArgs{residual.device.view, out.view, g, quant}); });
-    call_cpu(swin::ShiftPartitionArgs{residual.host.view, cpu_out.view, g, quant});
+    run(shifted, [&] { call<T>(swin::ShiftPartitionArgs{residual.device.view, shifted.view, g, quant}); });
+    call_cpu(swin::ShiftPartitionArgs{residual.host.view, cpu_shifted.view, g, quant});
     std::vector<double> exact;
-    for (std::int64_t r = 0; r < m; ++r) {
-      for (std::int64_t i = 0; i < c; ++i) exact.push_back(residual[image_row(g, r) * c + i] * quant);
+    for (std::int64_t r = 0; r < p; ++r) {
+      const std::int64_t from = image_row(g, r);
+      for (std::int64_t i = 0; i < c; ++i) exact.push_back(from >= 0 ? residual[from * c + i] * quant : 0);
     }
-    compare_s8(out, &cpu_out, exact);
+    compare_s8(shifted, &cpu_shifted, exact);
 
     // LayerNorm of the branch, row by row in the order of x: with its bias, and without.
     std::vector<double> with_bias, without;
-    for (std::int64_t r = 0; r < m; ++r) {
+    for (std::int64_t r = 0; r < p; ++r) {
       std::vector<double> biased(c), plain(c);
       for (std::int64_t i = 0; i < c; ++i) {
         plain[i] = x[r * c + i] * static_cast<double>(dequant);
@@ -202,13 +234,12 @@ void test_v2_norms() {
       with_bias.insert(with_bias.end(), biased.begin(), biased.end());
       without.insert(without.end(), plain.begin(), plain.end());
     }
+    without.resize(m * c);
     std::vector<double> windowed(m * c), in_order(m * c);
-    for (std::int64_t r = 0; r < m; ++r) {
-      for (std::int64_t i = 0; i < c; ++i) {
-        const std::int64_t at = image_row(g, r) * c + i;
-        windowed[at] = residual[at] + with_bias[r * c + i];
-        in_order[r * c + i] = residual[r * c + i] + with_bias[r * c + i];
-      }
+    for (std::int64_t i = 0; i < p * c; ++i) {
+      const std::int64_t to = image_row(g, i / c);
+      if (to >= 0) windowed[to * c + i % c] = residual[to * c + i % c] + with_bias[i];
+      if (i < m * c) in_order[i] = residual[i] + with_bias[i];
     }
     const std::vector<unsigned char> start = residual.device.content();
     run_in_orders(
@@ -239,17 +270,17 @@ void test_v2_norms() {
     compare_s8(out, nullptr, stored);
 
     run_in_place(image.device, [&] {
-      call<T>(swin::BiasNormResidualArgs{x.view, bias.device.view, gamma.device.view, beta.device.view,
+      call<T>(swin::BiasNormResidualArgs{first_rows, bias.device.view, gamma.device.view, beta.device.view,
                                          image.device.view, dequant});
     });
-    call_cpu(
-        swin::BiasNormResidualArgs{x.view, bias.host.view, gamma.host.view, beta.host.view, image.host.view, dequant});
+    call_cpu(swin::BiasNormResidualArgs{first_rows, bias.host.view, gamma.host.view, beta.host.view, image.host.view,
+                                        dequant});
     compare_rounded(image.device, in_order, &image.host, 5e-6);
 
     run(normed.device, [&] {
-      call<T>(swin::DequantizeNormArgs{x.view, gamma.device.view, beta.device.view, normed.device.view, dequant});
+      call<T>(swin::DequantizeNormArgs{first_rows, gamma.device.view, beta.device.view, normed.device.view, dequant});
     });
-    call_cpu(swin::DequantizeNormArgs{x.view, gamma.host.view, beta.host.view, normed.host.view, dequant});
+    call_cpu(swin::DequantizeNormArgs{first_rows, gamma.host.view, beta.host.view, normed.host.view, dequant});
     compare_rounded(normed.device, without, &normed.host, 5e-6);
   }
 }
@@ -261,7 +292,10 @@ void test_patch_merge() {
     int shift;
   };
   for (const Case& k :
-       std::vector<Case>{{2, 14, 14, 32, 0}, {1, 4, 6, 9, 0}, {3, 2, 2, 1, 0}, {1, 256, 128, 96, 0}, {2, 4, 2, 8, 1}}) {
+       std::vector<Case>{{2, 14, 14, 32, 0}, {1, 4, 6, 9, 0}, {3, 2, 2, 1, 0}, {1, 256, 128, 96, 0}, {2, 4, 2, 8, 1},
+                         // Odd sides; the last has enough rows for four a thread.
+                         {2, 5, 6, 32, 0}, {2, 6, 5, 9, 0}, {2, 5, 7, 96, 0}, {3, 1, 1, 16, 0}, {2, 7, 3, 8, 1},
+                         {2, 257, 85, 96, 0}}) {
     begin(name_of_case("patch_merge", type_name<T>(), {k.batch, k.height, k.width, k.c, k.shift}));
     Random random(g_case);
     const std::int64_t m = k.batch * k.height * k.width, c = k.c;
@@ -269,19 +303,16 @@ void test_patch_merge() {
     residual.normal(random, 1, 0.5);
     if (m > 4) residual.set(0, std::nan(""));
     const float quant = float_of(127 / 2.8);
-    Tensor<std::int8_t> out({m / 4, 4 * c}), cpu_out({m / 4, 4 * c});
+    const std::vector<std::vector<double>> merged = merged_rows(residual, k.batch, k.height, k.width);
+    const std::int64_t rows = static_cast<std::int64_t>(merged.size());
+    Tensor<std::int8_t> out({rows, 4 * c}), cpu_out({rows, 4 * c});
     run(
         out, [&] { call<T>(swin::PatchMergeArgs{residual.device.view, out.view, k.batch, k.height, k.width, quant}); },
         m < 1000);
     call_cpu(swin::PatchMergeArgs{residual.host.view, cpu_out.view, k.batch, k.height, k.width, quant});
     std::vector<double> exact;
-    for (std::int64_t y = 0; y < k.batch * k.height / 2; ++y) {
-      for (std::int64_t x = 0; x < k.width / 2; ++x) {
-        for (int which = 0; which < 4; ++which) {
-          const std::int64_t token = (2 * y + which % 2) * k.width + 2 * x + which / 2;
-          for (std::int64_t i = 0; i < c; ++i) exact.push_back(residual[token * c + i] * quant);
-        }
-      }
+    for (const std::vector<double>& row : merged) {
+      for (double v : row) exact.push_back(v * quant);
     }
     compare_s8(out, &cpu_out, exact);
   }
@@ -816,6 +847,40 @@ void test_division() {
   }
 }
 
+// Every geometry of small images: window order to image order and back, and how much of it is padding.
+void test_window_rows() {
+  const auto each = [](std::int64_t size, const std::function<void(std::int64_t, std::int64_t)>& body) {
+    for (std::int64_t window = 1; window <= size; ++window) {
+      for (std::int64_t shift = 0; shift < size; ++shift) body(window, shift);
+    }
+  };
+  for (const bool pad_first : {false, true}) {
+    for (const auto& [height, width] : {std::pair<std::int64_t, std::int64_t>{5, 7}, {6, 4}, {1, 9}, {8, 8}}) {
+      each(height, [&, height = height, width = width](std::int64_t window_h, std::int64_t shift_h) {
+        each(width, [&](std::int64_t window_w, std::int64_t shift_w) {
+          const WindowGeometry g{2, height, width, window_h, window_w, shift_h, shift_w, pad_first};
+          begin(name_of_case("WindowRows", "", g, {shift_h, shift_w}));
+          const swin::cuda::WindowRows rows(g);
+          std::int64_t padding = 0;
+          for (std::int64_t r = 0; r < g.window_rows(); ++r) {
+            const std::int64_t wanted = image_row(g, r);
+            const std::uint32_t got = rows.image_row(static_cast<std::uint32_t>(r));
+            if (wanted < 0) {
+              ++padding;
+              EXPECT(got == swin::cuda::kNoRow);
+            } else {
+              EXPECT(got == wanted);
+              EXPECT(rows.window_row(static_cast<std::uint32_t>(wanted)) == r);
+            }
+          }
+          EXPECT(padding == g.window_rows() - g.tokens());
+          EXPECT(g.is_padded() == (padding > 0));
+        });
+      });
+    }
+  }
+}
+
 void test_rounding() {
   begin("rounding");
   const float nan = std::nanf(""), inf = std::numeric_limits<float>::infinity();
@@ -951,6 +1016,7 @@ void add_tests(std::vector<Test>& tests) {
 
 int main(int argc, char** argv) {
   std::vector<Test> tests = {{"division", test_division},
+                             {"window rows", test_window_rows},
                              {"rounding", test_rounding},
                              {"errors", test_errors_are_named},
                              {"shim", test_shim_notices}};

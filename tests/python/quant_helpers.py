@@ -38,6 +38,12 @@ THREE_STAGES = dataclasses.replace(
 )
 """28x28, 14x14 and 7x7 tokens: a merge behind a stage that shifts, and one with a single block."""
 
+PADDED = dataclasses.replace(THREE_STAGES, name="padded", img_size=(44, 62))
+"""22x31 tokens, 11x16 and 6x8, which windows of 7 do not divide, nor 2 the first two; the last window is 6 high."""
+
+PADDED_FIRST = dataclasses.replace(PADDED, name="padded_first", pad_first=True)
+"""The same with padding ahead of the shift."""
+
 
 @pytest.fixture
 def one_thread():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from op_targets import CPU_VARIANTS, target
-from quant_helpers import NON_SQUARE, THREE_STAGES
+from quant_helpers import NON_SQUARE, PADDED, PADDED_FIRST, THREE_STAGES
 from test_engine import images_for
 from v2_configs import FINE_TUNED, MICRO
 
@@ -38,7 +38,7 @@ from pyharness.engine_file import save_engine_file
 from pyharness.errors import EngineError
 from pyharness.random_engine import random_engine_file
 
-CONFIGS = [MICRO_DIGITS, NON_SQUARE, THREE_STAGES, MICRO, FINE_TUNED]
+CONFIGS = [MICRO_DIGITS, NON_SQUARE, THREE_STAGES, PADDED, PADDED_FIRST, MICRO, FINE_TUNED]
 BUILD = library_path().parent.parent
 PROGRAM = program_path()
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

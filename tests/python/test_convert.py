@@ -96,9 +96,10 @@ def test_the_weights_are_those_of_the_model():
 
 
 WINDOWS = SwinConfig("windows", (64, 96), 2, 1, 0, 8, (2, 2, 2, 2), (1, 1, 2, 2), (4, 8, 4, 2))
+PADDED = dataclasses.replace(WINDOWS, name="padded", img_size=(58, 90))
 
 
-@pytest.mark.parametrize("config", [MICRO_DIGITS, NON_SQUARE, THREE_STAGES, WINDOWS], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", [MICRO_DIGITS, NON_SQUARE, THREE_STAGES, WINDOWS, PADDED], ids=lambda c: c.name)
 def test_masks_and_position_bias_are_timms(config):
     model = model_from_config(config)
     for stage, layer in zip(config.stages(), model.layers):

@@ -48,6 +48,8 @@ CONFIGS = {
     "a window per stage": dataclasses.replace(SMALL, window_size=(8, 2, 4)),
     "window 12": dataclasses.replace(SMALL, img_size=(96, 96), patch_size=4, window_size=(12, 12, 12), depths=(2, 1, 1)),
     "window 16": dataclasses.replace(SMALL, img_size=(64, 64), window_size=(16, 16), depths=(2, 2), num_heads=(2, 3)),
+    "padded": dataclasses.replace(SMALL, img_size=(36, 44)),  # 18x22 tokens, 9x11, which are odd, then 5x6
+    "padded ahead of the shift": dataclasses.replace(SMALL, img_size=(36, 44), pad_first=True),
     "one stage": dataclasses.replace(SMALL, depths=(3,), num_heads=(3,), window_size=(4,)),
 }
 

@@ -287,7 +287,8 @@ QKV = "swin.encoder.layers.0.blocks.0.attention.self."
         (lambda f: edit_config(f, patch_size=[2, 4]), ModelError, "patch size"),
         (lambda f: edit_config(f, depths="x"), FormatError, "does not describe a Swin"),
         (lambda f: edit_config(f, window_size=14), ModelError, "fewer than the window"),
-        (lambda f: edit_config(f, window_size=5), FormatError, "not a multiple of its window"),
+        (lambda f: edit_config(f, window_size=5), CheckpointError, "wrong shape"),
+        (lambda f: edit_config(f, image_size=29), FormatError, "not a multiple of patch_size"),
         (lambda f: edit_config(f, embed_dim=64), CheckpointError, "of embed_dim 32.*wrong shape"),
         (lambda f: edit_weights(f, lambda s: s.pop(QKV + "key.bias")), CheckpointError, "key is missing"),
         (lambda f: edit_weights(f, lambda s: s.pop("swin.layernorm.bias")), CheckpointError, r"missing \(1\): norm.bias"),
@@ -529,12 +530,11 @@ def test_windows_are_never_resized_silently(tmp_path, seed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--img-size", "30"], "not a multiple of"),
-        (["--window", "5"], "not a multiple of its window"),
+        (["--img-size", "28x31"], r"img_size \(28, 31\) is not a multiple of patch_size 2"),
         (["--window", "0"], "at least 1"),
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(options, message, tmp_path, seed):
+def test_sizes_that_cannot_be_are_refused(options, message, tmp_path, seed):
     export(source_of(MICRO_DIGITS, seed), "to-timm", tmp_path / "in.pth")
     with pytest.raises(HarnessError, match=message):
         main(["to-timm", str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), *options])

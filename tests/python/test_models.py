@@ -74,6 +74,9 @@ def test_window_is_read_as_configured_not_as_clamped():
         {"qk_scale": 0.25},
         {"mlp_ratio": 2.0},
         {"img_size": (28, 56)},
+        {"img_size": (30, 26)},
+        {"img_size": (30, 26), "pad_first": True},
+        {"img_size": (30, 26), "pad_first": True, "version": 2},
         {"num_classes": 0},
         {"in_chans": 3},
         {"depths": (1, 3), "num_heads": (2, 4)},
@@ -115,9 +118,9 @@ def test_wrong_requests_are_explained(arguments, message):
         models.create_model(**arguments)
 
 
-def test_padding_is_refused():
-    with pytest.raises(FormatError, match="not a multiple of its window"):
-        models.create_model(MICRO, img_size=30)
+def test_a_part_of_a_patch_is_refused():
+    with pytest.raises(FormatError, match=r"img_size \(31, 31\) is not a multiple of patch_size 2"):
+        models.create_model(MICRO, img_size=31)
 
 
 def _break_eps(model):
@@ -148,6 +151,14 @@ def _break_shift(model):
     model.layers[0].blocks[1].shift_size = (2, 2)
 
 
+def _break_resolution(model):
+    model.layers[1].blocks[0].input_resolution = (7, 6)
+
+
+def _break_mask(model):
+    model.layers[0].blocks[1].attn_mask = model.layers[0].blocks[1].attn_mask[:2]
+
+
 def _break_head_dim(model):
     model.layers[0].blocks[0].attn.qkv = nn.Linear(32, 3 * 48)
 
@@ -162,6 +173,8 @@ def _break_head_dim(model):
         (_break_pool, "pools with 'max'"),
         (_break_ape, "ape"),
         (_break_shift, "window and shift"),
+        (_break_resolution, r"layers.1.blocks.0 is made for \(7, 6\) tokens, \(7, 7\) come to it"),
+        (_break_mask, "layers.0.blocks.1 has a mask of 2 windows, not 4"),
         (_break_head_dim, "head_dim"),
     ],
 )

@@ -55,10 +55,35 @@ def normal(rng, *shape, scale=1.0):
     return torch.randn(shape, generator=rng) * scale
 
 
-def geometry(batch, height, width, window, shift):
-    """The op's seven numbers, and the reference's stage and window order."""
-    stage = StageGeometry(0, 0, 2, 1, (height, width), window, shift, False)
-    return [batch, height, width, *window, *shift], reference.window_order(stage, shift)
+def geometry(batch, height, width, window, shift, pad_first=False):
+    """The op's eight numbers, and the reference's window order, -1 for padding."""
+    stage = StageGeometry(0, 0, 2, 1, (height, width), window, shift, False, pad_first)
+    return [batch, height, width, *window, *shift, int(pad_first)], reference.window_order(stage, shift)
+
+
+WINDOWS = pytest.mark.parametrize(
+    "batch,size,window,shift,pad_first,c",
+    [
+        (2, (14, 14), (7, 7), (3, 3), False, 96),
+        (1, (8, 12), (4, 6), (2, 3), False, 33),
+        (3, (7, 7), (7, 7), (0, 0), False, 32),
+        (1, (5, 3), (1, 1), (0, 0), False, 1),
+        # Padded: both sides or one of them, by less than the shift or more, windows that hold nothing but padding.
+        (2, (10, 13), (7, 7), (3, 3), False, 96),
+        (2, (10, 13), (7, 7), (3, 3), True, 96),
+        (3, (9, 12), (4, 6), (2, 3), False, 33),
+        (3, (9, 12), (4, 6), (2, 3), True, 33),
+        (2, (8, 13), (8, 12), (0, 6), True, 32),
+        (1, (5, 7), (4, 4), (0, 0), True, 1),
+        (2, (5, 22), (4, 7), (2, 3), False, 8),
+    ],
+)
+
+
+MERGED = pytest.mark.parametrize(
+    "batch,height,width,c",
+    [(2, 14, 14, 32), (1, 4, 6, 9), (3, 2, 2, 1), (3, 13, 8, 16), (2, 4, 7, 24), (2, 5, 3, 9), (1, 1, 1, 8)],
+)
 
 
 def assert_same_to_ties(out: torch.Tensor, expected: reference.Quantized, record_ties) -> None:
@@ -124,16 +149,13 @@ def test_gemm_s8_any_shape_any_threads(on: Target, m, n, k, threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    "batch,size,window,shift,c",
-    [(2, (14, 14), (7, 7), (3, 3), 96), (1, (8, 12), (4, 6), (2, 3), 33), (3, (7, 7), (7, 7), (0, 0), 32), (1, (5, 3), (1, 1), (0, 0), 1)],
-)
-def test_norm_shift_partition(on: Target, rng, record_ties, batch, size, window, shift, c):
+@WINDOWS
+def test_norm_shift_partition(on: Target, rng, record_ties, batch, size, window, shift, pad_first, c):
     residual = (normal(rng, batch * size[0] * size[1], c, scale=3) + 1).to(on.real)
     gamma, beta = (1 + normal(rng, c)).to(on.real), normal(rng, c).to(on.real)
-    numbers, order = geometry(batch, *size, window, shift)
+    numbers, order = geometry(batch, *size, window, shift, pad_first)
     quant = f32(127 / 2.5)
-    out = GuardedOutput(tuple(residual.shape), torch.int8)
+    out = GuardedOutput((batch * len(order), c), torch.int8)
     on.ops.norm_shift_partition(residual, gamma, beta, numbers, quant, out.tensor)
     golden = reference.norm1_shift_partition(residual.view(batch, *size, c), gamma, beta, order, quant)
     assert_same_to_ties(out.check(), golden, record_ties)
@@ -213,13 +235,12 @@ def test_softmax_mask_repeats_for_every_image(on: Target, rng, record_ties):
     assert_same_to_ties(out.check()[..., :n], golden, record_ties)
 
 
-@pytest.mark.parametrize("c", [96, 33])
-def test_proj_bias_residual_norm(on: Target, rng, record_ties, c):
-    batch, size = 2, (6, 4)
+@WINDOWS
+def test_proj_bias_residual_norm(on: Target, rng, record_ties, batch, size, window, shift, pad_first, c):
     m = batch * size[0] * size[1]
-    proj, bias, residual = s8(rng, m, c), normal(rng, c).to(on.real), normal(rng, m, c, scale=2).to(on.real)
+    numbers, order = geometry(batch, *size, window, shift, pad_first)
+    proj, bias, residual = s8(rng, batch * len(order), c), normal(rng, c).to(on.real), normal(rng, m, c, scale=2).to(on.real)
     gamma, beta = (1 + normal(rng, c, scale=0.3)).to(on.real), normal(rng, c).to(on.real)
-    numbers, order = geometry(batch, *size, (3, 2), (1, 1))
     dequant, quant = f32(1.7 / 127), f32(127 / 2.2)
     stream, out = guarded_copy(residual), GuardedOutput((m, c), torch.int8)
     on.ops.proj_bias_residual_norm(proj, bias, stream.tensor, gamma, beta, numbers, dequant, quant, out.tensor)
@@ -273,12 +294,12 @@ def test_bias_residual_and_dequantize(on: Target, rng, dtype, m, c):
     on.close(out.check(), reference.dequantize(x, dequant), rtol=3e-7, atol=0 if on.is_cpu else 1e-7)
 
 
-@pytest.mark.parametrize("batch,height,width,c", [(2, 14, 14, 32), (1, 4, 6, 9), (3, 2, 2, 1)])
+@MERGED
 def test_patch_merge_norm(on: Target, rng, record_ties, batch, height, width, c):
     residual = (normal(rng, batch * height * width, c) + torch.arange(c)).to(on.real)
     gamma, beta = (1 + normal(rng, 4 * c, scale=0.2)).to(on.real), normal(rng, 4 * c).to(on.real)
     quant = f32(127 / 2.8)
-    out = GuardedOutput((residual.shape[0] // 4, 4 * c), torch.int8)
+    out = GuardedOutput((batch * ((height + 1) // 2) * ((width + 1) // 2), 4 * c), torch.int8)
     on.ops.patch_merge_norm(residual, gamma, beta, [batch, height, width], quant, out.tensor)
     golden = reference.patch_merge_norm(residual.view(batch, height, width, c), gamma, beta, quant)
     assert_same_to_ties(out.check(), golden, record_ties)
@@ -347,10 +368,14 @@ BAD_CALLS = {
         lambda: ops.gemm_s8(torch.zeros(4, 8), torch.zeros(3, 8, dtype=torch.int8), 1.0, False, torch.zeros(4, 3, dtype=torch.int8))),
     "ReLU on accumulators": (ValueError, r"ReLU epilogue needs an int8 output",
         lambda: ops.gemm_s8(torch.zeros(4, 8, dtype=torch.int8), torch.zeros(3, 8, dtype=torch.int8), 1.0, True, torch.zeros(4, 3, dtype=torch.int32))),
-    "odd side to merge": (ValueError, r"3x4 tokens cannot be merged",
-        lambda: ops.patch_merge_norm(torch.zeros(12, 4), torch.ones(16), torch.ones(16), [1, 3, 4], 1.0, torch.zeros(3, 16, dtype=torch.int8))),
-    "window that does not divide": (ValueError, r"do not divide into windows of 3x3",
+    "odd side merged short": (ValueError, r"patch_merge_norm .*out is int8 \[2, 16\]; int8 \[4, 16\] is needed",
+        lambda: ops.patch_merge_norm(torch.zeros(12, 4), torch.ones(16), torch.ones(16), [1, 3, 4], 1.0, torch.zeros(2, 16, dtype=torch.int8))),
+    "no room for padding": (ValueError, r"norm_shift_partition .*out is int8 \[16, 4\]; int8 \[36, 4\] is needed",
         lambda: ops.norm_shift_partition(torch.zeros(16, 4), torch.ones(4), torch.ones(4), [1, 4, 4, 3, 3, 0, 0], 1.0, torch.zeros(16, 4, dtype=torch.int8))),
+    "window larger than the image": (ValueError, r"4x4 tokens have no windows of 5x4",
+        lambda: ops.norm_shift_partition(torch.zeros(16, 4), torch.ones(4), torch.ones(4), [1, 4, 4, 5, 4, 0, 0], 1.0, torch.zeros(20, 4, dtype=torch.int8))),
+    "geometry cut off": (ValueError, r"geometry .*found 6 numbers",
+        lambda: ops.norm_shift_partition(torch.zeros(16, 4), torch.ones(4), torch.ones(4), [1, 4, 4, 2, 2, 0], 1.0, torch.zeros(16, 4, dtype=torch.int8))),
     "unknown dtype": (TypeError, r"the engine knows float32, float16, bfloat16, int8 and int32",
         lambda: ops.dequantize(torch.zeros(2, 2, dtype=torch.int64), 1.0, torch.zeros(2, 2))),
     "not contiguous": (ValueError, r"not contiguous",

@@ -8,17 +8,12 @@ import pytest
 import torch
 from engine_buffers import GuardedOutput, guarded_copy
 from op_targets import CPU_VARIANTS, CUDA_PARAMS, Target, target
-from test_ops import assert_same_to_ties, f32, geometry, normal, s8
+from test_ops import MERGED, WINDOWS, assert_same_to_ties, f32, geometry, normal, s8
 
 from pyharness import engine, reference, reference_v2
 
 engine.load()
 ops = torch.ops.swin_int8
-
-WINDOWS = pytest.mark.parametrize(
-    "batch,size,window,shift,c",
-    [(2, (14, 14), (7, 7), (3, 3), 96), (1, (8, 12), (4, 6), (2, 3), 33), (1, (5, 3), (1, 1), (0, 0), 1)],
-)
 
 
 @pytest.fixture(params=[*CPU_VARIANTS, *CUDA_PARAMS])
@@ -34,13 +29,13 @@ def rng(seed):
 
 
 @WINDOWS
-def test_shift_partition(on: Target, rng, record_ties, batch, size, window, shift, c):
+def test_shift_partition(on: Target, rng, record_ties, batch, size, window, shift, pad_first, c):
     residual = normal(rng, batch * size[0] * size[1], c, scale=3).to(on.real)
     residual[-1, 0] = math.nan
     residual[0, -1] = math.inf if c > 1 else 1.0
-    numbers, order = geometry(batch, *size, window, shift)
+    numbers, order = geometry(batch, *size, window, shift, pad_first)
     quant = f32(127 / 4.5)
-    out = GuardedOutput(tuple(residual.shape), torch.int8)
+    out = GuardedOutput((batch * len(order), c), torch.int8)
     on.ops.shift_partition(residual, numbers, quant, out.tensor)
     golden = reference_v2.shift_partition(residual.view(batch, *size, c), order, quant)
     assert_same_to_ties(out.check(), golden, record_ties)
@@ -92,17 +87,18 @@ def test_the_mask_of_cosine_attention_repeats_for_every_image(on: Target, rng, r
 
 
 @WINDOWS
-def test_norms_behind_a_branch(on: Target, rng, record_ties, batch, size, window, shift, c):
+def test_norms_behind_a_branch(on: Target, rng, record_ties, batch, size, window, shift, pad_first, c):
     m = batch * size[0] * size[1]
     x, bias, residual = s8(rng, m, c), normal(rng, c).to(on.real), normal(rng, m, c, scale=2).to(on.real)
     gamma, beta = (1 + normal(rng, c, scale=0.3)).to(on.real), normal(rng, c).to(on.real)
-    numbers, order = geometry(batch, *size, window, shift)
+    numbers, order = geometry(batch, *size, window, shift, pad_first)
+    proj = s8(rng, batch * len(order), c)
     dequant, quant = f32(1.7 / 127), f32(127 / 4.2)
     image = residual.view(batch, *size, c)
 
     stream, out = guarded_copy(residual), GuardedOutput((m, c), torch.int8)
-    on.ops.proj_bias_norm_residual(x, bias, gamma, beta, stream.tensor, numbers, dequant, quant, out.tensor)
-    golden = reference_v2.proj_bias_norm1_residual(x, dequant, bias, gamma, beta, image, order, quant)
+    on.ops.proj_bias_norm_residual(proj, bias, gamma, beta, stream.tensor, numbers, dequant, quant, out.tensor)
+    golden = reference_v2.proj_bias_norm1_residual(proj, dequant, bias, gamma, beta, image, order, quant)
     on.close(stream.check(), golden.residual.view(m, c), atol=5e-6)
     # What is quantized is the residual stream as it is stored.
     assert_same_to_ties(out.check(), golden.quantized if on.is_cpu else reference.quantize(stream.tensor, quant), record_ties)
@@ -117,11 +113,11 @@ def test_norms_behind_a_branch(on: Target, rng, record_ties, batch, size, window
     on.close(normed.check(), reference_v2.reduction_norm(x, dequant, gamma, beta, (1, 1, m, c)).view(m, c), atol=5e-6)
 
 
-@pytest.mark.parametrize("batch,height,width,c", [(2, 14, 14, 32), (1, 4, 6, 9), (3, 2, 2, 1)])
+@MERGED
 def test_patch_merge(on: Target, rng, record_ties, batch, height, width, c):
     residual = (normal(rng, batch * height * width, c) + torch.arange(c) / c).to(on.real)
     quant = f32(127 / 2.8)
-    out = GuardedOutput((residual.shape[0] // 4, 4 * c), torch.int8)
+    out = GuardedOutput((batch * ((height + 1) // 2) * ((width + 1) // 2), 4 * c), torch.int8)
     on.ops.patch_merge(residual, [batch, height, width], quant, out.tensor)
     golden = reference_v2.patch_merge(residual.view(batch, height, width, c), quant)
     assert_same_to_ties(out.check(), golden, record_ties)
@@ -140,14 +136,16 @@ BAD_CALLS = {
         lambda: ops.head_scale_softmax(int8(4, 1, 4, 16), torch.ones(1), torch.zeros(1, 4, 4), torch.zeros(3, 4, 4), 1.0, 1.0, int8(4, 1, 4, 16))),
     "bias of q alone": (r"qkv_bias_normalize .*bias is float32 \[8\]; float32 \[24\] is needed",
         lambda: ops.qkv_bias_normalize(int8(4, 24), torch.zeros(8), 1.0, 1.0, 1.0, 1.0, int8(3, 1, 2, 4, 4))),
-    "window that does not divide": (r"shift_partition .*do not divide into windows of 3x3",
+    "no room for padding": (r"shift_partition .*out is int8 \[16, 4\]; int8 \[36, 4\] is needed",
         lambda: ops.shift_partition(torch.zeros(16, 4), [1, 4, 4, 3, 3, 0, 0], 1.0, int8(16, 4))),
+    "no padding to undo": (r"proj_bias_norm_residual .*proj is int8 \[16, 4\]; int8 \[36, 4\] is needed",
+        lambda: ops.proj_bias_norm_residual(int8(16, 4), torch.zeros(4), torch.ones(4), torch.zeros(4), torch.zeros(16, 4), [1, 4, 4, 3, 3, 0, 0], 1.0, 1.0, int8(16, 4))),
     "shift outside": (r"proj_bias_norm_residual .*shift 4,0 is outside",
         lambda: ops.proj_bias_norm_residual(int8(16, 4), torch.zeros(4), torch.ones(4), torch.zeros(4), torch.zeros(16, 4), [1, 4, 4, 2, 2, 4, 0], 1.0, 1.0, int8(16, 4))),
     "residual of another size": (r"bias_norm_residual .*x is int8 \[4, 8\]; int8 \[5, 8\] is needed",
         lambda: ops.bias_norm_residual(int8(4, 8), torch.zeros(8), torch.ones(8), torch.zeros(8), torch.zeros(5, 8), 1.0)),
-    "odd side to merge": (r"patch_merge .*3x4 tokens cannot be merged",
-        lambda: ops.patch_merge(torch.zeros(12, 4), [1, 3, 4], 1.0, int8(3, 16))),
+    "odd side merged short": (r"patch_merge .*out is int8 \[2, 16\]; int8 \[4, 16\] is needed",
+        lambda: ops.patch_merge(torch.zeros(12, 4), [1, 3, 4], 1.0, int8(2, 16))),
     "gamma of the input's size": (r"dequantize_norm .*gamma is float32 \[32\]; float32 \[16\] is needed",
         lambda: ops.dequantize_norm(int8(3, 16), torch.ones(32), torch.zeros(16), 1.0, torch.zeros(3, 16))),
 }  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from op_targets import CPU_VARIANTS, CUDA_PARAMS, Target, target
-from quant_helpers import NON_SQUARE, THREE_STAGES, calibrated, one_thread
+from quant_helpers import NON_SQUARE, PADDED, PADDED_FIRST, THREE_STAGES, calibrated, one_thread
 from test_engine import images_for, model_on, sqnr_db
 from v2_configs import FINE_TUNED, SMALL
 
@@ -21,7 +21,7 @@ from pyharness.engine_file import save_engine_file
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["one_thread"]
-CONFIGS = [MICRO_DIGITS, NON_SQUARE, THREE_STAGES, FINE_TUNED, SMALL]
+CONFIGS = [MICRO_DIGITS, NON_SQUARE, THREE_STAGES, PADDED, PADDED_FIRST, FINE_TUNED, SMALL]
 CONFIG = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 GRAPH = pytest.mark.parametrize("graph", ENGINE_GRAPHS)
 
@@ -70,7 +70,7 @@ RESEMBLANCE_DB = 20.0
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("graph", ["ft_int8", "fused_int8"])
-@pytest.mark.parametrize("config", [THREE_STAGES, NON_SQUARE, SMALL], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", [THREE_STAGES, NON_SQUARE, PADDED, PADDED_FIRST, SMALL], ids=lambda c: c.name)
 def test_stages_are_those_of_timm(config, graph):
     """Against timm's own features of the same weights, [B, H, W, C]: order of tokens and channels, and where a stage ends."""
     timm_model, checkpoint = calibrated(config, False, 1)
@@ -85,8 +85,8 @@ def test_stages_are_those_of_timm(config, graph):
 
 
 def test_opcheck_and_export(seed):
-    model = SwinInt8.from_engine_file(random_engine_file(THREE_STAGES, "fused_int8", seed=seed))
-    images = images_for(THREE_STAGES, 2, seed)
+    model = SwinInt8.from_engine_file(random_engine_file(PADDED, "fused_int8", seed=seed))
+    images = images_for(PADDED, 2, seed)
     args = (images, model._weights(), *model._config_args(), [2, 0])
     torch.library.opcheck(torch.ops.swin_int8.forward_stages.default, args)
     compiled = torch.compile(lambda x: [t + 1 for t in model.forward_stages(x)], fullgraph=True, backend="aot_eager")

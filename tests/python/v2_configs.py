@@ -22,5 +22,7 @@ CONFIGS = {
     "no qkv bias, features only": dataclasses.replace(SMALL, qkv_bias=False, num_classes=0),
     "no patch norm": dataclasses.replace(SMALL, patch_norm=False),
     "a window per stage": dataclasses.replace(SMALL, window_size=(8, 2, 4), mlp_ratio=2.5),
+    "padded": dataclasses.replace(SMALL, img_size=(36, 44)),
+    "padded ahead of the shift": dataclasses.replace(SMALL, img_size=(36, 44), pad_first=True),
     "window 16": dataclasses.replace(SMALL, img_size=(64, 64), window_size=(16, 16), depths=(2, 1), num_heads=(2, 3)),
 }

@@ -20,6 +20,7 @@ struct ModelConfig {
   double mlp_ratio = 4.0;
   bool qkv_bias = true;
   bool patch_norm = true;
+  bool pad_first = false;  // where windows do not divide the tokens: pad, then shift (WindowGeometry::pad_first)
   std::optional<double> qk_scale;  // head_dim ** -0.5 where absent
 
   std::int64_t num_features() const { return embed_dim << (depths.size() - 1); }

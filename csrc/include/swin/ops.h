@@ -7,8 +7,12 @@
 //   quantize(x, s)  = clamp(rne(x * s), -128, 127), rne = round half to even, computed in float32; NaN gives 0.
 //   dequantize(q,s) = q * s.
 //   B images, H x W tokens, M = B*H*W rows, C channels, h heads of d, windows of N = window_h * window_w tokens,
-//   BW = B * windows per image. Window order: row ((b*nWh + wh)*nWw + ww)*N + i*window_w + j holds the token of the
-//   shifted image, which is token ((y + shift_h) % H, (x + shift_w) % W) of the original.
+//   BW = B * windows per image, P = BW*N rows in window order: row ((b*nWh + wh)*nWw + ww)*N + i*window_w + j is (y, x) =
+//   (wh*window_h + i, ww*window_w + j) of the shifted image, token ((y + shift_h) % H, (x + shift_w) % W) of the original.
+//   Where windows do not divide the image, it is padded on the right and at the bottom, and P > M. Rows of padding are 0
+//   where an op writes window order, and left out where one reads it. WindowGeometry::pad_first says what comes first:
+//     false  the shift, as in timm: the shifted image is padded, rows of y >= H or x >= W
+//     true   padding, as in Microsoft's code: H and W above are the padded sizes, and tokens beyond the image are padding
 #pragma once
 
 #include <cstdint>
@@ -22,13 +26,24 @@ namespace swin {
 inline constexpr float kLayerNormEps = 1e-5f;
 inline constexpr float kNormalizeEps = 1e-12f;  // smallest length that cosine attention divides by
 
+// Windows that cover `size` tokens, the last one perhaps in part.
+constexpr std::int64_t windows_along(std::int64_t size, std::int64_t window) { return (size + window - 1) / window; }
+
 struct WindowGeometry {
   std::int64_t batch = 0, height = 0, width = 0;
   std::int64_t window_h = 0, window_w = 0, shift_h = 0, shift_w = 0;
+  bool pad_first = false;
 
   std::int64_t tokens() const { return batch * height * width; }
   std::int64_t window_area() const { return window_h * window_w; }
-  std::int64_t windows_per_image() const { return (height / window_h) * (width / window_w); }
+  std::int64_t windows_y() const { return windows_along(height, window_h); }
+  std::int64_t windows_x() const { return windows_along(width, window_w); }
+  std::int64_t windows_per_image() const { return windows_y() * windows_x(); }
+  std::int64_t window_rows() const { return batch * windows_per_image() * window_area(); }
+  bool is_padded() const { return window_rows() != tokens(); }
+  // What the cyclic shift counts modulo.
+  std::int64_t cycle_h() const { return pad_first ? windows_y() * window_h : height; }
+  std::int64_t cycle_w() const { return pad_first ? windows_x() * window_w : width; }
 };
 
 // What a GEMM's activations are known to be: any int8, or 0..127, as behind a ReLU. A backend may have a faster exact
@@ -63,7 +78,7 @@ struct PatchEmbedNormArgs {
   TensorView x, bias, gamma, beta;
 };
 
-// out[window order] = quantize(LayerNorm(residual)[shifted], quant). residual float [M, C] -> out s8 [M, C].
+// out[window order] = quantize(LayerNorm(residual)[shifted], quant). residual float [M, C] -> out s8 [P, C].
 struct NormShiftPartitionArgs {
   TensorView residual, gamma, beta, out;
   WindowGeometry geometry;
@@ -110,7 +125,7 @@ struct PvGemmArgs {
 };
 
 // residual += dequantize(proj, dequant)[window reversed, unshifted] + bias; out = quantize(LayerNorm(residual), quant).
-// proj s8 [M, C] in window order; residual float [M, C], out s8 [M, C] in image order.
+// proj s8 [P, C] in window order; residual float [M, C], out s8 [M, C] in image order.
 struct ProjBiasResidualNormArgs {
   TensorView proj, bias, residual, gamma, beta, out;
   WindowGeometry geometry;
@@ -130,11 +145,13 @@ struct BiasResidualArgs {
 };
 
 // Gathers 2x2 neighbours (row parity, column parity) in the order (0,0) (1,0) (0,1) (1,1) to 4C channels;
-// out = quantize(LayerNorm(gathered), quant). residual float [B*H*W, C] -> out s8 [B*(H/2)*(W/2), 4C].
+// out = quantize(LayerNorm(gathered), quant). Beyond an odd H or W lie zeros.
+// residual float [B*H*W, C] -> out s8 [B*ceil(H/2)*ceil(W/2), 4C].
 struct PatchMergeNormArgs {
   TensorView residual, gamma, beta, out;
   std::int64_t batch = 0, height = 0, width = 0;
   float quant = 0;
+  std::int64_t merged_tokens() const { return batch * ((height + 1) / 2) * ((width + 1) / 2); }
 };
 
 // out = x * dequant. x s8 or s32 [M, C] -> out float [M, C].
@@ -184,8 +201,8 @@ struct WindowAttentionArgs {
 enum class NormPlace { kPreNorm, kResPostNorm };
 
 // y = float(acc) * scale[n] + bias[n], from window order to image order; residual and out as `norm` says, in image order.
-// x s8 [M, K] in the window order of `geometry`; w's InputRange kSigned; scale, bias f32 [C]; gamma, beta
-// float [C]; residual float [M, C], out s8 [M, C]; branch f32 [M, C]: memory for y, needed with kResPostNorm.
+// x s8 [P, K] in the window order of `geometry`; w's InputRange kSigned; scale, bias f32 [C]; gamma, beta
+// float [C]; residual float [M, C], out s8 [M, C]; branch f32 [P, C]: memory for y, needed with kResPostNorm.
 struct LinearResidualNormArgs {
   TensorView x;
   const PackedWeight* w = nullptr;
@@ -202,7 +219,7 @@ enum class Activation { kRelu, kGelu };
 // y = float(acc2) * scale2[n] + bias2[n]; residual and out as `norm` says, out in the window order of `geometry`.
 // Without out the residual alone is updated, and with kPreNorm there is no gamma and beta then.
 // x s8 [M, C] in image order, w1 [F, C] (its InputRange kSigned), w2 [C, F] (kNonNegative for kRelu, else kSigned), scales
-// and biases f32, residual float [M, C], out s8 [M, C]; hidden s8 [M, F] or none: memory for all hidden rows, as
+// and biases f32, residual float [M, C], out s8 [P, C]; hidden s8 [M, F] or none: memory for all hidden rows, as
 // Backend::mlp_keeps_hidden says; branch f32 [M, C]: memory for y, needed with kResPostNorm.
 struct MlpResidualNormArgs {
   TensorView x;
@@ -226,7 +243,7 @@ struct HeadArgs {
 
 // Swin-V2's own operations (docs/architecture.md, "Swin-V2").
 
-// out[window order] = quantize(residual[shifted], quant). residual float [M, C] -> out s8 [M, C].
+// out[window order] = quantize(residual[shifted], quant). residual float [M, C] -> out s8 [P, C].
 struct ShiftPartitionArgs {
   TensorView residual, out;
   WindowGeometry geometry;
@@ -249,7 +266,7 @@ struct HeadScaleSoftmaxArgs {
 };
 
 // residual += LayerNorm(dequantize(proj, dequant) + bias)[window reversed, unshifted]; out = quantize(residual, quant).
-// proj s8 [M, C] in window order; residual float [M, C], out s8 [M, C] in image order.
+// proj s8 [P, C] in window order; residual float [M, C], out s8 [M, C] in image order.
 struct ProjBiasNormResidualArgs {
   TensorView proj, bias, gamma, beta, residual, out;
   WindowGeometry geometry;
@@ -263,11 +280,12 @@ struct BiasNormResidualArgs {
 };
 
 // Gathers as patch_merge_norm; out = quantize(gathered, quant).
-// residual float [B*H*W, C] -> out s8 [B*(H/2)*(W/2), 4C].
+// residual float [B*H*W, C] -> out s8 [B*ceil(H/2)*ceil(W/2), 4C].
 struct PatchMergeArgs {
   TensorView residual, out;
   std::int64_t batch = 0, height = 0, width = 0;
   float quant = 0;
+  std::int64_t merged_tokens() const { return batch * ((height + 1) / 2) * ((width + 1) / 2); }
 };
 
 // out = LayerNorm(x * dequant). x s8 [M, C] -> out float [M, C].

@@ -37,11 +37,11 @@ void append_downsample(swin::Plan& plan, const swin::ModelConfig& config, const 
   }
   // Every block of a stage carries the reduction's scales; the last block's are read.
   const swin::BlockScales& s = w.blocks.back().scales;
-  const std::int64_t m = plan.batch() * g.height * g.width;
+  const std::int64_t m = plan.batch() * g.tokens(), merged = plan.batch() * g.merged_tokens();
   const DType wide = plan.backend().ops().float_dtype;
   const bool s32 = config.int8_mode == 2;
-  const TensorView gathered(b.tokens, DType::kS8, {m / 4, 4 * g.dim});
-  const TensorView reduced(b.projected, s32 ? DType::kS32 : DType::kS8, {m / 4, 2 * g.dim});
+  const TensorView gathered(b.tokens, DType::kS8, {merged, 4 * g.dim});
+  const TensorView reduced(b.projected, s32 ? DType::kS32 : DType::kS8, {merged, 2 * g.dim});
   plan.add("patch_merge_norm", OpKind::kFused, stage, -1,
            swin::PatchMergeNormArgs{.residual = TensorView(b.residual, wide, {m, g.dim}),
                                     .gamma = w.merge_gamma.view,
@@ -56,7 +56,7 @@ void append_downsample(swin::Plan& plan, const swin::ModelConfig& config, const 
                .x = gathered, .w = w.merge_reduction.get(), .out = reduced, .factor = s32 ? 0.0f : s.reduction_factor});
   plan.add("reduction_dequantize", OpKind::kFused, stage, -1,
            swin::DequantizeArgs{.x = reduced,
-                                .out = TensorView(b.merged, wide, {m / 4, 2 * g.dim}),
+                                .out = TensorView(b.merged, wide, {merged, 2 * g.dim}),
                                 .dequant = s32 ? s.reduction_input.dequant_div_127 * s.reduction_weight_amax
                                                : s.reduction_aftergemm.dequant});
   std::swap(b.residual, b.merged);
@@ -65,7 +65,7 @@ void append_downsample(swin::Plan& plan, const swin::ModelConfig& config, const 
 // Final LayerNorm, average pool and head. The engine binds where features and logits go.
 void append_classifier(swin::Plan& plan, const swin::ModelConfig& c, const StageGeometry& last, const ModelWeights& w,
                        const Buffers& b) {
-  const std::int64_t tokens = plan.batch() * last.height * last.width;
+  const std::int64_t tokens = plan.batch() * last.tokens();
   const TensorView features(nullptr, DType::kF32, {plan.batch(), last.dim});
   plan.add(
       "final_norm_pool", OpKind::kFloat, -1, -1,

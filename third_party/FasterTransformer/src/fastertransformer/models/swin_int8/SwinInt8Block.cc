@@ -17,24 +17,20 @@ void append_attention(swin::Plan& plan, const swin::ModelConfig& config, const S
                       const BlockWeights& w, const swin::Parameter& attn_mask, const Buffers& b) {
   const swin::BlockScales& s = w.scales;
   const bool shifted = at.block % 2 == 1 && (g.shift_h > 0 || g.shift_w > 0);
-  swin::WindowGeometry windows{plan.batch(), g.height, g.width, g.window_h, g.window_w, 0, 0};
-  if (shifted) {
-    windows.shift_h = g.shift_h;
-    windows.shift_w = g.shift_w;
-  }
-  const std::int64_t m = windows.tokens(), c = g.dim, n = g.window_area(), d = c / g.heads;
+  const swin::WindowGeometry windows = g.of_block(plan.batch(), at.block);
+  const std::int64_t m = windows.tokens(), p = windows.window_rows(), c = g.dim, n = g.window_area(), d = c / g.heads;
   const std::int64_t bw = plan.batch() * g.windows(), pitch = plan.backend().score_pitch(n);
 
   const TensorView residual(b.residual, plan.backend().ops().float_dtype, {m, c});
-  const TensorView tokens(b.tokens, DType::kS8, {m, c});
-  const TensorView qkv(b.qkv, DType::kS8, {m, 3 * c});
+  const TensorView windowed(b.tokens, DType::kS8, {p, c}), tokens(b.tokens, DType::kS8, {m, c});
+  const TensorView qkv(b.qkv, DType::kS8, {p, 3 * c});
   const TensorView split(b.qkv_split, DType::kS8, {3, bw, g.heads, n, d});
   const auto part = [&](int i) {
-    return TensorView(static_cast<std::int8_t*>(b.qkv_split) + i * m * c, DType::kS8, {bw, g.heads, n, d});
+    return TensorView(static_cast<std::int8_t*>(b.qkv_split) + i * p * c, DType::kS8, {bw, g.heads, n, d});
   };
   const TensorView scores(b.scores, DType::kS8, {bw, g.heads, n, pitch});
   const TensorView probabilities(b.probabilities, DType::kS8, {bw, g.heads, n, pitch});
-  const TensorView projected(b.projected, DType::kS8, {m, c});
+  const TensorView projected(b.projected, DType::kS8, {p, c});
   const float scale = static_cast<float>(config.qk_scale.value_or(1.0 / std::sqrt(static_cast<double>(d))));
 
   const auto add = [&](const char* name, OpKind kind, swin::OpArgs args) {
@@ -44,10 +40,10 @@ void append_attention(swin::Plan& plan, const swin::ModelConfig& config, const S
       swin::NormShiftPartitionArgs{.residual = residual,
                                    .gamma = w.norm1_gamma.view,
                                    .beta = w.norm1_beta.view,
-                                   .out = tokens,
+                                   .out = windowed,
                                    .geometry = windows,
                                    .quant = s.qkv_input.quant});
-  add("qkv_gemm", OpKind::kGemm, swin::GemmS8Args{.x = tokens, .w = w.qkv.get(), .out = qkv, .factor = s.qkv_factor});
+  add("qkv_gemm", OpKind::kGemm, swin::GemmS8Args{.x = windowed, .w = w.qkv.get(), .out = qkv, .factor = s.qkv_factor});
   add("qkv_bias", OpKind::kFused,
       swin::QkvBiasArgs{.qkv = qkv,
                         .bias = w.qkv_bias.view,
@@ -66,9 +62,9 @@ void append_attention(swin::Plan& plan, const swin::ModelConfig& config, const S
                         .scale = scale,
                         .quant = s.matmul_a.quant});
   add("pv_gemm", OpKind::kGemm,
-      swin::PvGemmArgs{.p = probabilities, .v = part(2), .out = tokens, .factor = s.pv_factor});
+      swin::PvGemmArgs{.p = probabilities, .v = part(2), .out = windowed, .factor = s.pv_factor});
   add("proj_gemm", OpKind::kGemm,
-      swin::GemmS8Args{.x = tokens, .w = w.proj.get(), .out = projected, .factor = s.proj_factor});
+      swin::GemmS8Args{.x = windowed, .w = w.proj.get(), .out = projected, .factor = s.proj_factor});
   add("proj_bias_residual_norm2", OpKind::kFused,
       swin::ProjBiasResidualNormArgs{.proj = projected,
                                      .bias = w.proj_bias.view,
@@ -85,7 +81,7 @@ void append_attention(swin::Plan& plan, const swin::ModelConfig& config, const S
 void append_mlp(swin::Plan& plan, const swin::ModelConfig& config, const StageGeometry& g, BlockPosition at,
                 const BlockWeights& w, const Buffers& b) {
   const swin::BlockScales& s = w.scales;
-  const std::int64_t m = plan.batch() * g.height * g.width;
+  const std::int64_t m = plan.batch() * g.tokens();
   const TensorView residual(b.residual, plan.backend().ops().float_dtype, {m, g.dim});
   const TensorView tokens(b.tokens, DType::kS8, {m, g.dim});
   const TensorView hidden(b.hidden, DType::kS8, {m, g.hidden});
