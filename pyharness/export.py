@@ -164,7 +164,7 @@ def resized(
 def _padding_notes(config: SwinConfig) -> list[str]:
     """What is worth saying of a model that was made to pad ahead of the cyclic shift."""
     notes = ["tokens are padded ahead of the cyclic shift (--pad-first), and timm's own model would pad behind it"]
-    small = [stage for stage in config.stages() if not is_detections(stage, config)]
+    small = [stage for stage in config.stages() if not has_windows_of_detection(stage, config)]
     if small:
         notes.append(
             f"stage {small[0].index} of {small[0].resolution} tokens is not larger than its window of "
@@ -174,7 +174,7 @@ def _padding_notes(config: SwinConfig) -> list[str]:
     return notes
 
 
-def is_detections(stage: StageGeometry, config: SwinConfig) -> bool:
+def has_windows_of_detection(stage: StageGeometry, config: SwinConfig) -> bool:
     """Whether windows and shifts of the stage are those of Microsoft's detection code and of mmdetection, which are the
     same however few tokens there are."""
     window = config.window_size[stage.index]
@@ -212,7 +212,7 @@ def check_microsoft(config: SwinConfig) -> None:
         return
     check_pads_first(config, "Microsoft's detection code")
     for stage in config.stages():
-        if not is_detections(stage, config):
+        if not has_windows_of_detection(stage, config):
             raise ModelError(
                 f"{config.name}: stage {stage.index} of {stage.resolution} tokens has windows {stage.window} shifted "
                 f"by {stage.shift} here; Microsoft's detection code, the one that pads, has the same windows and "

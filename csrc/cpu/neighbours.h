@@ -7,9 +7,8 @@ namespace swin::cpu::SWIN_ISA {
 
 // Of row r of the merged image: rows of the residual stream in the order (row, column) = (0,0) (1,0) (0,1) (1,1); null
 // beyond an odd side, where zeros lie. Args: PatchMergeArgs or PatchMergeNormArgs.
-template <class T>
 struct Neighbours {
-  const T* rows[4];
+  const float* rows[4];
 
   template <class Args>
   Neighbours(const Args& args, std::int64_t r) {
@@ -18,7 +17,7 @@ struct Neighbours {
     for (int part = 0; part < 4; ++part) {
       const std::int64_t line = y + part % 2, column = x + part / 2;
       rows[part] = line < args.height && column < args.width
-                       ? args.residual.template as<const T>() + ((image * args.height + line) * args.width + column) * c
+                       ? args.residual.template as<const float>() + ((image * args.height + line) * args.width + column) * c
                        : nullptr;
     }
   }

@@ -10,7 +10,7 @@ void patch_merge(const PatchMergeArgs& args, const ExecContext& context) {
   const std::int64_t c = args.residual.dim(1);
   parallel_rows(context, args.out.dim(0), 16, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t r = first; r < last; ++r) {
-      const Neighbours<float> neighbours(args, r);
+      const Neighbours neighbours(args, r);
       for (std::int64_t part = 0; part < 4; ++part) {
         const float* in = neighbours.rows[part];
         std::int8_t* out = args.out.as<std::int8_t>() + (r * 4 + part) * c;

@@ -1,5 +1,5 @@
 // patch_merge_norm: gather 2x2 neighbours to 4C channels, LayerNorm, quantize. residual f32 [B*H*W, C] -> out s8
-// [B*ceil(H/2)*ceil(W/2), 4C]. The gather is four row pointers; nothing is copied. Formula: swin/ops.h.
+// [B*ceil(H/2)*ceil(W/2), 4C]. Formula: swin/ops.h.
 #include "kernels.h"
 #include "neighbours.h"
 #include "norm.h"
@@ -14,7 +14,7 @@ void patch_merge_norm(const PatchMergeNormArgs& args, const ExecContext& context
     // A row of 4C in one piece, so that a vector may span two neighbours where C is no multiple of the lanes.
     float* row = static_cast<float*>(thread_scratch((4 * c + kLanes) * sizeof(float)));
     for (std::int64_t r = first; r < last; ++r) {
-      const Neighbours<float> neighbours(args, r);
+      const Neighbours neighbours(args, r);
       for (std::int64_t part = 0; part < 4; ++part) {
         const float* in = neighbours.rows[part];
         if (in != nullptr) {

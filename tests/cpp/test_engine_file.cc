@@ -499,6 +499,7 @@ void a_configuration_is_checked_number_by_number() {
   refused("qk_scale", "1e39", "'qk_scale' is 1e+39; a positive number", __LINE__);
   refused("qk_scale", "false", "'qk_scale' is a boolean; a number is needed", __LINE__);
   refused("qkv_bias", "1", "'qkv_bias' is an integer; true or false is needed", __LINE__);
+  refused("pad_first", "1", "'pad_first' is an integer; true or false is needed", __LINE__);
   refused("patch_norm", "null", "'patch_norm' is null; true or false is needed", __LINE__);
   refused("version", "3", "'version' is 3; 1 to 2 is needed", __LINE__);
   refused("version", "0", "'version' is 0", __LINE__);

@@ -239,6 +239,9 @@ def test_the_program_makes_random_files(tmp_path):
     assert main(["random", "--graph", "geluless_int8", "--int8-mode", "2", "--seed", "3", str(out)]) == 0
     expected = random_engine_file(MICRO_DIGITS, "geluless_int8", 2, 3)
     assert all(torch.equal(a, b) for a, b in zip(load_engine_file(out).tensors, expected.tensors))
+    for words, size in (("28x42", (28, 42)), ("56", (56, 56))):
+        assert main(["random", "--img-size", words, str(out)]) == 0
+        assert load_engine_file(out).config.img_size == size
 
 
 @pytest.mark.parametrize(

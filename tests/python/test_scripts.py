@@ -258,6 +258,36 @@ def test_second_run_is_quick(repository: Path) -> None:
     assert time.monotonic() - started < 10
 
 
+def test_a_patch_that_no_longer_applies(repository: Path, checkout: Path) -> None:
+    """The graph changed under the second patch: nothing is lost on the way to a series that applies."""
+    for folder in ("third_party", "patches"):
+        shutil.copytree(repository / folder, checkout / folder)
+    source = "third_party/FasterTransformer/src/fastertransformer/models/swin_int8/SwinInt8Buffers.h"
+    graph, edited = checkout / source, checkout / "build/patch-edit" / source
+    graph.write_text(graph.read_text().replace("  void* activated; ", "  void* after_gelu;"))
+    before = {p.name: p.read_bytes() for p in (checkout / "patches").iterdir()}
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", checkout / "build/patch-edit", *words], check=True, capture_output=True)
+
+    failed = run_script(checkout, "patch_ft.sh", "edit")
+    assert failed.returncode == 1 and "drop the second hidden buffer" in failed.stdout + failed.stderr
+    assert "git am --continue" in failed.stderr
+    refused = run_script(checkout, "patch_ft.sh", "refresh")
+    assert refused.returncode == 1 and "amid a patch that did not apply" in refused.stderr
+    assert {p.name: p.read_bytes() for p in (checkout / "patches").iterdir()} == before
+
+    lines = edited.read_text().splitlines(keepends=True)
+    edited.write_text("".join(line for line in lines if "after_gelu" not in line and "activated =" not in line))
+    git("add", "--all")
+    git("-c", "core.editor=true", "am", "--continue")
+    assert run_script(checkout, "patch_ft.sh", "refresh").returncode == 0
+    after = {p.name: p.read_bytes() for p in (checkout / "patches").iterdir()}
+    assert after.keys() == before.keys() and after["series"] == before["series"]
+    assert b"after_gelu" in b"".join(after.values())
+    assert run_script(checkout, "patch_ft.sh", "apply").returncode == 0
+
+
 def test_picture_is_what_its_script_draws(repository: Path) -> None:
     module = runpy.run_path(str(repository / "scripts" / "draw_op_sequences.py"))
     assert (repository / "docs" / "op_sequences.svg").read_text(encoding="utf-8") == module["picture"]()

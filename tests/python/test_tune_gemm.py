@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from quant_helpers import PADDED
 from v2_configs import MICRO as MICRO_V2
 
 from pyharness import tune_gemm
@@ -19,13 +20,14 @@ from pyharness.random_engine import random_engine_file
 from pyharness.tune_gemm import Shape, config_of_name, gemm_shapes
 
 
+@pytest.mark.parametrize("config", [MICRO_DIGITS, PADDED], ids=lambda c: c.name)
 @pytest.mark.parametrize("int8_mode", [1, 2])
-def test_shapes_are_those_the_engine_runs(int8_mode: int) -> None:
-    wanted = gemm_shapes(MICRO_DIGITS, 3, int8_mode)
+def test_shapes_are_those_the_engine_runs(int8_mode: int, config: SwinConfig) -> None:
+    wanted = gemm_shapes(config, 3, int8_mode)
     assert len(set(wanted)) == len(wanted)
     found = set()
     for graph in GRAPHS:
-        engine = SwinInt8.from_engine_file(random_engine_file(MICRO_DIGITS, graph, int8_mode))
+        engine = SwinInt8.from_engine_file(random_engine_file(config, graph, int8_mode))
         for op in engine.ops(3):
             if op.name.endswith("_gemm") and op.shape.startswith("M="):
                 m, n, k = (int(word.split("=")[1]) for word in op.shape.split())
@@ -35,7 +37,7 @@ def test_shapes_are_those_the_engine_runs(int8_mode: int) -> None:
     assert found == {shape for shape in wanted if not shape.output.startswith("channels_")}
 
 
-@pytest.mark.parametrize("config", [MICRO_DIGITS, MICRO_V2], ids=["v1", "v2"])
+@pytest.mark.parametrize("config", [MICRO_DIGITS, PADDED, MICRO_V2], ids=["v1", "v1 padded", "v2"])
 def test_shapes_of_the_fused_graph_are_those_the_engine_runs(config: SwinConfig) -> None:
     outputs = {"qkv": ["s8"], "proj_norm": [], "mlp_norm": ["relu", "add_f16"]}  # of an operation's products
     if config.version == 2:

@@ -11,7 +11,7 @@ namespace fastertransformer::FT_GRAPH {
 
 struct Buffers {
   void* residual;       // float [M, C]
-  void* merged;         // float [M, C] of the next stage: the residual behind a downsample; the two change places at each stage
+  void* merged;         // float [M, C]: the residual behind a downsample; the two change places at each stage
   void* tokens;         // s8 [P, C]: what enters a GEMM
   void* qkv;            // s8 [P, 3C]
   void* qkv_split;      // s8 [3, BW, h, N, d]
