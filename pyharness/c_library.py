@@ -85,6 +85,7 @@ def library() -> ctypes.CDLL:
     for name, arguments in {
         "swin_load": (c_char_p, options, POINTER(model)),
         "swin_load_memory": (c_char_p, c_size_t, options, POINTER(model)),
+        "swin_at_size": (model, c_int64, c_int64, POINTER(model)),
         "swin_get_info": (model, POINTER(Info)),
         "swin_forward": (model, floats, c_int64, floats, c_void_p),
         "swin_features": (model, floats, c_int64, floats, c_void_p),
@@ -130,9 +131,20 @@ class CModel:
             check(library().swin_load_memory(source, len(source), with_options, out))
         else:
             check(library().swin_load(str(source).encode(), with_options, out))
+        self._read_info()
+
+    def _read_info(self) -> None:
         info = self.info()
         self.image_shape, self.outputs = (info.channels, info.height, info.width), info.outputs
         self.num_features = info.features
+
+    def at_size(self, height: int, width: int) -> CModel:
+        """The same model for images of another size, on the same weights in memory; each is closed by itself."""
+        other = CModel.__new__(CModel)
+        other.handle = c_void_p()
+        check(library().swin_at_size(self.handle, height, width, byref(other.handle)))
+        other._read_info()
+        return other
 
     def __enter__(self) -> CModel:
         return self
@@ -170,7 +182,9 @@ class CModel:
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         if images.dtype != np.float32 or images.shape[1:] != self.image_shape:
-            raise EngineError(f"images are {images.dtype} {images.shape}; float32 (B, *{self.image_shape}) is needed")
+            needed = f"float32 (B, {', '.join(map(str, self.image_shape))})"
+            found = f"images are {images.dtype} {images.shape}"
+            raise EngineError(f"{found}; {needed} is needed, or `at_size` of their size")
         return np.ascontiguousarray(images)
 
     def _run(self, function, images: np.ndarray, columns: int) -> np.ndarray:

@@ -88,7 +88,8 @@ class SwinConfig:
     `version` 2 is Swin-V2 (res-post-norm, cosine attention, no qk_scale). Its `pretrained_window_size` is the window,
     one per stage, that the weights of the position bias were trained with; empty, or 0 in a stage: this model's own.
 
-    `pad_first` matters where windows do not divide a stage's tokens (`StageGeometry`); elsewhere it is made False.
+    `pad_first` matters where windows do not divide a stage's tokens (`StageGeometry`), of images of `img_size` or of
+    another size that the engine is given.
     """
 
     name: str
@@ -132,8 +133,6 @@ class SwinConfig:
                 stage.dim % stage.heads == 0,
                 f"stage {stage.index}: {stage.dim} channels do not divide into {stage.heads} heads",
             )
-        if not self.is_padded:
-            object.__setattr__(self, "pad_first", False)
 
     def _check_version(self, need: Callable[[bool, str], None]) -> None:
         need(self.version in (1, 2), f"version {self.version!r} is unknown; Swin-V1 is 1, Swin-V2 is 2")

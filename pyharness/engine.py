@@ -68,9 +68,12 @@ def _fake_forward_stages(
     """Shapes and dtypes of what the stages give."""
     kinds = {"": torch.float32 if images.device.type == "cpu" else torch.float16, "float32": torch.float32}
     dtype = kinds.get(residual) or getattr(torch, residual)
-    height, width = (size // patch_size for size in img_size)
-    shapes = [(images.shape[0], -(-height >> i), -(-width >> i), embed_dim << i) for i in stages]
-    return [images.new_empty(shape, dtype=dtype) for shape in shapes]
+    height, width = (size // patch_size for size in images.shape[2:])
+    outputs = []
+    for i in stages:
+        halved = [(side + (1 << i) - 1) // (1 << i) for side in (height, width)]
+        outputs.append(images.new_empty((images.shape[0], *halved, embed_dim << i), dtype=dtype))
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ class SwinInt8(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] float32 of images [B, in_chans, H, W] float32; features where there is no head.
 
-        ValueError for a wrong shape or an image with NaN or infinity, TypeError for a wrong dtype,
+        H and W are those of `config` or any other multiples of the patch size at which every stage has windows as large
+        (docs/backbone.md). ValueError for another shape or an image with NaN or infinity, TypeError for a wrong dtype,
         NotImplementedError for a device this build does not run on.
         """
         return self._run(images)
@@ -187,7 +191,8 @@ class SwinInt8(nn.Module):
         residual stream and the int8 one; the mlp_norm of a stage's last block the residual stream alone.
         """
         outputs = iter(torch.ops.swin_int8.trace(images, self._weights(), *self._config_args()))
-        return [(op, [next(outputs) for _ in range(self._outputs(op))]) for op in self.ops(images.shape[0])]
+        ops = self.ops(images.shape[0], tuple(images.shape[2:]))
+        return [(op, [next(outputs) for _ in range(self._outputs(op))]) for op in ops]
 
     def _outputs(self, op: OpInfo) -> int:
         """How many tensors an operation writes."""
@@ -195,14 +200,16 @@ class SwinInt8(nn.Module):
             return 1 if op.block == self.config.depths[op.stage] - 1 else 2
         return 2 if op.name in ("proj_bias_residual_norm2", "proj_bias_norm1_residual", "proj_norm") else 1
 
-    def ops(self, batch: int) -> list[OpInfo]:
-        """The operations of a forward pass of `batch` images, in order."""
-        text = torch.ops.swin_int8.describe(self._weights(), *self._config_args(), batch)
+    def ops(self, batch: int, img_size: tuple[int, int] | None = None) -> list[OpInfo]:
+        """The operations of a forward pass of `batch` images, in order; `img_size`: height and width, else config's."""
+        size = list(img_size or self.config.img_size)
+        text = torch.ops.swin_int8.describe(self._weights(), *self._config_args(), batch, size)
         return [OpInfo(**entry) for entry in json.loads(text)]
 
-    def workspace_bytes(self, batch: int) -> int:
-        """Bytes of buffers a forward pass of `batch` images works in, beside the weights."""
-        return torch.ops.swin_int8.workspace_bytes(self._weights(), *self._config_args(), batch)
+    def workspace_bytes(self, batch: int, img_size: tuple[int, int] | None = None) -> int:
+        """Bytes of buffers a forward pass of `batch` images of `img_size` works in, beside the weights."""
+        size = list(img_size or self.config.img_size)
+        return torch.ops.swin_int8.workspace_bytes(self._weights(), *self._config_args(), batch, size)
 
     def time_ops(self, images: Tensor, runs: int) -> list[float]:
         """Median milliseconds of each operation by itself, in the order of `ops`, over `runs` runs."""

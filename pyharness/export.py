@@ -163,6 +163,12 @@ def resized(
 
 def _padding_notes(config: SwinConfig) -> list[str]:
     """What is worth saying of a model that was made to pad ahead of the cyclic shift."""
+    if not config.is_padded:
+        size = "x".join(map(str, config.img_size))
+        return [
+            f"windows {config.window_size} divide the tokens of a {size} image, so that padding ahead of the cyclic "
+            "shift (--pad-first) matters for images of other sizes alone"
+        ]
     notes = ["tokens are padded ahead of the cyclic shift (--pad-first), and timm's own model would pad behind it"]
     small = [stage for stage in config.stages() if not has_windows_of_detection(stage, config)]
     if small:
@@ -283,9 +289,6 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     source = open_source(args.source, args.model, args.activation)
     if args.img_size or args.window or args.pad_first:
         source = resized(source, args.img_size, args.window, args.pad_first)
-    if args.pad_first and not source.config.pad_first:
-        size = "x".join(map(str, source.config.img_size))
-        print(f"--pad-first has no effect: windows {source.config.window_size} divide the tokens of a {size} image")
     meta = export(source, args.command, args.out)
     kind = f"{'GELU-less ' if source.activation == 'relu' else ''}{COMMANDS[args.command]}"
     write_card(args.out, kind, meta=meta, inputs={"source": args.source}, notes=source.notes, argv=argv)

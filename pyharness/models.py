@@ -347,7 +347,7 @@ def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
             at = f"layers.{stage.index}.blocks.{index}"
             need(not block.always_partition, f"{at} partitions always (always_partition)")
             need(
-                stage.padded == stage.resolution or isinstance(block, _PadFirst) == config.pad_first,
+                isinstance(block, _PadFirst) == config.pad_first,
                 f"{at} pads behind its cyclic shift, another block ahead of it",
             )
             need(block.dim == stage.dim, f"{at} has {block.dim} channels, not embed_dim * 2**stage = {stage.dim}")

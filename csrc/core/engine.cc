@@ -4,11 +4,12 @@
 #include <sstream>
 
 #include "swin/error.h"
+#include "swin/geometry.h"
 
 namespace swin {
 namespace {
 
-// Idle plans kept: enough for a few batch sizes and callers; their workspaces are the engine's largest memory.
+// Idle plans kept: enough for a few input shapes and callers; their workspaces are the engine's largest memory.
 constexpr std::size_t kMaxIdlePlans = 4;
 
 const char* kind_name(OpKind kind) {
@@ -52,21 +53,11 @@ std::string shape_of(const Node& node) {
 
 class Engine::Lease {
  public:
-  Lease(Engine& engine, std::int64_t batch, void* stream) : engine_(engine) {
-    SWIN_CHECK(ShapeError, "forward", batch > 0, "batch is ", batch, "; at least 1 image is needed");
-    {
-      std::lock_guard lock(engine_.mutex_);
-      auto& idle = engine_.idle_;
-      for (auto it = idle.rbegin(); it != idle.rend(); ++it) {
-        // Another stream's plan may still have work under way in its buffers.
-        if ((*it)->batch() == batch && (*it)->stream() == stream) {
-          plan_ = std::move(*it);
-          idle.erase(std::next(it).base());
-          return;
-        }
-      }
-    }
-    plan_ = engine_.graph_->make_plan(batch, stream);
+  Lease(Engine& engine, const InputShape& input, void* stream) : engine_(engine) {
+    SWIN_CHECK(ShapeError, "forward", input.batch > 0, "batch is ", input.batch, "; at least 1 image is needed");
+    if (take(input, stream)) return;
+    stage_geometries(engine_.config(), input.height, input.width);  // throws before another shape's plan is given up
+    plan_ = engine_.graph_->make_plan(input, stream, retire(stream));
   }
   ~Lease() {
     std::lock_guard lock(engine_.mutex_);
@@ -79,13 +70,38 @@ class Engine::Lease {
   Plan* operator->() { return plan_.get(); }
 
  private:
+  // Takes the idle plan of that shape, if there is one. Another stream's may still have work under way in its buffers.
+  bool take(const InputShape& input, void* stream) {
+    std::lock_guard lock(engine_.mutex_);
+    auto& idle = engine_.idle_;
+    for (auto it = idle.rbegin(); it != idle.rend(); ++it) {
+      if ((*it)->input() != input || (*it)->stream() != stream) continue;
+      plan_ = std::move(*it);
+      idle.erase(std::next(it).base());
+      return true;
+    }
+    return false;
+  }
+  // Where as many plans are idle as are kept, the one of this stream that was used longest ago: images of ever other sizes
+  // are then computed in the same memory.
+  std::unique_ptr<Plan> retire(void* stream) {
+    std::lock_guard lock(engine_.mutex_);
+    auto& idle = engine_.idle_;
+    if (idle.size() < kMaxIdlePlans) return nullptr;
+    const auto oldest = std::find_if(idle.begin(), idle.end(), [&](const auto& p) { return p->stream() == stream; });
+    if (oldest == idle.end()) return nullptr;
+    std::unique_ptr<Plan> plan = std::move(*oldest);
+    idle.erase(oldest);
+    return plan;
+  }
+
   Engine& engine_;
   std::unique_ptr<Plan> plan_;
 };
 
-void Engine::forward(const void* image, std::int64_t batch, void* features, void* logits, const RunOptions& options,
+void Engine::forward(const void* image, const InputShape& input, void* features, void* logits, const RunOptions& options,
                      const ExecContext& context) {
-  Lease plan(*this, batch, context.stream);
+  Lease plan(*this, input, context.stream);
   for (const std::string& name : options.skip) {
     const auto& nodes = plan->nodes();
     const bool known = std::any_of(nodes.begin(), nodes.end(), [&](const Node& n) { return n.name == name; });
@@ -101,17 +117,17 @@ void Engine::forward(const void* image, std::int64_t batch, void* features, void
   plan->run(context, skip, options.poison, options.observe);
 }
 
-void Engine::forward_stages(const void* image, std::int64_t batch, const std::vector<void*>& out,
+void Engine::forward_stages(const void* image, const InputShape& input, const std::vector<void*>& out,
                             const ExecContext& context) {
   SWIN_CHECK(ShapeError, "forward_stages", out.size() == config().depths.size(), "there are ", out.size(),
              " places; one for each of the ", config().depths.size(), " stages is needed");
-  Lease plan(*this, batch, context.stream);
+  Lease plan(*this, input, context.stream);
   plan->bind(image, nullptr, nullptr);
   plan->run_stages(context, out);
 }
 
-std::string Engine::describe(std::int64_t batch) {
-  Lease plan(*this, batch, nullptr);
+std::string Engine::describe(const InputShape& input) {
+  Lease plan(*this, input, nullptr);
   // Costs are read off the views, which need not be bound to memory of the caller's for that.
   int placeholder = 0;
   plan->bind(&placeholder, &placeholder, &placeholder);
@@ -130,14 +146,16 @@ std::string Engine::describe(std::int64_t batch) {
   return json.str();
 }
 
-std::int64_t Engine::workspace_bytes(std::int64_t batch) { return Lease(*this, batch, nullptr)->workspace_bytes(); }
+std::int64_t Engine::workspace_bytes(const InputShape& input) { return Lease(*this, input, nullptr)->workspace_bytes(); }
 
-std::vector<double> Engine::time_nodes(const void* image, std::int64_t batch, int runs, const ExecContext& context) {
+std::vector<double> Engine::time_nodes(const void* image, const InputShape& input, int runs,
+                                       const ExecContext& context) {
   SWIN_CHECK(ValueError, "time_ops", runs > 0, "runs is ", runs, "; at least 1 is needed");
-  Lease plan(*this, batch, context.stream);
+  Lease plan(*this, input, context.stream);
   const Backend& backend = graph_->backend();
-  const DeviceBuffer features = backend.allocate(batch * config().num_features() * sizeof(float));
-  const DeviceBuffer logits = backend.allocate(batch * std::max<std::int64_t>(1, config().num_classes) * sizeof(float));
+  const DeviceBuffer features = backend.allocate(input.batch * config().num_features() * sizeof(float));
+  const std::int64_t outputs = std::max<std::int64_t>(1, config().num_classes);
+  const DeviceBuffer logits = backend.allocate(input.batch * outputs * sizeof(float));
   plan->bind(image, features.get(), logits.get());
   return plan->time_nodes(context, runs);
 }

@@ -52,4 +52,25 @@ std::vector<StageGeometry> stage_geometries(const ModelConfig& c) {
   return all;
 }
 
+std::vector<StageGeometry> stage_geometries(const ModelConfig& c, std::int64_t height, std::int64_t width) {
+  const char* where = "swin_int8";
+  SWIN_CHECK(ShapeError, where, height <= kMaxImageSide && width <= kMaxImageSide, "an image of ", height, "x", width,
+             " is larger than ", kMaxImageSide, "x", kMaxImageSide);
+  const std::vector<StageGeometry> own = stage_geometries(c);
+  ModelConfig resized = c;
+  resized.img_h = height;
+  resized.img_w = width;
+  std::vector<StageGeometry> all = stage_geometries(resized);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const StageGeometry &g = all[i], &o = own[i];
+    const bool smaller = g.window_h < o.window_h || g.window_w < o.window_w;
+    SWIN_CHECK(ShapeError, where, g.window_h == o.window_h && g.window_w == o.window_w, "at ", height, "x", width,
+               " stage ", i, " would have windows of ", g.window_h, "x", g.window_w, ", the model, made for images of ", c.img_h,
+               "x", c.img_w, ", has ", o.window_h, "x", o.window_w, "; ",
+               smaller ? "larger images are needed, or a model made for this size"
+                       : "convert the checkpoint for a size whose windows are not cut short by the image");
+  }
+  return all;
+}
+
 }  // namespace swin

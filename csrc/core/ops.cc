@@ -238,9 +238,12 @@ void check(const WindowAttentionArgs& a, DType f) {
   if (a.mask) {
     expect_rank(op, "mask", a.mask, 3);
     expect(op, "mask", a.mask, f, {a.mask.dim(0), n, n});
-    SWIN_CHECK(ShapeError, op, rows / n % a.mask.dim(0) == 0, rows / n, " windows are not a multiple of the mask's ",
-               a.mask.dim(0));
+    if (a.mask_of) expect_rank(op, "mask_of", a.mask_of, 1);
+    const std::int64_t windows = (a.mask_of ? a.mask_of : a.mask).dim(0);
+    if (a.mask_of) expect(op, "mask_of", a.mask_of, DType::kS32, {windows});
+    SWIN_CHECK(ShapeError, op, rows / n % windows == 0, rows / n, " windows are not a multiple of the mask's ", windows);
   }
+  SWIN_CHECK(ShapeError, op, a.mask || !a.mask_of, "mask_of says which mask a window has, and there is no mask");
 }
 
 // A residual of [m, c], its LayerNorm and int8 output of `out_rows` as far as an operation has them (Args:
@@ -446,7 +449,7 @@ OpCost cost(const LinearS8Args& a) { return linear_cost(a); }
 OpCost cost(const LinearCosineQkvArgs& a) { return linear_cost(a); }
 OpCost cost(const WindowAttentionArgs& a) {
   const std::int64_t tokens = BiasRows::of("window_attention", a.bias).tokens;
-  return cost_of({a.qkv, a.bias, a.mask, a.head_scale}, {a.out}, 4 * a.out.numel() * tokens);
+  return cost_of({a.qkv, a.bias, a.mask, a.mask_of, a.head_scale}, {a.out}, 4 * a.out.numel() * tokens);
 }
 OpCost cost(const LinearResidualNormArgs& a) {
   OpCost c = cost_of({a.x, a.scale, a.bias, a.residual, a.gamma, a.beta}, {a.residual, a.out},

@@ -35,13 +35,36 @@ constexpr unsigned char kGuard = 0xA5;
 constexpr unsigned char kPoison = 0x7D;  // 125 as int8, 2.1e37 as float32: visible wherever it leaks into a result
 }  // namespace
 
+Plan::Plan(const Backend& backend, const InputShape& input, void* stream, std::unique_ptr<Plan> retired)
+    : backend_(&backend), input_(input), stream_(stream) {
+  if (retired != nullptr) spare_ = std::move(retired->buffers_);
+}
+
 void* Plan::buffer(std::string name, DType dtype, std::int64_t elements) {
-  const std::int64_t bytes = elements * size_of(dtype);
-  DeviceBuffer memory = backend_->allocate(bytes + kGuardBytes);
-  void* data = memory.get();
-  backend_->fill(static_cast<char*>(data) + bytes, kGuard, kGuardBytes);
-  buffers_.push_back({std::move(name), std::move(memory), bytes});
+  Buffer buffer{std::move(name), nullptr, elements * size_of(dtype), 0};
+  // Of the memory that is left, the smallest piece that does.
+  auto best = spare_.end();
+  for (auto it = spare_.begin(); it != spare_.end(); ++it) {
+    if (it->capacity < buffer.bytes + kGuardBytes) continue;
+    if (best == spare_.end() || it->capacity < best->capacity) best = it;
+  }
+  if (best != spare_.end()) {
+    buffer.memory = std::move(best->memory);
+    buffer.capacity = best->capacity;
+    spare_.erase(best);
+  } else {
+    buffer.capacity = buffer.bytes + kGuardBytes;
+    buffer.memory = backend_->allocate(buffer.capacity);
+  }
+  void* data = buffer.memory.get();
+  backend_->fill(static_cast<char*>(data) + buffer.bytes, kGuard, kGuardBytes);
+  buffers_.push_back(std::move(buffer));
   return data;
+}
+
+TensorView Plan::keep(Parameter parameter) {
+  kept_.push_back(std::move(parameter));
+  return kept_.back().view;
 }
 
 void Plan::add(std::string name, OpKind kind, int stage, int block, OpArgs args) {

@@ -75,6 +75,13 @@ class CpuBackend : public Backend {
 
   Parameter upload_float32(const TensorView& host) const override { return upload_parameter(host); }
 
+  Parameter upload_int32(const TensorView& host) const override {
+    SWIN_CHECK(DTypeError, "upload_int32", host.dtype == DType::kS32, "found ", host.describe(), "; int32 is needed");
+    Parameter p{allocate(host.nbytes()), host};
+    p.view.data = std::memcpy(p.owner.get(), host.data, host.nbytes());
+    return p;
+  }
+
   std::unique_ptr<PackedWeight> pack_weight(const TensorView& host, InputRange input) const override {
     SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
                "; int8 [N, K] is needed");

@@ -22,7 +22,11 @@ constexpr float kLog2Of127 = 6.98868469f;
 inline LogitRows logit_rows(const WindowAttentionArgs& args, const BiasRows& bias, const std::int32_t* starts,
                             std::int64_t head, std::int64_t window) {
   const float* mask = nullptr;
-  if (args.mask) mask = args.mask.as<const float>() + window % args.mask.dim(0) * bias.tokens * bias.tokens;
+  if (args.mask) {
+    std::int64_t which = window % (args.mask_of ? args.mask_of : args.mask).dim(0);
+    if (args.mask_of) which = args.mask_of.as<const std::int32_t>()[which];
+    if (which >= 0) mask = args.mask.as<const float>() + which * bias.tokens * bias.tokens;
+  }
   return {args.bias.as<const float>() + head * bias.head_stride, mask, bias.tokens, starts};
 }
 

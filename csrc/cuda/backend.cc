@@ -137,10 +137,11 @@ class CudaBackend : public Backend {
 
   Parameter upload_float32(const TensorView& host) const override {
     SWIN_CHECK(DTypeError, "upload_float32", host.dtype == DType::kF32, "found ", host.describe(), "; float32 is needed");
-    Parameter p{allocate(host.nbytes()), host};
-    p.view.data = p.owner.get();
-    SWIN_CUDA("upload_float32", cudaMemcpy(p.view.data, host.data, host.nbytes(), cudaMemcpyHostToDevice));
-    return p;
+    return upload_bytes("upload_float32", host);
+  }
+  Parameter upload_int32(const TensorView& host) const override {
+    SWIN_CHECK(DTypeError, "upload_int32", host.dtype == DType::kS32, "found ", host.describe(), "; int32 is needed");
+    return upload_bytes("upload_int32", host);
   }
 
   std::unique_ptr<PackedWeight> pack_weight(const TensorView& host, InputRange input) const override {
@@ -158,6 +159,13 @@ class CudaBackend : public Backend {
   }
 
  private:
+  Parameter upload_bytes(const char* where, const TensorView& host) const {
+    Parameter p{allocate(host.nbytes()), host};
+    p.view.data = p.owner.get();
+    SWIN_CUDA(where, cudaMemcpy(p.view.data, host.data, host.nbytes(), cudaMemcpyHostToDevice));
+    return p;
+  }
+
   struct Event {
     cudaEvent_t handle = nullptr;
     Event() { SWIN_CUDA("time_ms", cudaEventCreate(&handle)); }

@@ -1,6 +1,6 @@
 // window_attention: QK^T, + bias + mask, softmax, PV of one window and head after the other, nothing written in between.
-// qkv s8 [BW*N, 3*h*d], bias T [h, N, N], mask T [windows, N, N] or none, head_scale f32 [h] or none
-// -> out s8 [BW*N, h*d]. Formula: swin/ops.h.
+// qkv s8 [BW*N, 3*h*d], bias T [h, N, N], mask T [windows, N, N] or [D, N, N] with mask_of s32 [windows], or none,
+// head_scale f32 [h] or none -> out s8 [BW*N, h*d]. Formula: swin/ops.h.
 //
 // Layout: a warp computes 16 rows of one window and head, with m16n8k32; for N = 49 a block's four warps are one window and
 // head, whose K and V they share in L1.
@@ -28,13 +28,23 @@ constexpr int kHeldTiles = 8, kPartTiles = 4;  // of 8 keys
 constexpr int kLongestRow = 1024;              // of the kernel for what is left
 
 struct AttentionShape {
-  FastDiv strips, heads, windows;  // strips of 16 rows; windows of the mask, or 1
+  FastDiv strips, heads, windows;  // strips of 16 rows; windows that masks are for, or 1
   unsigned items, images, images_per_warp;  // items: warps
   int n, d;
   float qk_scale, pv_factor;  // qk_scale: log2(e), times qk_factor where there is no head_scale
 
   __device__ __forceinline__ std::int64_t channels() const { return static_cast<std::int64_t>(heads.divisor()) * d; }
 };
+
+// Which mask a window of an image has; negative: none. Without `mask_of` they lie one after the other.
+__device__ __forceinline__ int number_of_mask(const void* masks, const std::int32_t* mask_of, unsigned window) {
+  if (masks == nullptr) return -1;
+  return mask_of == nullptr ? static_cast<int>(window) : mask_of[window];
+}
+template <class T>
+__device__ __forceinline__ const T* row_of_mask(const T* masks, int number, int row, int n) {
+  return number < 0 ? nullptr : masks + (static_cast<std::int64_t>(number) * n + row) * n;
+}
 
 // (bias + mask) * log2(e) of a row's key; -infinity beyond n.
 template <class T>
@@ -158,7 +168,8 @@ __device__ __forceinline__ void store_rows(std::int8_t* target, int row, int n, 
 template <class T, bool kCosine>
 __global__ void __launch_bounds__(kAttentionThreads, 3)
     attention_kernel(const AttentionShape shape, const std::int8_t* __restrict__ qkv, const T* __restrict__ bias,
-                     const T* __restrict__ mask, std::int8_t* __restrict__ out, const float* __restrict__ head_scale) {
+                     const T* __restrict__ masks, const std::int32_t* __restrict__ mask_of,
+                     std::int8_t* __restrict__ out, const float* __restrict__ head_scale) {
   constexpr int kTiles = kHeldTiles, kOwnedKeys = 2 * kTiles;
   unsigned strip = blockIdx.x * kWarps + threadIdx.x / kWarp;
   if (strip >= shape.items) return;  // a whole warp
@@ -170,12 +181,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 3)
   const int n = shape.n, d = shape.d, row = static_cast<int>(strip) * 16 + g, first_key = kOwnedKeys * t;
   const int c = static_cast<int>(shape.channels()), full_pitch = 3 * c;  // offsets within a window are 32 bits wide
 
+  const int mask = number_of_mask(masks, mask_of, window);
   float held[2][kOwnedKeys];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = min(row + 8 * half, n - 1);  // rows beyond the window are computed and not stored
     const T* bias_row = bias + (static_cast<std::int64_t>(head) * n + r) * n;
-    const T* mask_row = mask == nullptr ? nullptr : mask + (static_cast<std::int64_t>(window) * n + r) * n;
+    const T* mask_row = row_of_mask(masks, mask, r, n);
 #pragma unroll
     for (int j = 0; j < kOwnedKeys; ++j) held[half][j] = load_added(bias_row, mask_row, first_key + j, n);
   }
@@ -270,7 +282,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 3)
 template <class T, bool kCosine>
 __global__ void __launch_bounds__(kAttentionThreads, 4)
     attention_parts_kernel(const AttentionShape shape, const std::int8_t* __restrict__ qkv, const T* __restrict__ bias,
-                           const T* __restrict__ mask, std::int8_t* __restrict__ out,
+                           const T* __restrict__ masks, const std::int32_t* __restrict__ mask_of,
+                           std::int8_t* __restrict__ out,
                            const float* __restrict__ head_scale, const bool vectors) {
   constexpr int kTiles = kPartTiles, kOwnedKeys = 2 * kTiles, kKeys = 8 * kTiles;
   static_assert(kOwnedKeys == 8);
@@ -287,12 +300,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 4)
   const std::int8_t *k = q + c, *v = k + c;
   std::int8_t* target = out + first_row * c + static_cast<std::int64_t>(head) * d;
 
+  const int mask = number_of_mask(masks, mask_of, window);
   const T *bias_row[2], *mask_row[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = min(row + 8 * half, n - 1);  // rows beyond the window are computed and not stored
     bias_row[half] = bias + (static_cast<std::int64_t>(head) * n + r) * n;
-    mask_row[half] = mask == nullptr ? nullptr : mask + (static_cast<std::int64_t>(window) * n + r) * n;
+    mask_row[half] = row_of_mask(masks, mask, r, n);
   }
   const auto load_rows = [&](int e, S8<8>(&fragments)[2]) {
     fragments[0] = load_fragment<true>(q + row * pitch, e, d, row < n);
@@ -396,7 +410,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 4)
 template <class T, bool kCosine>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_rows_kernel(const AttentionShape shape, const std::int8_t* __restrict__ qkv, const T* __restrict__ bias,
-                          const T* __restrict__ mask, std::int8_t* __restrict__ out,
+                          const T* __restrict__ masks, const std::int32_t* __restrict__ mask_of,
+                          std::int8_t* __restrict__ out,
                           const float* __restrict__ head_scale) {
   __shared__ float scores[kWarps][kLongestRow];
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -408,8 +423,8 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const std::int64_t c = shape.channels(), pitch = 3 * c;
   const std::int8_t* first = qkv + window * n * pitch + static_cast<std::int64_t>(head) * d;
   const T* bias_row = bias + (static_cast<std::int64_t>(head) * n + row) * n;
-  const T* mask_row =
-      mask == nullptr ? nullptr : mask + (window % shape.windows.divisor() * n + static_cast<std::int64_t>(row)) * n;
+  const int mask = number_of_mask(masks, mask_of, static_cast<unsigned>(window % shape.windows.divisor()));
+  const T* mask_row = row_of_mask(masks, mask, static_cast<int>(row), n);
 
   float row_scale = shape.qk_scale;
   if constexpr (kCosine) {
@@ -452,14 +467,20 @@ __global__ void __launch_bounds__(kAttentionThreads)
   }
 }
 
+// Windows of an image, as far as masks tell them apart.
+std::int64_t masked_windows(const WindowAttentionArgs& args) {
+  if (args.mask_of) return args.mask_of.dim(0);
+  return args.mask ? args.mask.dim(0) : 1;
+}
+
 template <class T, bool kCosine>
 void run(const WindowAttentionArgs& args, AttentionShape shape, const ExecContext& context) {
-  const std::int64_t heads = args.bias.dim(0), windows = args.mask ? args.mask.dim(0) : 1;
+  const std::int64_t heads = args.bias.dim(0), windows = masked_windows(args);
   const auto start = [&](auto kernel, std::int64_t warps, auto... more) {
     shape.items = count32(kOp, "warps", warps);
     SWIN_LAUNCH(kOp, kernel, static_cast<unsigned>(ceil_div(warps, kWarps)), kAttentionThreads, 0, context.stream,
                 shape, args.qkv.as<const std::int8_t>(), args.bias.as<const T>(), args.mask.as<const T>(),
-                args.out.as<std::int8_t>(), args.head_scale.as<const float>(), more...);
+                args.mask_of.as<const std::int32_t>(), args.out.as<std::int8_t>(), args.head_scale.as<const float>(), more...);
   };
   if (shape.d % 8 != 0 || !is_aligned(args.qkv.data, 8) || !is_aligned(args.out.data, 8)) {
     SWIN_CHECK(UnsupportedError, kOp, shape.n <= kLongestRow, "windows have ", shape.n, " tokens; a GPU takes at most ",
@@ -488,7 +509,7 @@ void window_attention(const WindowAttentionArgs& args, const ExecContext& contex
   SWIN_CHECK(UnsupportedError, kOp, args.bias.rank == 3, "bias is compact, ", args.bias.describe(),
              "; a GPU takes [h, N, N]");
   const std::int64_t heads = args.bias.dim(0), n = args.bias.dim(1), rows = args.out.dim(0), c = args.out.dim(1);
-  const std::int64_t d = c / heads, windows = args.mask ? args.mask.dim(0) : 1, all_windows = rows / n;
+  const std::int64_t d = c / heads, windows = masked_windows(args), all_windows = rows / n;
   count32(kOp, "rows", rows);
   count32(kOp, "bytes of a window", (n + 32) * 3 * c);
   const AttentionShape shape{FastDiv(1),

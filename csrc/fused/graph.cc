@@ -39,23 +39,28 @@ struct Buffers {
   }
 };
 
+struct MaskViews {
+  TensorView masks, of_window;
+};
+
 class FusedInt8 : public Graph {
  public:
   FusedInt8(const ModelConfig& config, const std::vector<TensorView>& weights, const Backend& backend)
       : config_(config),
         backend_(backend),
-        stages_(stage_geometries(config)),
         weights_(load_weights(config, weights, backend)) {}
 
   const ModelConfig& config() const override { return config_; }
   const Backend& backend() const override { return backend_; }
 
-  std::unique_ptr<Plan> make_plan(std::int64_t batch, void* stream) const override {
-    auto plan = std::make_unique<Plan>(backend_, batch, stream);
-    Buffers buffers(*plan, stages_, post_norm());
-    append_patch_embed(*plan, buffers);
-    for (std::size_t i = 0; i < stages_.size(); ++i) append_stage(*plan, static_cast<int>(i), buffers);
-    append_classifier(*plan, buffers);
+  std::unique_ptr<Plan> make_plan(const InputShape& input, void* stream, std::unique_ptr<Plan> retired) const override {
+    const std::vector<StageGeometry> stages = stage_geometries(config_, input.height, input.width);
+    auto plan = std::make_unique<Plan>(backend_, input, stream, std::move(retired));
+    Buffers buffers(*plan, stages, post_norm());
+    plan->release_spare();
+    append_patch_embed(*plan, stages.front(), buffers);
+    for (std::size_t i = 0; i < stages.size(); ++i) append_stage(*plan, stages[i], static_cast<int>(i), buffers);
+    append_classifier(*plan, stages.back(), buffers);
     return plan;
   }
 
@@ -64,12 +69,13 @@ class FusedInt8 : public Graph {
   bool post_norm() const { return config_.version == 2; }
   NormPlace norm_place() const { return post_norm() ? NormPlace::kResPostNorm : NormPlace::kPreNorm; }
 
-  void append_patch_embed(Plan& plan, const Buffers& b) const {
-    const std::int64_t tokens = plan.batch() * stages_.front().tokens();
+  void append_patch_embed(Plan& plan, const StageGeometry& first, const Buffers& b) const {
+    const std::int64_t tokens = plan.batch() * first.tokens();
+    const InputShape& input = plan.input();
     const TensorView residual(b.residual, wide(), {tokens, config_.embed_dim});
     plan.add("patch_embed", OpKind::kFloat, -1, -1,
              PatchEmbedArgs{.image = TensorView(nullptr, DType::kF32,
-                                                {plan.batch(), config_.in_chans, config_.img_h, config_.img_w}),
+                                                {input.batch, config_.in_chans, input.height, input.width}),
                             .weight = weights_.patch_weight.view,
                             .out = residual,
                             .patch_size = config_.patch_size});
@@ -80,8 +86,18 @@ class FusedInt8 : public Graph {
                                 .beta = weights_.patch_beta.view});
   }
 
-  void append_stage(Plan& plan, int stage, Buffers& b) const {
-    const StageGeometry& g = stages_[stage];
+  // What the shifted blocks of a stage mask: of the configured image size the weights say it, of others the geometry.
+  MaskViews masks_of(Plan& plan, const StageGeometry& g, int stage) const {
+    if (!g.shifts) return {};
+    const WindowMasks& own = weights_.stages[stage].masks;
+    if (plan.input().height == config_.img_h && plan.input().width == config_.img_w) {
+      return {own.masks.view, own.of_window.view};
+    }
+    WindowMasks made = upload_masks(shift_masks(g), backend_);
+    return {plan.keep(std::move(made.masks)), plan.keep(std::move(made.of_window))};
+  }
+
+  void append_stage(Plan& plan, const StageGeometry& g, int stage, Buffers& b) const {
     const StageWeights& w = weights_.stages[stage];
     const BlockWeights& first = w.blocks.front();
     const WindowGeometry windows = g.of_block(plan.batch(), 0);
@@ -99,12 +115,13 @@ class FusedInt8 : public Graph {
                                       .geometry = windows,
                                       .quant = first.qkv_quant});
     }
-    for (std::size_t j = 0; j < w.blocks.size(); ++j) append_block(plan, stage, j, b);
-    if (g.has_downsample) append_downsample(plan, stage, b);
+    const MaskViews masks = masks_of(plan, g, stage);
+    for (std::size_t j = 0; j < w.blocks.size(); ++j) append_block(plan, g, stage, j, masks, b);
+    if (g.has_downsample) append_downsample(plan, g, stage, b);
   }
 
-  void append_block(Plan& plan, int stage, std::size_t block, Buffers& b) const {
-    const StageGeometry& g = stages_[stage];
+  void append_block(Plan& plan, const StageGeometry& g, int stage, std::size_t block, const MaskViews& masks,
+                    Buffers& b) const {
     const StageWeights& s = weights_.stages[stage];
     const BlockWeights& w = s.blocks[block];
     const BlockWeights* next = block + 1 < s.blocks.size() ? &s.blocks[block + 1] : nullptr;
@@ -137,7 +154,8 @@ class FusedInt8 : public Graph {
     add("attention", OpKind::kFused,
         WindowAttentionArgs{.qkv = qkv,
                             .bias = w.relative_position_bias.view,
-                            .mask = shifted ? s.attn_mask.view : TensorView(),
+                            .mask = shifted ? masks.masks : TensorView(),
+                            .mask_of = shifted ? masks.of_window : TensorView(),
                             .head_scale = w.head_scale.view,
                             .out = attended,
                             .qk_factor = w.qk_factor,
@@ -192,8 +210,7 @@ class FusedInt8 : public Graph {
     std::swap(b.tokens, b.attended);
   }
 
-  void append_downsample(Plan& plan, int stage, Buffers& b) const {
-    const StageGeometry& g = stages_[stage];
+  void append_downsample(Plan& plan, const StageGeometry& g, int stage, Buffers& b) const {
     const StageWeights& w = weights_.stages[stage];
     const std::int64_t merged_tokens = plan.batch() * g.merged_tokens();
     const TensorView residual(b.residual, wide(), {plan.batch() * g.tokens(), g.dim});
@@ -229,8 +246,7 @@ class FusedInt8 : public Graph {
     std::swap(b.residual, b.merged);
   }
 
-  void append_classifier(Plan& plan, const Buffers& b) const {
-    const StageGeometry& last = stages_.back();
+  void append_classifier(Plan& plan, const StageGeometry& last, const Buffers& b) const {
     const std::int64_t tokens = plan.batch() * last.tokens();
     const TensorView features(nullptr, DType::kF32, {plan.batch(), last.dim});
     plan.add("final_norm_pool", OpKind::kFloat, -1, -1,
@@ -248,7 +264,6 @@ class FusedInt8 : public Graph {
 
   const ModelConfig config_;
   const Backend& backend_;
-  const std::vector<StageGeometry> stages_;
   const ModelWeights weights_;
 };
 

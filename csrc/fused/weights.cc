@@ -172,7 +172,8 @@ StageWeights load_stage(WeightList& list, std::size_t index, const ModelConfig& 
     }
   }
   if (g.shifts) {
-    w.attn_mask = list.parameter(name + ".attn_mask", DType::kF32, {g.windows(), g.window_area(), g.window_area()});
+    const std::int64_t n = g.window_area();
+    w.masks = upload_masks(distinct_masks(list.next(name + ".attn_mask", DType::kF32, {g.windows(), n, n})), backend);
   } else {
     list.empty(name + ".attn_mask", "no block of this stage shifts");
   }

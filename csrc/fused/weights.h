@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "swin/geometry.h"
+#include "swin/shift_mask.h"
 #include "swin/weight_list.h"
 
 namespace swin::fused_int8 {
@@ -31,7 +32,7 @@ struct StageWeights {
   Parameter merge_gamma, merge_beta;  // [4C], in Swin-V2 [2C]; none in the last stage
   Linear reduction;                   // [2C, 4C]; none in the last stage
   float reduction_quant = 0;
-  Parameter attn_mask;  // [windows, N, N]; none where the stage does not shift
+  WindowMasks masks;  // of images of the configured size; none where the stage does not shift there
 };
 
 struct ModelWeights {

@@ -69,6 +69,11 @@ SWIN_API swin_status swin_load(const char* path, const swin_options* options, sw
 /* The same of a file's `size` bytes in memory, which are not needed after the call. */
 SWIN_API swin_status swin_load_memory(const void* bytes, size_t size, const swin_options* options, swin_model** model);
 
+/* The same model for images of another size. The two share the weights in memory, so that this costs next to nothing, and are
+ * freed each by itself, in any order. Sides are multiples of the patch size; SWIN_ERROR_ARGUMENT where a stage's windows
+ * would be of another size than the model's (docs/backbone.md). *other is NULL after an error. */
+SWIN_API swin_status swin_at_size(const swin_model* model, int64_t height, int64_t width, swin_model** other);
+
 /* NULL is let be. No call with the model may be under way. */
 SWIN_API void swin_free(swin_model* model);
 

@@ -122,16 +122,21 @@ int device_of(const char* name) {
 
 }  // namespace
 
-struct swin_model {
+namespace {
+
+// What the models of one file share, whatever the size of their images.
+struct Loaded {
   std::string name, graph, device_name, isa;
   std::vector<float> mean, std;
   int device, threads;
-  std::unique_ptr<swin::Engine> engine;
   const swin::Backend& backend;
+  std::unique_ptr<swin::Engine> engine;
 
-  swin_model(const EngineFile& file, const std::string& origin, const swin_options& options)
+  Loaded(const EngineFile& file, const std::string& origin, const swin_options& options)
       : name(file.name),
         graph(file.graph),
+        mean(file.mean.begin(), file.mean.end()),
+        std(file.std.begin(), file.std.end()),
         device(device_of(options.device)),
         threads(options.threads > 0 ? options.threads : std::min(processors(), kMostThreads)),
         backend(backend_for(device, options)) {
@@ -139,23 +144,11 @@ struct swin_model {
                options.threads, "; 0 to ", kMostThreads, " is needed");
     device_name = device < 0 ? "cpu" : "cuda:" + std::to_string(device);
     isa = backend.variant();
-    mean.assign(file.mean.begin(), file.mean.end());
-    std.assign(file.std.begin(), file.std.end());
     const swin::CudaDeviceGuard guard(device);
     engine = std::make_unique<swin::Engine>(make_graph(file, origin, backend));
   }
 
   const swin::ModelConfig& config() const { return engine->config(); }
-  std::int64_t outputs() const { return config().num_classes > 0 ? config().num_classes : config().num_features(); }
-
-  void check_stream(const char* where, void* stream) const {
-    SWIN_CHECK(ValueError, where, stream == nullptr || device >= 0,
-               "there is a stream, and the model is on the CPU; NULL is needed");
-  }
-  void run(const float* images, std::int64_t batch, float* features, float* logits, void* stream) {
-    check_stream("swin_forward", stream);
-    engine->forward(images, batch, features, logits, {}, {.threads = threads, .stream = stream});
-  }
 
   // Memory for the pooled features of a call that wants the logits alone. One of another stream may still be in use.
   struct Features {
@@ -202,12 +195,38 @@ struct swin_model {
   std::vector<Features> idle_;
 };
 
+}  // namespace
+
+struct swin_model {
+  std::shared_ptr<Loaded> loaded;
+  std::int64_t height, width;
+
+  const swin::ModelConfig& config() const { return loaded->config(); }
+  std::int64_t outputs() const { return config().num_classes > 0 ? config().num_classes : config().num_features(); }
+  std::vector<swin::StageGeometry> stages() const { return swin::stage_geometries(config(), height, width); }
+  swin::InputShape input(std::int64_t batch) const { return {batch, height, width}; }
+
+  void check_stream(const char* where, void* stream) const {
+    SWIN_CHECK(ValueError, where, stream == nullptr || loaded->device >= 0,
+               "there is a stream, and the model is on the CPU; NULL is needed");
+  }
+  void run(const float* images, std::int64_t batch, float* features, float* logits, void* stream) {
+    check_stream("swin_forward", stream);
+    loaded->engine->forward(images, input(batch), features, logits, {}, {.threads = loaded->threads, .stream = stream});
+  }
+};
+
 namespace {
 
 // Of as many images no size can be more than 64 bits hold: reading a file bounds what else they are multiplied with.
 void check_batch(const char* where, const swin_model& model, std::int64_t batch) {
-  const std::int64_t most = kMostPixels / (model.config().img_h * model.config().img_w);
+  const std::int64_t most = kMostPixels / (model.height * model.width);
   SWIN_CHECK(ValueError, where, batch > 0 && batch <= most, "batch is ", batch, "; 1 to ", most, " images are needed");
+}
+
+swin_model* new_model(const EngineFile& file, const std::string& origin, const swin_options& options) {
+  auto loaded = std::make_shared<Loaded>(file, origin, options);
+  return new swin_model{std::move(loaded), file.config.img_h, file.config.img_w};
 }
 
 }  // namespace
@@ -218,7 +237,7 @@ swin_status swin_load(const char* path, const swin_options* options, swin_model*
     *model = nullptr;
     NEED("swin_load", path);
     const swin_options all = sized_copy("swin_load", options);
-    *model = new swin_model(swin::runtime::read_engine_file(path), path, all);
+    *model = new_model(swin::runtime::read_engine_file(path), path, all);
   });
 }
 
@@ -229,14 +248,24 @@ swin_status swin_load_memory(const void* bytes, size_t size, const swin_options*
     NEED("swin_load_memory", bytes);
     const char* origin = "engine file in memory";
     const swin_options all = sized_copy("swin_load_memory", options);
-    *model = new swin_model(swin::runtime::parse_engine_file(origin, bytes, size), origin, all);
+    *model = new_model(swin::runtime::parse_engine_file(origin, bytes, size), origin, all);
+  });
+}
+
+swin_status swin_at_size(const swin_model* model, int64_t height, int64_t width, swin_model** other) {
+  return guarded([&] {
+    NEED("swin_at_size", other);
+    *other = nullptr;
+    NEED("swin_at_size", model);
+    swin::stage_geometries(model->config(), height, width);  // throws where the model cannot
+    *other = new swin_model{model->loaded, height, width};
   });
 }
 
 void swin_free(swin_model* model) {
   if (model == nullptr) return;
   guarded([&] {
-    const swin::CudaDeviceGuard guard(model->device);
+    const swin::CudaDeviceGuard guard(model->loaded->device);
     delete model;
   });
 }
@@ -247,20 +276,21 @@ swin_status swin_get_info(const swin_model* model, swin_info* info) {
     NEED("swin_get_info", info);
     swin_info all = sized_copy("swin_get_info", info);
     const swin::ModelConfig& c = model->config();
-    all.name = model->name.c_str();
-    all.graph = model->graph.c_str();
-    all.device = model->device_name.c_str();
-    all.isa = model->isa.c_str();
-    all.threads = model->threads;
+    const Loaded& loaded = *model->loaded;
+    all.name = loaded.name.c_str();
+    all.graph = loaded.graph.c_str();
+    all.device = loaded.device_name.c_str();
+    all.isa = loaded.isa.c_str();
+    all.threads = loaded.threads;
     all.channels = c.in_chans;
-    all.height = c.img_h;
-    all.width = c.img_w;
+    all.height = model->height;
+    all.width = model->width;
     all.classes = c.num_classes;
     all.features = c.num_features();
     all.outputs = model->outputs();
     all.stages = static_cast<std::int64_t>(c.depths.size());
-    all.mean = model->mean.empty() ? nullptr : model->mean.data();
-    all.std = model->std.empty() ? nullptr : model->std.data();
+    all.mean = loaded.mean.empty() ? nullptr : loaded.mean.data();
+    all.std = loaded.std.empty() ? nullptr : loaded.std.data();
     std::memcpy(info, &all, info->struct_size);
   });
 }
@@ -271,14 +301,14 @@ swin_status swin_forward(swin_model* model, const float* images, int64_t batch, 
     NEED("swin_forward", images);
     NEED("swin_forward", out);
     check_batch("swin_forward", *model, batch);
-    const swin::CudaDeviceGuard guard(model->device);
+    const swin::CudaDeviceGuard guard(model->loaded->device);
     if (model->config().num_classes == 0) {
       model->run(images, batch, out, nullptr, stream);
       return;
     }
-    swin_model::Features features = model->take(batch, stream);
+    Loaded::Features features = model->loaded->take(batch, stream);
     model->run(images, batch, static_cast<float*>(features.memory.get()), out, stream);
-    model->give_back(std::move(features));
+    model->loaded->give_back(std::move(features));
   });
 }
 
@@ -288,7 +318,7 @@ swin_status swin_features(swin_model* model, const float* images, int64_t batch,
     NEED("swin_features", images);
     NEED("swin_features", out);
     check_batch("swin_features", *model, batch);
-    const swin::CudaDeviceGuard guard(model->device);
+    const swin::CudaDeviceGuard guard(model->loaded->device);
     model->run(images, batch, out, nullptr, stream);
   });
 }
@@ -300,9 +330,10 @@ swin_status swin_stages(swin_model* model, const float* images, int64_t batch, v
     NEED("swin_stages", out);
     check_batch("swin_stages", *model, batch);
     model->check_stream("swin_stages", stream);
-    const swin::CudaDeviceGuard guard(model->device);
+    const swin::CudaDeviceGuard guard(model->loaded->device);
     const std::vector<void*> places(out, out + model->config().depths.size());
-    model->engine->forward_stages(images, batch, places, {.threads = model->threads, .stream = stream});
+    const Loaded& loaded = *model->loaded;
+    loaded.engine->forward_stages(images, model->input(batch), places, {.threads = loaded.threads, .stream = stream});
   });
 }
 
@@ -310,7 +341,7 @@ swin_status swin_stage_shape(const swin_model* model, int64_t stage, int64_t sha
   return guarded([&] {
     NEED("swin_stage_shape", model);
     NEED("swin_stage_shape", shape);
-    const std::vector<swin::StageGeometry> all = swin::stage_geometries(model->config());
+    const std::vector<swin::StageGeometry> all = model->stages();
     SWIN_CHECK(ValueError, "swin_stage_shape", stage >= 0 && stage < std::int64_t(all.size()), "stage is ", stage,
                "; the model has 0 to ", all.size() - 1);
     shape[0] = all[stage].height;
@@ -329,19 +360,20 @@ swin_status swin_normalize(const swin_model* model, const uint8_t* pixels, int64
     check_batch(where, *model, batch);
     SWIN_CHECK(ValueError, where, (mean == nullptr) == (std == nullptr),
                "one of mean and std is NULL; give both or none");
-    const swin::ModelConfig& c = model->config();
+    const Loaded& loaded = *model->loaded;
+    const std::int64_t channels = loaded.config().in_chans;
     if (mean == nullptr) {
-      SWIN_CHECK(ValueError, where, !model->mean.empty(),
+      SWIN_CHECK(ValueError, where, !loaded.mean.empty(),
                  "the engine file does not say how its images are normalized; "
                  "give mean and std, one number per channel each");
-      mean = model->mean.data();
-      std = model->std.data();
+      mean = loaded.mean.data();
+      std = loaded.std.data();
     }
-    for (std::int64_t i = 0; i < c.in_chans; ++i) {
+    for (std::int64_t i = 0; i < channels; ++i) {
       SWIN_CHECK(ValueError, where, std::isfinite(mean[i]) && std::isfinite(std[i]) && std[i] > 0, "channel ", i,
                  " has mean ", mean[i], " and std ", std[i], "; numbers, and a std above zero, are needed");
     }
-    swin::runtime::normalize(pixels, batch, c.img_h, c.img_w, c.in_chans, mean, std, images, model->threads);
+    swin::runtime::normalize(pixels, batch, model->height, model->width, channels, mean, std, images, loaded.threads);
   });
 }
 
@@ -350,8 +382,8 @@ swin_status swin_workspace_bytes(swin_model* model, int64_t batch, int64_t* byte
     NEED("swin_workspace_bytes", model);
     NEED("swin_workspace_bytes", bytes);
     check_batch("swin_workspace_bytes", *model, batch);
-    const swin::CudaDeviceGuard guard(model->device);
-    *bytes = model->engine->workspace_bytes(batch);
+    const swin::CudaDeviceGuard guard(model->loaded->device);
+    *bytes = model->loaded->engine->workspace_bytes(model->input(batch));
   });
 }
 

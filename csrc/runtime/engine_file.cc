@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "json.h"
+#include "swin/geometry.h"
 
 namespace swin::runtime {
 namespace {
@@ -32,7 +33,7 @@ constexpr const char* kVersion = "1";
 constexpr const char* kAgain = "make it again with `python pyharness/convert.py to-engine`";
 
 // Far beyond every Swin, and small enough that no product of a few of them overflows.
-constexpr std::int64_t kMaxCount = std::int64_t{1} << 20, kMaxSide = std::int64_t{1} << 16;
+constexpr std::int64_t kMaxCount = std::int64_t{1} << 20, kMaxSide = kMaxImageSide;
 constexpr std::size_t kMaxStages = 32;
 constexpr double kMaxMlpRatio = 1024, kMaxQkScale = 1 << 20;
 

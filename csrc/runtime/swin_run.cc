@@ -16,6 +16,8 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "npy.h"
@@ -37,7 +39,7 @@ Runs the model of an engine file (pyharness/convert.py to-engine) on the CPU. Wi
 measures on random images.
 
   --images FILE.npy  float32 [n, channels, height, width], normalized as in training, or uint8 [n, height, width,
-                     channels], which the program normalizes as the engine file says
+                     channels], which the program normalizes as the engine file says; of the model's size or another
   --mean M,M,M --std S,S,S
                      normalize uint8 images with these instead
   --top N            print the N likeliest classes of each image (default 1; 0: none)
@@ -45,6 +47,7 @@ measures on random images.
   --out FILE.npy     write the results, float32 [n, classes]
   --features         pooled features in place of logits
   --batch N          images a call (default 1)
+  --img-size HxW     measure with images of this size (default: the model's)
   --threads N        threads a call (default: one for each processor this one may run on)
   --isa NAME         instruction set: amx_int8, avx512_vnni, avx_vnni, avx2, neon_dotprod, portable
   --callers N        measure with N callers at a time, each with `--threads` of its own (default 1)
@@ -62,7 +65,7 @@ struct Arguments {
   std::vector<float> mean, std;
   const char* isa = nullptr;
   int top = 1, threads = 0, callers = 1;
-  std::int64_t batch = 1;
+  std::int64_t batch = 1, height = 0, width = 0;  // 0: the model's
   double seconds = -1;
   bool features = false, json = false;
 };
@@ -93,6 +96,14 @@ std::vector<float> numbers(const std::string& option, const std::string& text) {
   return all;
 }
 
+// "800x1344"
+std::pair<std::int64_t, std::int64_t> sides(const std::string& option, const std::string& text) {
+  constexpr double kMostSide = 65536;
+  const std::size_t cross = text.find('x');
+  if (cross == std::string::npos) throw UsageError(option + " is '" + text + "'; height and width are needed, such as 800x1344");
+  return {whole(option, text.substr(0, cross), 1, kMostSide), whole(option, text.substr(cross + 1), 1, kMostSide)};
+}
+
 Arguments parse(int argc, char** argv) {
   Arguments a;
   const std::map<std::string, std::function<void(const std::string&, char*)>> options = {
@@ -104,6 +115,7 @@ Arguments parse(int argc, char** argv) {
       {"--std", [&](const std::string& o, char* v) { a.std = numbers(o, v); }},
       {"--top", [&](const std::string& o, char* v) { a.top = static_cast<int>(whole(o, v, 0, 1000)); }},
       {"--batch", [&](const std::string& o, char* v) { a.batch = whole(o, v, 1, 65536); }},
+      {"--img-size", [&](const std::string& o, char* v) { std::tie(a.height, a.width) = sides(o, v); }},
       {"--threads", [&](const std::string& o, char* v) { a.threads = static_cast<int>(whole(o, v, 1, 1024)); }},
       {"--callers", [&](const std::string& o, char* v) { a.callers = static_cast<int>(whole(o, v, 1, 1024)); }},
       {"--seconds", [&](const std::string& o, char* v) { a.seconds = number(o, v, 0, 86400); }},
@@ -136,6 +148,7 @@ Arguments parse(int argc, char** argv) {
   if (a.images.empty() && !(a.out.empty() && a.labels.empty() && a.mean.empty())) {
     throw UsageError("--out, --labels, --mean and --std are of images, and there is no --images");
   }
+  if (!a.images.empty() && a.height > 0) throw UsageError("--img-size is of random images; --images have their own");
   if (a.seconds < 0) a.seconds = a.images.empty() ? 3 : 0;
   if (a.images.empty() && a.seconds == 0) throw UsageError("--seconds 0 without --images leaves nothing to do");
   return a;
@@ -157,10 +170,19 @@ class Model {
     load_ms_ = 1000 * seconds_between(start, Clock::now());
     info_.struct_size = sizeof info_;
     need(swin_get_info(model_, &info_));
+    if (a.height > 0) set_size(a.height, a.width);
   }
   ~Model() { swin_free(model_); }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
+
+  // From now on images are of this size.
+  void set_size(std::int64_t height, std::int64_t width) {
+    swin_model* other = nullptr;
+    need(swin_at_size(model_, height, width, &other));
+    swin_free(std::exchange(model_, other));
+    need(swin_get_info(model_, &info_));
+  }
 
   const swin_info& info() const { return info_; }
   double load_ms() const { return load_ms_; }
@@ -236,20 +258,26 @@ std::vector<Guess> guesses_of(const float* logits, std::int64_t classes, int top
   return all;
 }
 
-void need_shape(const NpyReader& file, const std::string& path, const swin_info& i) {
+// Sets the model to the size of the file's images.
+void take_size(Model& model, const NpyReader& file, const std::string& path) {
   const std::vector<std::int64_t>& s = file.shape();
-  const std::vector<std::int64_t> wanted = file.is_u8() ? std::vector<std::int64_t>{i.height, i.width, i.channels}
-                                                        : std::vector<std::int64_t>{i.channels, i.height, i.width};
-  if (s.size() == 4 && s[0] > 0 && std::equal(wanted.begin(), wanted.end(), s.begin() + 1)) return;
-  std::string needed;
-  for (const std::int64_t n : wanted) needed += ", " + std::to_string(n);
-  throw std::runtime_error(path + ": holds " + file.describe() + "; [n" + needed + "] is needed by " + i.name);
+  const swin_info& i = model.info();
+  const std::size_t channels = file.is_u8() ? 3 : 1, height = file.is_u8() ? 1 : 2;
+  const bool fits = s.size() == 4 && s[0] > 0 && s[channels] == i.channels;
+  if (fits && s[height] == i.height && s[height + 1] == i.width) return;
+  try {
+    if (fits) return model.set_size(s[height], s[height + 1]);
+  } catch (const std::runtime_error& e) {
+    throw std::runtime_error(path + ": " + e.what());
+  }
+  const std::string c = std::to_string(i.channels), needed = file.is_u8() ? "height, width, " + c : c + ", height, width";
+  throw std::runtime_error(path + ": holds " + file.describe() + "; [n, " + needed + "] is needed by " + i.name);
 }
 
 // Every image of the file: prints or, as JSON, appends its likeliest classes; writes all results.
 void classify(Model& model, const Arguments& a, std::string& json) {
   NpyReader file(a.images);
-  need_shape(file, a.images, model.info());
+  take_size(model, file, a.images);
   if (file.is_u8() && !a.mean.empty() && static_cast<std::int64_t>(a.mean.size()) != model.info().channels) {
     throw UsageError("--mean and --std have " + std::to_string(a.mean.size()) + " and " + std::to_string(a.std.size()) +
                      " numbers; " + std::to_string(model.info().channels) + " are needed, one per channel");
@@ -365,6 +393,9 @@ int run(const Arguments& a) {
   std::snprintf(text, sizeof text, ", \"threads\": %d, \"batch\": %lld, \"load_ms\": %.3f", i.threads,
                 static_cast<long long>(a.batch), model.load_ms());
   json += text;
+  if (a.images.empty()) {
+    json += ", \"image\": [" + std::to_string(i.channels) + ", " + std::to_string(i.height) + ", " + std::to_string(i.width) + "]";
+  }
   if (!a.json && a.images.empty()) {
     std::printf("model    %s, %s, %lld x %lld x %lld -> %s\n", i.name, i.graph, static_cast<long long>(i.channels),
                 static_cast<long long>(i.height), static_cast<long long>(i.width), output.c_str());

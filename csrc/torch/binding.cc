@@ -114,20 +114,20 @@ at::Device device_of(at::TensorList weights) {
   return weights.empty() ? at::Device(at::kCPU) : weights.front().device();
 }
 
-// Images a model of `c` on `device` takes, contiguous.
+// Images that a model of `c` on `device` takes, contiguous. Which sizes it takes the engine knows.
 at::Tensor check_images(const at::Tensor& images, const ModelConfig& c, const at::Device& device) {
   const char* where = "swin_int8.forward";
   SWIN_CHECK(UnsupportedError, where, images.device() == device, "images are on ", images.device().str(),
              ", the model is on ", device.str(), "; move one of them with .to()");
   SWIN_CHECK(DTypeError, where, images.scalar_type() == at::kFloat, "images are ", images.scalar_type(),
              "; float32 is needed (images.float(), normalized as in training)");
-  SWIN_CHECK(ShapeError, where,
-             images.dim() == 4 && images.size(0) > 0 && images.size(1) == c.in_chans && images.size(2) == c.img_h &&
-                 images.size(3) == c.img_w,
-             "images are ", images.sizes(), "; [batch, ", c.in_chans, ", ", c.img_h, ", ", c.img_w,
-             "] with a batch of at least 1 is needed");
+  SWIN_CHECK(ShapeError, where, images.dim() == 4 && images.size(0) > 0 && images.size(1) == c.in_chans, "images are ",
+             images.sizes(), "; [batch, ", c.in_chans, ", height, width], ", c.img_h, "x", c.img_w,
+             " or another size, with a batch of at least 1 is needed");
   return images.contiguous();
 }
+
+InputShape shape_of(const at::Tensor& images) { return {images.size(0), images.size(2), images.size(3)}; }
 
 // One call of the model: its engine, device and stream, and the checked images.
 struct Call {
@@ -153,7 +153,7 @@ at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS
     const bool classify = call.config.num_classes > 0 && !features_only;
     at::Tensor features = at::empty({input.size(0), call.config.num_features()}, input.options());
     at::Tensor logits = classify ? at::empty({input.size(0), call.config.num_classes}, input.options()) : at::Tensor();
-    call.engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
+    call.engine->forward(input.const_data_ptr(), shape_of(input), features.mutable_data_ptr(),
                          classify ? logits.mutable_data_ptr() : nullptr, RunOptions{skip, poison, nullptr},
                          context(call.device));
     return classify ? logits : features;
@@ -166,7 +166,7 @@ std::vector<at::Tensor> forward_stages(const at::Tensor& images, at::TensorList 
   return translate([&] {
     const Call call(graph, CONFIG_VALUES, weights, residual);
     const at::Tensor input = check_images(images, call.config, call.device);
-    const std::vector<StageGeometry> all = stage_geometries(call.config);
+    const std::vector<StageGeometry> all = stage_geometries(call.config, input.size(2), input.size(3));
     std::vector<void*> places(all.size(), nullptr);
     std::vector<at::Tensor> outputs;
     const at::TensorOptions options = input.options().dtype(scalar_type_of(call.backend.ops().float_dtype));
@@ -178,7 +178,7 @@ std::vector<at::Tensor> forward_stages(const at::Tensor& images, at::TensorList 
       outputs.push_back(at::empty({input.size(0), g.height, g.width, g.dim}, options));
       places[stage] = outputs.back().mutable_data_ptr();
     }
-    call.engine->forward_stages(input.const_data_ptr(), input.size(0), places, context(call.device));
+    call.engine->forward_stages(input.const_data_ptr(), shape_of(input), places, context(call.device));
     return outputs;
   });
 }
@@ -199,26 +199,35 @@ std::vector<at::Tensor> trace(const at::Tensor& images, at::TensorList weights, 
         copies.push_back(copy);
       }
     };
-    call.engine->forward(input.const_data_ptr(), input.size(0), features.mutable_data_ptr(),
+    call.engine->forward(input.const_data_ptr(), shape_of(input), features.mutable_data_ptr(),
                          call.config.num_classes > 0 ? logits.mutable_data_ptr() : nullptr, options,
                          context(call.device));
     return copies;
   });
 }
 
-std::string describe(at::TensorList weights, CONFIG_ARGS, std::int64_t batch) {
-  return translate([&] { return Call(graph, CONFIG_VALUES, weights, residual).engine->describe(batch); });
+InputShape input_shape(std::int64_t batch, at::IntArrayRef size) {
+  SWIN_CHECK(ShapeError, "swin_int8", size.size() == 2, "size has ", size.size(), " numbers; height and width are needed");
+  return {batch, size[0], size[1]};
 }
 
-std::int64_t workspace_bytes(at::TensorList weights, CONFIG_ARGS, std::int64_t batch) {
-  return translate([&] { return Call(graph, CONFIG_VALUES, weights, residual).engine->workspace_bytes(batch); });
+std::string describe(at::TensorList weights, CONFIG_ARGS, std::int64_t batch, at::IntArrayRef size) {
+  return translate([&] {
+    return Call(graph, CONFIG_VALUES, weights, residual).engine->describe(input_shape(batch, size));
+  });
+}
+
+std::int64_t workspace_bytes(at::TensorList weights, CONFIG_ARGS, std::int64_t batch, at::IntArrayRef size) {
+  return translate([&] {
+    return Call(graph, CONFIG_VALUES, weights, residual).engine->workspace_bytes(input_shape(batch, size));
+  });
 }
 
 std::vector<double> time_ops(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS, std::int64_t runs) {
   return translate([&] {
     const Call call(graph, CONFIG_VALUES, weights, residual);
     const at::Tensor input = check_images(images, call.config, call.device);
-    return call.engine->time_nodes(input.const_data_ptr(), input.size(0), static_cast<int>(runs), context(call.device));
+    return call.engine->time_nodes(input.const_data_ptr(), shape_of(input), static_cast<int>(runs), context(call.device));
   });
 }
 
@@ -286,8 +295,8 @@ TORCH_LIBRARY(swin_int8, m) {
         ", str[] skip, bool features_only, bool poison) -> Tensor");
   m.def("forward_stages(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ", int[] stages) -> Tensor[]");
   m.def("trace(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ") -> Tensor[]");
-  m.def("describe(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> str", describe);
-  m.def("workspace_bytes(Tensor[] weights, " CONFIG_SCHEMA ", int batch) -> int", workspace_bytes);
+  m.def("describe(Tensor[] weights, " CONFIG_SCHEMA ", int batch, int[] size) -> str", describe);
+  m.def("workspace_bytes(Tensor[] weights, " CONFIG_SCHEMA ", int batch, int[] size) -> int", workspace_bytes);
   m.def("time_ops(Tensor images, Tensor[] weights, " CONFIG_SCHEMA ", int runs) -> float[]", time_ops);
   m.def("variants() -> str[]", variants);
   m.def("select_variant(str name) -> str", select_variant);
@@ -501,11 +510,16 @@ void op_linear_cosine_qkv(const Tensor& x, const Tensor& w, const Tensor& scale,
   });
 }
 void op_window_attention(const Tensor& qkv, const Tensor& bias, const OptTensor& mask, double qk_factor,
-                         double pv_factor, Tensor& out, const OptTensor& head_scale) {
+                         double pv_factor, Tensor& out, const OptTensor& head_scale, const OptTensor& mask_of) {
   translate([&] {
     const Views view(qkv);
-    run(view, WindowAttentionArgs{view(qkv), view(bias), view(mask), view(head_scale), view(out), float(qk_factor),
-                                  float(pv_factor)});
+    if (mask_of.has_value() && mask.has_value() && mask_of->numel() > 0) {
+      const std::int64_t low = mask_of->min().item<std::int64_t>(), high = mask_of->max().item<std::int64_t>();
+      SWIN_CHECK(ValueError, "window_attention", low >= -1 && high < mask->size(0), "mask_of holds ", low, " to ", high,
+                 "; -1 to ", mask->size(0) - 1, " is needed");
+    }
+    run(view, WindowAttentionArgs{view(qkv), view(bias), view(mask), view(mask_of), view(head_scale), view(out),
+                                  float(qk_factor), float(pv_factor)});
   });
 }
 // Memory for the rows of x ahead of their LayerNorm, where that stands behind the branch.
@@ -571,7 +585,7 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def("linear_cosine_qkv(Tensor x, Tensor w, Tensor scale, Tensor? bias, int heads, Tensor(a!) out) -> ()");
   m.def(
       "window_attention(Tensor qkv, Tensor bias, Tensor? mask, float qk_factor, float pv_factor, Tensor(a!) out, "
-      "Tensor? head_scale=None) -> ()");
+      "Tensor? head_scale=None, Tensor? mask_of=None) -> ()");
   m.def(
       "linear_residual_norm(Tensor x, Tensor w, Tensor scale, Tensor? bias, Tensor(a!) residual, Tensor gamma, "
       "Tensor beta, int[] geometry, float quant, Tensor(b!) out, bool post_norm=False) -> ()");

@@ -598,6 +598,15 @@ void attention(std::int64_t windows, std::int64_t heads, std::int64_t n, std::in
   const float qk_factor = 0.04f * spread(d), pv_factor = 0.9f;
   const TensorView mask_view = masks > 0 ? mask.view() : TensorView{};
   const std::string of = shape_of({windows, heads, n, d, masks});
+  // The fused operation has every second window share a mask, and the others none, where the shape has several.
+  std::vector<std::int32_t> which;
+  for (std::int64_t i = 0; i < masks; ++i) which.push_back(static_cast<std::int32_t>(i % 2 ? masks - 1 : -1));
+  const bool shared = masks > 1;
+  const TensorView which_view = shared ? TensorView(which.data(), DType::kS32, {masks}) : TensorView{};
+  const auto mask_at = [&](std::int64_t window, std::int64_t i, std::int64_t j) {
+    const std::int64_t number = shared ? which[window % masks] : masks - 1;
+    return number < 0 ? 0.0 : mask.f((number * n + i) * n + j);
+  };
 
   const Tensor cosine_scale(random, {heads}, 1, 20);
   for (const bool cosine : {false, true}) {
@@ -620,7 +629,7 @@ void attention(std::int64_t windows, std::int64_t heads, std::int64_t n, std::in
           for (std::int64_t e = 0; e < d; ++e) acc += at(0, i, e) * at(1, j, e);
           const double factor = cosine ? cosine_scale.f(head) / (length(0, i) * length(1, j)) : qk_factor;
           x.push_back(static_cast<double>(acc) * factor + bias.f((head * n + i) * n + j) +
-                      (masks > 0 ? mask.f((window % masks * n + i) * n + j) : 0));
+                      mask_at(window, i, j));
           top = std::fmax(top, x.back());
         }
         for (double& p : x) {
@@ -638,8 +647,14 @@ void attention(std::int64_t windows, std::int64_t heads, std::int64_t n, std::in
     }
     check("window_attention" + of + (cosine ? ", cosine" : ""), {{DType::kS8, {windows * n, c}, false, out, slack}},
           [&](Run& run) {
-            return WindowAttentionArgs{qkv.view(), bias.view(), mask_view, cosine ? cosine_scale.view() : TensorView{},
-                                       run.out[0], qk_factor,   pv_factor};
+            return WindowAttentionArgs{.qkv = qkv.view(),
+                                       .bias = bias.view(),
+                                       .mask = mask_view,
+                                       .mask_of = which_view,
+                                       .head_scale = cosine ? cosine_scale.view() : TensorView{},
+                                       .out = run.out[0],
+                                       .qk_factor = qk_factor,
+                                       .pv_factor = pv_factor};
           });
   }
 

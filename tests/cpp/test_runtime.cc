@@ -1,5 +1,6 @@
 // Tests of what the Python tests cannot reach: the thread pool, plans and their guards, and the op table's refusals.
 // Plain checks, no framework; every failure is printed and the program's status says whether there was one.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include "swin/cpu.h"
 #include "swin/engine.h"
 #include "swin/error.h"
+#include "swin/shift_mask.h"
 #include "thread_pool.h"
 
 namespace {
@@ -208,6 +210,7 @@ class TestBackend : public swin::Backend {
     return swin::cpu_backend().upload_parameter(t);
   }
   swin::Parameter upload_float32(const swin::TensorView& t) const override { return upload_parameter(t); }
+  swin::Parameter upload_int32(const swin::TensorView& t) const override { return swin::cpu_backend().upload_int32(t); }
   std::unique_ptr<swin::PackedWeight> pack_weight(const swin::TensorView& t, swin::InputRange input) const override {
     return swin::cpu_backend().pack_weight(t, input);
   }
@@ -252,7 +255,7 @@ void a_plan_notices_writes_behind_a_buffer() {
     std::memset(a.out.data, 0, a.out.nbytes() + 1);
   };
   const TestBackend backend{table};
-  swin::Plan plan(backend, 1);
+  swin::Plan plan(backend, {1, 8, 8});
   void* in = plan.buffer("in", swin::DType::kS8, 64);
   void* out = plan.buffer("out", swin::DType::kF32, 64);
   plan.add("overrun", swin::OpKind::kFused, 2, 1,
@@ -260,6 +263,61 @@ void a_plan_notices_writes_behind_a_buffer() {
   plan.run({}, {}, false, nullptr);
   expect_error<swin::Error>(
       "wrote past the end of buffer 'out' (stage 2, block 1)", [&] { plan.run({}, {}, true, nullptr); }, __LINE__);
+}
+
+void a_plan_takes_over_the_memory_of_another() {
+  swin::OpTable table;
+  table.dequantize = [](const swin::DequantizeArgs& a, const swin::ExecContext&) {
+    std::memset(a.out.data, 0, a.out.nbytes() + 1);
+  };
+  const TestBackend backend{table};
+  auto first = std::make_unique<swin::Plan>(backend, swin::InputShape{1, 8, 8});
+  void* small = first->buffer("small", swin::DType::kS8, 100);
+  void* large = first->buffer("large", swin::DType::kS8, 5000);
+  void* middle = first->buffer("middle", swin::DType::kS8, 1000);
+  swin::Plan second(backend, {2, 8, 8}, nullptr, std::move(first));
+  EXPECT(second.buffer("as large", swin::DType::kS8, 900) == middle);  // the smallest that does
+  void* fresh = second.buffer("larger than all", swin::DType::kS8, 6000);
+  EXPECT(fresh != small && fresh != large && fresh != middle);
+  void* out = second.buffer("out", swin::DType::kF32, 20);
+  EXPECT(out == small);
+  EXPECT(second.buffer("the last", swin::DType::kS8, 4) == large);
+  EXPECT(second.workspace_bytes() == 900 + 6000 + 80 + 4 + 4 * 64);
+  second.release_spare();
+  // Guards lie behind what the new buffers hold, not where the old ones ended.
+  second.add("overrun", swin::OpKind::kFused, 0, 0,
+             swin::DequantizeArgs{{large, swin::DType::kS8, {1, 20}}, {out, swin::DType::kF32, {1, 20}}, 1.0f});
+  expect_error<swin::Error>("past the end of buffer 'out'", [&] { second.run({}, {}, true, nullptr); }, __LINE__);
+}
+
+void masks_of_shifted_windows() {
+  // 4 x 6 tokens in windows of 2 x 3 shifted by (1, 1); by (0, 1) there is no edge between rows.
+  swin::StageGeometry g{};
+  g.height = 4, g.width = 6, g.window_h = 2, g.window_w = 3, g.shift_h = 1, g.shift_w = 1, g.shifts = true;
+  swin::DistinctMasks m = swin::shift_masks(g);
+  EXPECT((m.of_window == std::vector<std::int32_t>{-1, 0, 1, 2}) && m.count() == 3);
+  const auto open = [&](std::int64_t kind, std::int64_t i, std::int64_t j) { return m.masks[(kind * 6 + i) * 6 + j] == 0; };
+  EXPECT(open(0, 0, 1) && open(0, 0, 4) && !open(0, 1, 2) && open(0, 2, 5));  // the third column came around
+  EXPECT(open(1, 0, 2) && !open(1, 0, 3) && open(1, 3, 5));                   // the second row did
+  EXPECT(open(2, 0, 1) && !open(2, 1, 2) && !open(2, 1, 4) && !open(2, 2, 4) && open(2, 3, 4));
+  std::vector<float> all = m.expanded();
+  EXPECT(all.size() == 4 * 36 && std::all_of(all.begin(), all.begin() + 36, [](float x) { return x == 0; }));
+  const swin::DistinctMasks again = swin::distinct_masks({all.data(), swin::DType::kF32, {4, 6, 6}});
+  EXPECT(again.of_window == m.of_window && again.masks == m.masks && again.expanded() == all);
+  const swin::WindowMasks up = swin::upload_masks(m, swin::cpu_backend());
+  EXPECT(up.masks.view.dim(0) == 3 && up.of_window.view.as<std::int32_t>()[3] == 2);
+  g.shift_h = 0;
+  m = swin::shift_masks(g);
+  EXPECT((m.of_window == std::vector<std::int32_t>{-1, 0, -1, 0}) && m.count() == 1);
+  // Masks that are none at all, and ones that differ in a last bit.
+  std::vector<float> none(2 * 36, 0.0f);
+  none[5] = -0.0f;
+  const swin::DistinctMasks nothing = swin::distinct_masks({none.data(), swin::DType::kF32, {2, 6, 6}});
+  EXPECT((nothing.of_window == std::vector<std::int32_t>{-1, -1}) && nothing.count() == 0);
+  EXPECT(!swin::upload_masks(nothing, swin::cpu_backend()).masks.view);
+  none[35] = 1, none[71] = 1.0000001f;
+  none[5] = 0;
+  EXPECT(swin::distinct_masks({none.data(), swin::DType::kF32, {2, 6, 6}}).count() == 2);
 }
 
 void half_precision_parameters_are_exact() {
@@ -307,6 +365,8 @@ int main() {
   a_missing_op_is_an_error_that_names_it();
   a_linear_operation_refuses_a_weight_for_other_inputs();
   a_plan_notices_writes_behind_a_buffer();
+  a_plan_takes_over_the_memory_of_another();
+  masks_of_shifted_windows();
   half_precision_parameters_are_exact();
   configurations_that_are_no_swin_are_refused();
   std::printf(g_failures ? "%d failed\n" : "all passed\n", g_failures);

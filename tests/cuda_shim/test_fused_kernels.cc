@@ -436,6 +436,8 @@ void test_mlp_residual_norm(const std::vector<RowCase>& cases, NormPlace norm, b
   }
 }
 
+enum class Masks { kNone, kOneEach, kShared };
+
 template <class T>
 void test_window_attention(bool cosine) {
   struct Case {
@@ -462,13 +464,17 @@ void test_window_attention(bool cosine) {
                                          {1, 2, 1, 72, 40, 0},
                                          {2, 2, 1, 144, 32, 0, 1, 100},
                                          {1, 1, 1, 72, 16, 1}}) {
-    for (const bool masked : {false, true}) {
+    for (const Masks masks : {Masks::kNone, Masks::kOneEach, Masks::kShared}) {
+      if (masks == Masks::kShared && k.windows == 1) continue;
       begin(name_of_case("window_attention", type_name<T>(),
-                         {k.images, k.windows, k.heads, k.n, k.d, k.shift, k.bias_shift, masked, cosine}));
+                         {k.images, k.windows, k.heads, k.n, k.d, k.shift, k.bias_shift, static_cast<int>(masks), cosine}));
       Random random(g_case);
       const std::int64_t bw = k.images * k.windows, n = k.n, c = k.heads * k.d;
       Tensor<std::int8_t> qkv({bw * n, 3 * c}, k.shift), out({bw * n, c}), cpu_out({bw * n, c});
-      Twin<T> bias({k.heads, n, n}, k.bias_shift), mask({k.windows, n, n}, k.bias_shift);
+      const bool masked = masks != Masks::kNone, shared = masks == Masks::kShared;
+      Twin<T> bias({k.heads, n, n}, k.bias_shift), mask({shared ? 2 : k.windows, n, n}, k.bias_shift);
+      Tensor<std::int32_t> mask_of({k.windows});
+      for (std::int64_t w = 0; w < k.windows; ++w) mask_of[w] = static_cast<std::int32_t>(shared ? w % 3 - 1 : w);
       Tensor<float> head_scale({k.heads});
       for (std::int64_t h = 0; h < k.heads; ++h) head_scale[h] = h + 1 == k.heads ? k.head_scale : float_of(2 + h);
       fill_s8(qkv, random);
@@ -485,14 +491,15 @@ void test_window_attention(bool cosine) {
       const float qk = float_of(1.5 / (74 * 74 * std::sqrt(k.d))), pv = 0.9f;
       const TensorView device_mask = masked ? mask.device.view : TensorView{};
       const TensorView host_mask = masked ? mask.host.view : TensorView{};
+      const TensorView which = shared ? mask_of.view : TensorView{};
       const TensorView scales = cosine ? head_scale.view : TensorView{};
       run(
           out,
           [&] {
-            call<T>(swin::WindowAttentionArgs{qkv.view, bias.device.view, device_mask, scales, out.view, qk, pv});
+            call<T>(swin::WindowAttentionArgs{qkv.view, bias.device.view, device_mask, which, scales, out.view, qk, pv});
           },
           bw * k.heads * n < 600);
-      call_cpu(swin::WindowAttentionArgs{qkv.view, bias.host.view, host_mask, scales, cpu_out.view, qk, pv});
+      call_cpu(swin::WindowAttentionArgs{qkv.view, bias.host.view, host_mask, which, scales, cpu_out.view, qk, pv});
       const auto at = [&](std::int64_t window, std::int64_t third, std::int64_t token, std::int64_t head, std::int64_t e) {
         return static_cast<std::int64_t>(qkv[(window * n + token) * 3 * c + third * c + head * k.d + e]);
       };
@@ -516,7 +523,7 @@ void test_window_attention(bool cosine) {
           for (std::int64_t e = 0; e < k.d; ++e) acc += at(window, 0, i, head, e) * at(window, 1, j, head, e);
           p[j] = static_cast<double>(acc) * (cosine ? row_scale / length(window, 1, j, head) : row_scale) +
                  bias[(head * n + i) * n + j];
-          if (masked) p[j] += mask[(window % k.windows * n + i) * n + j];
+          if (masked && mask_of[window % k.windows] >= 0) p[j] += mask[(mask_of[window % k.windows] * n + i) * n + j];
           top = std::fmax(top, p[j]);
         }
         for (double& x : p) {
@@ -572,7 +579,7 @@ void test_errors_are_named() {
   expect_error("windows have 1025 tokens; a GPU takes at most 1024", [&] {
     Tensor<std::int8_t> qkv({1025, 3}), rows({1025, 1});
     Tensor<__half> bias({1, 1025, 1025});
-    call<__half>(swin::WindowAttentionArgs{qkv.view, bias.view, {}, {}, rows.view, 1, 1});
+    call<__half>(swin::WindowAttentionArgs{qkv.view, bias.view, {}, {}, {}, rows.view, 1, 1});
   });
 }
 

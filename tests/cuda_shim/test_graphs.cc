@@ -57,6 +57,7 @@ class ShimBackend : public swin::Backend {
     return std::make_unique<swin::cuda::CudaPackedWeight>(host.dim(0), host.dim(1), input, std::move(memory));
   }
   swin::Parameter upload_float32(const TensorView& host) const override { return swin::cpu_backend().upload_parameter(host); }
+  swin::Parameter upload_int32(const TensorView& host) const override { return swin::cpu_backend().upload_int32(host); }
   std::int64_t score_pitch(std::int64_t area) const override { return (area + 15) / 16 * 16; }
   bool mlp_keeps_hidden(std::int64_t rows, std::int64_t dim, std::int64_t hidden) const override {
     return !swin::cuda::mlp_in_blocks(rows, dim, hidden);
@@ -292,14 +293,27 @@ struct Outputs {
   std::vector<float> features, logits;
 };
 
+Outputs run(swin::Plan& plan, const swin::ModelConfig& config, const std::vector<float>& images) {
+  const std::int64_t batch = plan.batch();
+  Outputs out{std::vector<float>(batch * config.num_features()), std::vector<float>(batch * config.num_classes)};
+  plan.bind(images.data(), out.features.data(), out.logits.data());
+  plan.run({}, {}, true, nullptr);
+  return out;
+}
+
 Outputs forward(const std::string& graph_name, const swin::ModelConfig& config, const WeightList& weights,
                 const swin::Backend& backend, const std::vector<float>& images, std::int64_t batch) {
   const std::unique_ptr<swin::Graph> graph = swin::make_graph(graph_name, config, weights.views, backend);
-  const std::unique_ptr<swin::Plan> plan = graph->make_plan(batch);
-  Outputs out{std::vector<float>(batch * config.num_features()), std::vector<float>(batch * config.num_classes)};
-  plan->bind(images.data(), out.features.data(), out.logits.data());
-  plan->run({}, {}, true, nullptr);
-  return out;
+  return run(*graph->make_plan({batch, config.img_h, config.img_w}), config, images);
+}
+
+// What the plan gives of images of another size, in the memory of one of the configured size.
+Outputs forward_at(const swin::InputShape& input, const std::string& graph_name, const swin::ModelConfig& config,
+                   const WeightList& weights, const swin::Backend& backend, const std::vector<float>& images) {
+  const std::unique_ptr<swin::Graph> graph = swin::make_graph(graph_name, config, weights.views, backend);
+  std::unique_ptr<swin::Plan> before = graph->make_plan({input.batch, config.img_h, config.img_w});
+  run(*before, config, images);
+  return run(*graph->make_plan(input, nullptr, std::move(before)), config, images);
 }
 
 // Signal to quantization noise, in dB; NaN counts as nothing right.
@@ -316,6 +330,7 @@ struct Case {
   const char* name;
   swin::ModelConfig config;
   std::int64_t batch;
+  std::int64_t other_h = 0, other_w = 0;  // another image size
 };
 
 swin::ModelConfig model(int mode, std::int64_t h, std::int64_t w, std::int64_t patch, std::int64_t dim,
@@ -346,6 +361,20 @@ swin::ModelConfig pad_first(swin::ModelConfig c) {
 }
 
 int g_failures = 0;
+
+void test_size(const Case& c, const char* graph, const char* type, double bound, const WeightList& weights,
+               const swin::Backend& backend) {
+  Random random{321};
+  std::vector<float> images(c.batch * c.config.in_chans * std::max(c.other_h * c.other_w, c.config.img_h * c.config.img_w));
+  for (float& x : images) x = static_cast<float>(random.normal());
+  const swin::InputShape input{c.batch, c.other_h, c.other_w};
+  const Outputs wanted = forward_at(input, graph, c.config, weights, swin::cpu_backend(), images);
+  const double logits = sqnr(wanted.logits, forward_at(input, graph, c.config, weights, backend, images).logits);
+  const bool ok = logits > bound;
+  g_failures += !ok;
+  std::printf("%-6s %-14s %-13s %-28s at %lldx%lld: logits %5.1f dB (bound %.0f)\n", ok ? "ok" : "FAILED", graph, type, c.name,
+              static_cast<long long>(c.other_h), static_cast<long long>(c.other_w), logits, bound);
+}
 
 template <class T>
 void test(const Case& c, const char* type, double bound) {
@@ -383,6 +412,7 @@ void test(const Case& c, const char* type, double bound) {
     std::printf("%-6s %-14s %-4s %-8s %-28s features %5.1f dB, logits %5.1f dB (bound %.0f", ok ? "ok" : "FAILED", graph,
                 gelu ? "gelu" : "", type, c.name, features, logits, bound);
     std::printf(", masks moved %.1f)\n", broken);
+    if (c.other_h > 0) test_size(c, graph, type, bound, weights, backend);
   }
 }
 
@@ -390,17 +420,17 @@ void test(const Case& c, const char* type, double bound) {
 
 int main() {
   const std::vector<Case> cases = {
-      {"window 7, heads of 32", model(1, 56, 56, 4, 32, {2, 2}, {1, 2}, {7, 7}), 2},
+      {"window 7, heads of 32", model(1, 56, 56, 4, 32, {2, 2}, {1, 2}, {7, 7}), 2, 84, 60},
       {"window 4, not square", model(1, 16, 32, 2, 24, {2, 2}, {3, 3}, {4, 4}), 3},
       {"window 8, int8_mode 2", model(2, 64, 64, 4, 32, {2, 1}, {2, 2}, {8, 8}), 1},
       {"window 3, odd channels", model(2, 24, 24, 2, 10, {2, 2}, {2, 2}, {3, 3}), 2},
       {"window 12", model(1, 48, 48, 2, 16, {2, 1}, {1, 1}, {12, 12}), 1},
-      {"Swin-V2, window 8", v2(model(1, 64, 64, 4, 32, {2, 2}, {1, 2}, {8, 8})), 2},
+      {"Swin-V2, window 8", v2(model(1, 64, 64, 4, 32, {2, 2}, {1, 2}, {8, 8})), 2, 64, 76},
       {"Swin-V2, window 16", v2(model(1, 64, 64, 2, 32, {2, 1}, {1, 2}, {16, 16})), 1},
       {"Swin-V2, odd channels", v2(model(1, 24, 48, 2, 10, {2, 2}, {2, 2}, {3, 3})), 2},
       // Padded windows, and odd sides to merge: 15x13 tokens, then 8x7; 9x11 and 5x6; 15x17 and 8x9; 11x13 and 6x7.
       {"window 7, padded", model(1, 60, 52, 4, 32, {2, 2}, {1, 2}, {7, 7}), 2},
-      {"window 4, padded first", pad_first(model(1, 18, 22, 2, 24, {2, 2}, {3, 3}, {4, 4})), 3},
+      {"window 4, padded first", pad_first(model(1, 18, 22, 2, 24, {2, 2}, {3, 3}, {4, 4})), 3, 16, 26},
       {"Swin-V2, padded", v2(model(1, 60, 68, 4, 32, {2, 2}, {1, 2}, {8, 8})), 2},
       {"Swin-V2, padded first", v2(pad_first(model(1, 22, 26, 2, 10, {2, 2}, {2, 2}, {3, 3}))), 2},
   };

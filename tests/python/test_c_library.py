@@ -434,10 +434,11 @@ def test_swin_run_names_a_mistake_in_its_words(micro, tmp_path, words, message, 
     ("array", "message"),
     [
         (np.zeros((1, 1, 28, 28)), "holds '<f8'; float32 "),
-        (np.zeros((1, 1, 28, 27), np.float32), r"float32 [1, 1, 28, 27]; [n, 1, 28, 28] is needed by swin_micro_digits"),
-        (np.zeros((1, 1, 28, 28), np.uint8), r"uint8 [1, 1, 28, 28]; [n, 28, 28, 1] is needed"),
-        (np.zeros((28, 28), np.float32), "[n, 1, 28, 28] is needed"),
-        (np.zeros((0, 1, 28, 28), np.float32), "[n, 1, 28, 28] is needed"),
+        (np.zeros((1, 1, 28, 27), np.float32), "an image of 28x27 does not divide into patches of 2"),
+        (np.zeros((1, 2, 28, 28), np.float32), r"float32 [1, 2, 28, 28]; [n, 1, height, width] is needed by swin_micro_digits"),
+        (np.zeros((1, 1, 28, 28), np.uint8), r"uint8 [1, 1, 28, 28]; [n, height, width, 1] is needed"),
+        (np.zeros((28, 28), np.float32), "[n, 1, height, width] is needed"),
+        (np.zeros((0, 1, 28, 28), np.float32), "[n, 1, height, width] is needed"),
         (np.asfortranarray(np.zeros((2, 1, 28, 28), np.float32)), "Fortran"),
         (b"\x93NUMPY", "no .npy file"),
         (b"no array at all", "no .npy file"),
@@ -519,7 +520,7 @@ def test_the_library_shows_its_functions_and_no_more(prefix):
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", prefix / "lib" / "libswin_int8_c.so"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert {line.split()[-1] for line in symbols} == declared and len(declared) == 12
+    assert {line.split()[-1] for line in symbols} == declared and len(declared) == 13
 
 
 def test_the_documented_program_in_c(prefix, tmp_path, repository, micro):

@@ -369,7 +369,8 @@ def test_gelu_less_needs_less_workspace(seed):
 
 
 BAD_IMAGES = {
-    "wrong size": (ValueError, r"\[2, 1, 28, 30\]; \[batch, 1, 28, 28\]", lambda: torch.zeros(2, 1, 28, 30)),
+    "no whole patches": (ValueError, "image of 28x29 does not divide into patches of 2", lambda: torch.zeros(2, 1, 28, 29)),
+    "wrong channels": (ValueError, r"\[2, 2, 28, 28\]; \[batch, 1, height, width\], 28x28 or another size", lambda: torch.zeros(2, 2, 28, 28)),
     "three dimensions": (ValueError, r"\[1, 28, 28\]", lambda: torch.zeros(1, 28, 28)),
     "empty batch": (ValueError, "batch of at least 1", lambda: torch.zeros(0, 1, 28, 28)),
     "uint8": (TypeError, r"images are Byte; float32 is needed", lambda: torch.zeros(1, 1, 28, 28, dtype=torch.uint8)),

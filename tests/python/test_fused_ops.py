@@ -209,6 +209,25 @@ def test_window_attention(on: Target, rng, record_ties, windows, heads, n, d, ma
     assert_right(fused_reference.window_attention(qkv, heads, qk, bias, mask, pv), out.check(), record_ties)
 
 
+@pytest.mark.parametrize("windows,heads,n,d", [(6, 3, 49, 32), (6, 2, 144, 24), (6, 1, 17, 12), (6, 2, 5, 7)])
+@pytest.mark.parametrize("cosine", [False, True], ids=["products", "cosines"])
+def test_windows_that_share_masks(on: Target, rng, windows, heads, n, d, cosine):
+    """To the bit as with a mask for each of them; -1 is one of zeros."""
+    images = 3
+    rows, c = images * windows * n, heads * d
+    qkv, bias = s8(rng, rows, 3 * c), normal(rng, heads, n, n).to(on.real)
+    masks = torch.where(normal(rng, 2, n, n) > 0.5, -100.0, 0.0).to(on.real)
+    which = torch.tensor([1, -1, 0, 1, -1, 1], dtype=torch.int32)
+    each = torch.cat((masks, torch.zeros(1, n, n, dtype=on.real)))[which.long()].contiguous()
+    scale = torch.linspace(20.0, 1.0, heads) if cosine else None
+    qk, pv, found = f32(2.0 / (74 * 74 * d**0.5)), f32(0.8 + 0.3 * n**0.5), []
+    for mask, mask_of in ((masks, which), (each, None), (each[:1], None)):
+        out = GuardedOutput((rows, c), torch.int8)
+        on.ops.window_attention(qkv, bias, mask, qk, pv, out.tensor, scale, mask_of)
+        found.append(out.check())
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("window", [(7, 7), (12, 12), (16, 16), (3, 5), (5, 3), (1, 4), (20, 13)], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
 @pytest.mark.parametrize("cosine", [False, True], ids=["products", "cosines"])
@@ -464,6 +483,17 @@ def test_sums_in_int16_never_overflow(variant, rng, n, k, spread, nonnegative):
 
 
 S8 = {"dtype": torch.int8}
+
+
+def with_masks(count: int | None, which: list) -> None:
+    """window_attention of three windows of 4 tokens with `count` masks, of which each window has the one of `which`."""
+    mask = None if count is None else torch.zeros(count, 4, 4)
+    qkv, out = torch.zeros(12, 12, **S8), torch.zeros(12, 4, **S8)
+    numbers = torch.tensor(which)
+    numbers = numbers if numbers.is_floating_point() else numbers.int()
+    ops.window_attention(qkv, torch.zeros(2, 4, 4), mask, 1.0, 1.0, out, None, numbers)
+
+
 BAD_CALLS = {
     "scale of another width": (ValueError, r"linear_s8 .*scale is float32 \[2\]; float32 \[3\] is needed",
         lambda: ops.linear_s8(torch.zeros(4, 8, **S8), torch.zeros(3, 8, **S8), torch.ones(2), None, torch.zeros(4, 3, **S8))),
@@ -487,6 +517,12 @@ BAD_CALLS = {
         lambda: ops.linear_cosine_qkv(torch.zeros(4, 8, **S8), torch.zeros(24, 8, **S8), torch.ones(24), None, 0, torch.zeros(4, 24, **S8))),
     "cosines as floats": (TypeError, r"linear_cosine_qkv .*out is float32 \[4, 24\]; int8 is needed",
         lambda: ops.linear_cosine_qkv(torch.zeros(4, 8, **S8), torch.zeros(24, 8, **S8), torch.ones(24), None, 2, torch.zeros(4, 24))),
+    "windows of no mask there is": (ValueError, r"window_attention.*mask_of holds -1 to 2; -1 to 1 is needed", lambda: with_masks(2, [0, 2, -1])),
+    "windows below none": (ValueError, r"window_attention.*mask_of holds -2 to 0; -1 to 1 is needed", lambda: with_masks(2, [0, -2, 0])),
+    "which masks, and no masks": (ValueError, r"window_attention .*mask_of says which mask a window has, and there is no mask", lambda: with_masks(None, [0, 0, 0])),
+    "windows of another image": (ValueError, r"window_attention .*3 windows are not a multiple of the mask's 2", lambda: with_masks(2, [0, 1])),
+    "windows as fractions": (TypeError, r"window_attention .*mask_of is float32 \[3\]; int32 is needed", lambda: with_masks(2, [0.0, 1.0, 0.0])),
+    "windows of windows": (ValueError, r"window_attention .*mask_of is int32 \[1, 3\]; rank 1 is needed", lambda: with_masks(2, [[0, 1, 0]])),
     "a scale for every head": (ValueError, r"window_attention .*head_scale is float32 \[3\]; float32 \[2\] is needed",
         lambda: ops.window_attention(torch.zeros(4, 12, **S8), torch.zeros(2, 4, 4), None, 1.0, 1.0, torch.zeros(4, 4, **S8), torch.ones(3))),
     "a norm behind the branch without its weight": (ValueError, r"mlp_residual_norm .*gamma",

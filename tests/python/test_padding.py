@@ -107,15 +107,15 @@ def test_the_sizes_of_these_tests_are_what_they_say():
     }
 
 
-def test_pad_first_is_kept_where_it_matters_and_only_there():
-    assert PADDED.pad_first is False and of(PADDED, True).pad_first is True and of(PADDED, True) != PADDED
-    assert of(MICRO_DIGITS, True) == MICRO_DIGITS and hash(of(MICRO_DIGITS, True)) == hash(MICRO_DIGITS)
-    assert of(MICRO_DIGITS, True).pad_first is False
-    odd = dataclasses.replace(ODD_MERGES, img_size=(50, 130), window_size=(5, 13, 17), pad_first=True)
-    assert [s.resolution for s in odd.stages()] == [(25, 65), (13, 33), (7, 17)] and odd.pad_first
+def test_pad_first_is_kept_whatever_the_size():
+    """The engine may be given images of another size, of which windows do not divide the tokens."""
+    for config in (PADDED, MICRO_DIGITS):
+        assert config.pad_first is False and of(config, True).pad_first is True and of(config, True) != config
+        assert all(stage.pad_first for stage in of(config, True).stages())
+    odd = dataclasses.replace(ODD_MERGES, img_size=(50, 130), window_size=(5, 13, 17))
+    assert [s.resolution for s in odd.stages()] == [(25, 65), (13, 33), (7, 17)] and odd.is_padded
     whole = dataclasses.replace(odd, window_size=(5, 33, 17))
-    assert not whole.is_padded and not whole.pad_first, "a merge of odd sides has no cyclic shift to come before"
-    assert all(stage.pad_first for stage in of(PADDED, True).stages())
+    assert not whole.is_padded, "a merge of odd sides has no cyclic shift to come before"
 
 
 @FIRST
@@ -229,7 +229,7 @@ def test_timms_own_model_of_the_name_pads_behind_the_shift(version):
     whole = models.create_model(name, num_classes=2)
     before = models.config_of(whole, name)
     models.make_pad_first(whole)
-    assert models.config_of(whole, name) == before, "nothing to pad"
+    assert models.config_of(whole, name) == dataclasses.replace(before, pad_first=True)
 
 
 @VERSION
@@ -485,14 +485,16 @@ def test_a_padded_checkpoint_is_told_its_order_later(checkpoint, tmp_path, capsy
     assert models.load_model(again)[1]["config"]["pad_first"] is True, "another size leaves the order"
 
 
-def test_pad_first_without_padding_says_that_it_does_nothing(checkpoint, tmp_path, capsys):
+def test_pad_first_without_padding_is_for_other_sizes(checkpoint, tmp_path, capsys):
     printed = convert(capsys, "to-timm", checkpoint, tmp_path / "o.pth", "--pad-first")
-    lines = printed.splitlines()
-    assert lines[0] == "--pad-first has no effect: windows (7, 7) divide the tokens of a 28x28 image"
-    assert lines[1].startswith("wrote ") and "padded" not in lines[1] and len(lines) == 2
-    assert models.load_model(tmp_path / "o.pth")[1]["config"]["pad_first"] is False
+    note = "windows (7, 7) divide the tokens of a 28x28 image, so that padding ahead of the cyclic shift (--pad-first) matters"
+    assert printed.startswith("wrote ") and note in printed and len(printed.splitlines()) == 1
+    model, meta = models.load_model(tmp_path / "o.pth")
+    assert meta["config"]["pad_first"] is True and models.config_of(model, "o").pad_first
+    printed = convert(capsys, "to-timm", tmp_path / "o.pth", tmp_path / "p.pth", "--img-size", "60")
+    assert "divide" not in printed and models.load_model(tmp_path / "p.pth")[1]["config"]["pad_first"] is True
     printed = convert(capsys, "to-timm", checkpoint, tmp_path / "o.pth", "--pad-first", "--img-size", "56")
-    assert "no effect" in printed and "56x56" in printed
+    assert "matters for images of other sizes alone" in printed and "56x56" in printed
 
 
 def test_sides_of_at_most_a_window_are_pointed_out(checkpoint, tmp_path, capsys):

@@ -53,6 +53,8 @@ class Backend {
   virtual Parameter upload_parameter(const TensorView& host) const = 0;
   // `host` is float32 in host memory and stays so: what accumulators are scaled with is beyond float16's range.
   virtual Parameter upload_float32(const TensorView& host) const = 0;
+  // `host` is s32 in host memory.
+  virtual Parameter upload_int32(const TensorView& host) const = 0;
   // `host` is s8 [N, K] in host memory. `input`: what the weight will be multiplied by.
   virtual std::unique_ptr<PackedWeight> pack_weight(const TensorView& host,
                                                     InputRange input = InputRange::kSigned) const = 0;

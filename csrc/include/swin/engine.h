@@ -1,4 +1,4 @@
-// An engine: one graph and its plans, one per batch size and concurrent caller. Safe from several threads.
+// An engine: one graph and its plans, one per input shape and concurrent caller. Safe from several threads.
 #pragma once
 
 #include <memory>
@@ -20,17 +20,19 @@ class Engine {
   explicit Engine(std::unique_ptr<Graph> graph) : graph_(std::move(graph)) {}
 
   const ModelConfig& config() const { return graph_->config(); }
-  // image f32 [batch, in_chans, H, W]; features f32 [batch, num_features]; logits f32 [batch, num_classes] or null.
-  void forward(const void* image, std::int64_t batch, void* features, void* logits, const RunOptions& options,
+  // image f32 [batch, in_chans, height, width]; features f32 [batch, num_features]; logits f32 [batch, num_classes] or null.
+  // Every size that the model's windows fit runs, else ShapeError (swin/geometry.h).
+  void forward(const void* image, const InputShape& input, void* features, void* logits, const RunOptions& options,
                const ExecContext& context);
   // image as above; out: one place per stage, null where it is not wanted, for the residual stream behind it, [batch,
   // height, width, dim] of the backend's float type. No further than the last stage that is wanted.
-  void forward_stages(const void* image, std::int64_t batch, const std::vector<void*>& out, const ExecContext& context);
-  // The nodes of one batch size as JSON: [{"name":..., "kind":..., "stage":..., "block":..., "shape":..., ...}].
-  std::string describe(std::int64_t batch);
-  // Bytes of buffers one forward pass of `batch` images works in, beside the weights.
-  std::int64_t workspace_bytes(std::int64_t batch);
-  std::vector<double> time_nodes(const void* image, std::int64_t batch, int runs, const ExecContext& context);
+  void forward_stages(const void* image, const InputShape& input, const std::vector<void*>& out,
+                      const ExecContext& context);
+  // The nodes of one input shape as JSON: [{"name":..., "kind":..., "stage":..., "block":..., "shape":..., ...}].
+  std::string describe(const InputShape& input);
+  // Bytes of buffers one forward pass of such images works in, beside the weights.
+  std::int64_t workspace_bytes(const InputShape& input);
+  std::vector<double> time_nodes(const void* image, const InputShape& input, int runs, const ExecContext& context);
 
  private:
   class Lease;  // a plan taken from the cache, given back when it goes out of scope

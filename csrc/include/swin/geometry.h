@@ -30,4 +30,11 @@ struct StageGeometry {
 // ShapeError naming the stage where the configuration is not one a Swin can have.
 std::vector<StageGeometry> stage_geometries(const ModelConfig& config);
 
+// The same of images of another size, on the weights of `config`: what its position biases were made for, the windows, must
+// be as large. ShapeError naming the stage where they are not.
+std::vector<StageGeometry> stage_geometries(const ModelConfig& config, std::int64_t height, std::int64_t width);
+
+// Largest side of an image, which keeps every size that follows from it within 64 bits.
+inline constexpr std::int64_t kMaxImageSide = 1 << 16;
+
 }  // namespace swin

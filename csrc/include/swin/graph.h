@@ -15,7 +15,8 @@ namespace swin {
 struct ModelConfig {
   int version = 1;  // Swin-V1 or -V2
   int int8_mode = 1;
-  std::int64_t img_h = 0, img_w = 0, patch_size = 0, in_chans = 0, embed_dim = 0, num_classes = 0;
+  std::int64_t img_h = 0, img_w = 0;  // that the weights' shift masks are of; other sizes run too
+  std::int64_t patch_size = 0, in_chans = 0, embed_dim = 0, num_classes = 0;
   std::vector<std::int64_t> depths, num_heads, window_size;  // one entry per stage
   double mlp_ratio = 4.0;
   bool qkv_bias = true;
@@ -32,7 +33,9 @@ class Graph {
   virtual ~Graph() = default;
   virtual const ModelConfig& config() const = 0;
   virtual const Backend& backend() const = 0;
-  virtual std::unique_ptr<Plan> make_plan(std::int64_t batch, void* stream = nullptr) const = 0;
+  // For images of any size that the model's windows fit (swin/geometry.h), else ShapeError. `retired`: see Plan.
+  virtual std::unique_ptr<Plan> make_plan(const InputShape& input, void* stream = nullptr,
+                                          std::unique_ptr<Plan> retired = nullptr) const = 0;
 };
 
 // `weights`: the FT weight list (docs/weight_format.md) in host memory; an empty slot is a view of no elements.

@@ -190,8 +190,9 @@ struct LinearCosineQkvArgs {
 //   float(sum_e q[i, e] * k[j, e]) * head_scale[head] / (len(q[i]) * len(k[j])), len(a) = sqrt(max(1, sum_e a[e]^2)).
 // qkv s8 [BW*N, 3*h*d], bias float [h, N, N], or compact (swin/position_bias.h) where Backend::takes_compact_bias says so,
 // mask float [windows, N, N] or none, head_scale f32 [h] or none -> out s8 [BW*N, h*d].
+// With mask_of, s32 [windows], mask is float [D, N, N], and a window of an image has the mask_of[window]-th; -1: it has none.
 struct WindowAttentionArgs {
-  TensorView qkv, bias, mask, head_scale, out;
+  TensorView qkv, bias, mask, mask_of, head_scale, out;
   float qk_factor = 0, pv_factor = 0;
 };
 

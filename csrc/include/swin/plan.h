@@ -1,4 +1,4 @@
-// A plan: one batch size's operations in order, bound to memory. Graphs build plans; the engine runs them.
+// A plan: one input shape's operations in order, bound to memory. Graphs build plans; the engine runs them.
 #pragma once
 
 #include <cstdint>
@@ -22,20 +22,31 @@ struct Node {
   OpArgs args;
 };
 
+// The images of a call: float32 [batch, in_chans, height, width].
+struct InputShape {
+  std::int64_t batch = 0, height = 0, width = 0;
+  bool operator==(const InputShape&) const = default;
+};
+
 class Plan {
  public:
   using Observer = std::function<void(const Node&)>;
 
-  // A plan's buffers belong to one queue of work: `stream` is the ExecContext's it will run on.
-  Plan(const Backend& backend, std::int64_t batch, void* stream = nullptr)
-      : backend_(&backend), batch_(batch), stream_(stream) {}
+  // A plan's buffers belong to one queue of work: `stream` is the ExecContext's it will run on. `retired`: a plan of the same
+  // stream that is no longer needed and leaves its memory to this one; null where there is none.
+  Plan(const Backend& backend, const InputShape& input, void* stream = nullptr, std::unique_ptr<Plan> retired = nullptr);
 
-  // Zeroed memory of `elements` of `dtype`, followed by guard bytes, owned by the plan.
+  // Memory of `elements` of `dtype`, followed by guard bytes, owned by the plan. What it holds is left open.
   void* buffer(std::string name, DType dtype, std::int64_t elements);
+  // Has `parameter` live as long as the plan does.
+  TensorView keep(Parameter parameter);
+  // To be called behind the last `buffer`: gives back what is left of the retired plan's memory.
+  void release_spare() { spare_.clear(); }
   void add(std::string name, OpKind kind, int stage, int block, OpArgs args);
 
   const Backend& backend() const { return *backend_; }
-  std::int64_t batch() const { return batch_; }
+  const InputShape& input() const { return input_; }
+  std::int64_t batch() const { return input_.batch; }
   void* stream() const { return stream_; }
   const std::vector<Node>& nodes() const { return nodes_; }
   std::int64_t workspace_bytes() const;
@@ -61,17 +72,18 @@ class Plan {
   struct Buffer {
     std::string name;
     DeviceBuffer memory;
-    std::int64_t bytes;
+    std::int64_t bytes, capacity;  // of the buffer; of its memory, with the guard and what a larger buffer left
   };
   void check_guards(const Node& node) const;
   void run_range(const ExecContext& context, std::size_t first, std::size_t last) const;
 
   const Backend* backend_;
-  std::int64_t batch_;
+  InputShape input_;
   void* stream_;
   bool warm_ = false;
   std::unique_ptr<Recording> recording_;
-  std::vector<Buffer> buffers_;
+  std::vector<Buffer> buffers_, spare_;
+  std::vector<Parameter> kept_;
   std::vector<Node> nodes_;
 };
 

@@ -4,6 +4,7 @@
 
 #include "SwinInt8Block.h"
 #include "SwinInt8V2.h"
+#include "swin/shift_mask.h"
 
 namespace fastertransformer::FT_GRAPH {
 
@@ -15,10 +16,12 @@ namespace {
 
 // Patch embedding: image to residual stream.
 void append_patch_embed(swin::Plan& plan, const swin::ModelConfig& c, const ModelWeights& w, const Buffers& b) {
-  const std::int64_t tokens = plan.batch() * (c.img_h / c.patch_size) * (c.img_w / c.patch_size);
+  const swin::InputShape& input = plan.input();
+  const std::int64_t tokens = input.batch * (input.height / c.patch_size) * (input.width / c.patch_size);
   const TensorView residual(b.residual, plan.backend().ops().float_dtype, {tokens, c.embed_dim});
   plan.add("patch_embed", OpKind::kFloat, -1, -1,
-           swin::PatchEmbedArgs{.image = TensorView(nullptr, DType::kF32, {plan.batch(), c.in_chans, c.img_h, c.img_w}),
+           swin::PatchEmbedArgs{.image = TensorView(nullptr, DType::kF32,
+                                                    {input.batch, c.in_chans, input.height, input.width}),
                                 .weight = w.patch_weight.view,
                                 .out = residual,
                                 .patch_size = c.patch_size});
@@ -81,28 +84,38 @@ void append_classifier(swin::Plan& plan, const swin::ModelConfig& c, const Stage
                           .out = TensorView(nullptr, DType::kF32, {plan.batch(), c.num_classes})});
 }
 
+// What the shifted blocks of a stage mask: of the configured image size the weights say it, of others the geometry.
+TensorView stage_mask(swin::Plan& plan, const swin::ModelConfig& c, const StageGeometry& g, const StageWeights& w) {
+  if (!g.shifts) return {};
+  if (plan.input().height == c.img_h && plan.input().width == c.img_w) return w.attn_mask.view;
+  std::vector<float> masks = shift_masks(g).expanded();
+  const std::int64_t n = g.window_area();
+  return plan.keep(plan.backend().upload_parameter(TensorView(masks.data(), DType::kF32, {g.windows(), n, n})));
+}
+
 }  // namespace
 
 SwinInt8::SwinInt8(const swin::ModelConfig& config, const std::vector<TensorView>& weights,
                    const swin::Backend& backend)
-    : config_(config),
-      backend_(backend),
-      stages_(stage_geometries(config)),
-      weights_(load_weights(config, weights, backend)) {}
+    : config_(config), backend_(backend), weights_(load_weights(config, weights, backend)) {}
 
-std::unique_ptr<swin::Plan> SwinInt8::make_plan(std::int64_t batch, void* stream) const {
-  auto plan = std::make_unique<swin::Plan>(backend_, batch, stream);
-  Buffers buffers(*plan, config_, stages_);
+std::unique_ptr<swin::Plan> SwinInt8::make_plan(const swin::InputShape& input, void* stream,
+                                                std::unique_ptr<swin::Plan> retired) const {
+  const std::vector<StageGeometry> stages = stage_geometries(config_, input.height, input.width);
+  auto plan = std::make_unique<swin::Plan>(backend_, input, stream, std::move(retired));
+  Buffers buffers(*plan, config_, stages);
+  plan->release_spare();
   append_patch_embed(*plan, config_, weights_, buffers);
-  for (std::size_t i = 0; i < stages_.size(); ++i) {
-    const StageWeights& stage = weights_.stages[i];
-    for (std::size_t j = 0; j < stage.blocks.size(); ++j) {
-      append_block(*plan, config_, stages_[i], {static_cast<int>(i), static_cast<int>(j)}, stage.blocks[j],
-                   stage.attn_mask, buffers);
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const StageWeights& weights = weights_.stages[i];
+    const TensorView attn_mask = stage_mask(*plan, config_, stages[i], weights);
+    for (std::size_t j = 0; j < weights.blocks.size(); ++j) {
+      append_block(*plan, config_, stages[i], {static_cast<int>(i), static_cast<int>(j)}, weights.blocks[j], attn_mask,
+                   buffers);
     }
-    if (stages_[i].has_downsample) append_downsample(*plan, config_, stages_[i], static_cast<int>(i), stage, buffers);
+    if (stages[i].has_downsample) append_downsample(*plan, config_, stages[i], static_cast<int>(i), weights, buffers);
   }
-  append_classifier(*plan, config_, stages_.back(), weights_, buffers);
+  append_classifier(*plan, config_, stages.back(), weights_, buffers);
   return plan;
 }
 

@@ -11,12 +11,12 @@ class SwinInt8 : public swin::Graph {
 
   const swin::ModelConfig& config() const override { return config_; }
   const swin::Backend& backend() const override { return backend_; }
-  std::unique_ptr<swin::Plan> make_plan(std::int64_t batch, void* stream) const override;
+  std::unique_ptr<swin::Plan> make_plan(const swin::InputShape& input, void* stream,
+                                        std::unique_ptr<swin::Plan> retired) const override;
 
  private:
   swin::ModelConfig config_;
   const swin::Backend& backend_;
-  std::vector<StageGeometry> stages_;
   ModelWeights weights_;
 };
 

@@ -14,7 +14,7 @@ namespace {
 
 // Ops 1 to 8: norm1 to norm2, residual added on the way.
 void append_attention(swin::Plan& plan, const swin::ModelConfig& config, const StageGeometry& g, BlockPosition at,
-                      const BlockWeights& w, const swin::Parameter& attn_mask, const Buffers& b) {
+                      const BlockWeights& w, const TensorView& attn_mask, const Buffers& b) {
   const swin::BlockScales& s = w.scales;
   const bool shifted = at.block % 2 == 1 && (g.shift_h > 0 || g.shift_w > 0);
   const swin::WindowGeometry windows = g.of_block(plan.batch(), at.block);
@@ -56,7 +56,7 @@ void append_attention(swin::Plan& plan, const swin::ModelConfig& config, const S
   add("softmax", OpKind::kFused,
       swin::SoftmaxArgs{.scores = scores,
                         .bias = w.relative_position_bias.view,
-                        .mask = shifted ? attn_mask.view : TensorView(),
+                        .mask = shifted ? attn_mask : TensorView(),
                         .out = probabilities,
                         .dequant = s.softmax_input.dequant,
                         .scale = scale,
@@ -118,7 +118,7 @@ void append_mlp(swin::Plan& plan, const swin::ModelConfig& config, const StageGe
 }  // namespace
 
 void append_block(swin::Plan& plan, const swin::ModelConfig& config, const StageGeometry& stage, BlockPosition position,
-                  const BlockWeights& weights, const swin::Parameter& attn_mask, const Buffers& buffers) {
+                  const BlockWeights& weights, const TensorView& attn_mask, const Buffers& buffers) {
   if (config.version == 2) {
     append_attention_v2(plan, stage, position, weights, attn_mask, buffers);
   } else {

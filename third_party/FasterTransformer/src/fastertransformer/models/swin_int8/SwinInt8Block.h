@@ -13,6 +13,6 @@ struct BlockPosition {
 
 // Appends the block's operations (docs/architecture.md, ops 1 to 12) to `plan`. Reads and updates `buffers.residual`.
 void append_block(swin::Plan& plan, const swin::ModelConfig& config, const StageGeometry& stage, BlockPosition position,
-                  const BlockWeights& weights, const swin::Parameter& attn_mask, const Buffers& buffers);
+                  const BlockWeights& weights, const swin::TensorView& attn_mask, const Buffers& buffers);
 
 }  // namespace fastertransformer::FT_GRAPH

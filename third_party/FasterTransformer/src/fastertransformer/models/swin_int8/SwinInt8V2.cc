@@ -7,7 +7,7 @@ using swin::OpKind;
 using swin::TensorView;
 
 void append_attention_v2(swin::Plan& plan, const StageGeometry& g, BlockPosition at, const BlockWeights& w,
-                         const swin::Parameter& attn_mask, const Buffers& b) {
+                         const TensorView& attn_mask, const Buffers& b) {
   const swin::BlockScales& s = w.scales;
   const bool shifted = at.block % 2 == 1 && (g.shift_h > 0 || g.shift_w > 0);
   const swin::WindowGeometry windows = g.of_block(plan.batch(), at.block);
@@ -44,7 +44,7 @@ void append_attention_v2(swin::Plan& plan, const StageGeometry& g, BlockPosition
       swin::HeadScaleSoftmaxArgs{.scores = scores,
                                  .head_scale = w.logit_scale.view,
                                  .bias = w.relative_position_bias.view,
-                                 .mask = shifted ? attn_mask.view : TensorView(),
+                                 .mask = shifted ? attn_mask : TensorView(),
                                  .out = probabilities,
                                  .dequant = s.softmax_input.dequant,
                                  .quant = s.matmul_a.quant});

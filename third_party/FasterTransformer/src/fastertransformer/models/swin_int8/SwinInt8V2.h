@@ -8,7 +8,7 @@ namespace fastertransformer::FT_GRAPH {
 
 // Ops 1 to 8 of docs/architecture.md, "Swin-V2": the attention and norm1, up to FC1's input.
 void append_attention_v2(swin::Plan& plan, const StageGeometry& g, BlockPosition at, const BlockWeights& w,
-                         const swin::Parameter& attn_mask, const Buffers& b);
+                         const swin::TensorView& attn_mask, const Buffers& b);
 // Op 12: FC2's bias, norm2, and the residual.
 void append_mlp_end_v2(swin::Plan& plan, const StageGeometry& g, BlockPosition at, const BlockWeights& w,
                        const Buffers& b);
