@@ -35,6 +35,7 @@ from benchmarks.peers.methods import Built, Method, Setting, all_methods
 from benchmarks.peers.rows import PeerRow
 from pyharness import measure, results
 from pyharness.errors import EngineError, HarnessError, run_cli
+from pyharness.export import image_size
 from pyharness.reproduce_table2 import add_file_options
 from pyharness.training import report
 
@@ -88,12 +89,22 @@ def quiet() -> Iterator[None]:
 
 
 def setting_of(model: str, batch: int, threads: int, isa: str, work: Path) -> Setting:
-    """The model, its images and the conditions of one group. ModelError where the name is unknown."""
+    """The model ("NAME", or "NAME@HxW" for another image size), its images and the conditions of one group. ModelError
+    where the name is unknown, HarnessError for a size that is none."""
     from pyharness.models import config_of, create_model
 
-    net = create_model(model)
-    config = config_of(net, model)
+    name, at, size = model.partition("@")
+    net = create_model(name, img_size=size_of(size) if at else None)
+    config = config_of(net, name)
     return Setting(model, config, net, measure.random_images(config, batch), threads, isa, work / "peers")
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width of "800x1344"; HarnessError for anything else."""
+    try:
+        return image_size(text)
+    except argparse.ArgumentTypeError as error:
+        raise HarnessError(f"--models: {error}") from None
 
 
 @dataclasses.dataclass
@@ -208,7 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what")
     what.add_argument(
         "--models", nargs="+", default=list(results.PUBLISHED), metavar="MODEL",
-        help="timm names, weights random (default: T, S, B, L)",
+        help="timm names, weights random (default: T, S, B, L); NAME@HxW: with images of that size",
     )  # fmt: skip
     what.add_argument(
         "--batch", nargs="+", type=int, default=list(DEFAULT_BATCHES), metavar="N",

@@ -57,7 +57,11 @@ def save(figure: Any, path: Path) -> None:
 
 
 def short_model(model: str) -> str:
-    """`swin_tiny_patch4_window7_224` -> `Swin-T`, `swin_base_patch4_window12_384` -> `Swin-B 384`; others stay."""
+    """`swin_tiny_patch4_window7_224` -> `Swin-T`, `swin_base_patch4_window12_384` -> `Swin-B 384`, and with an image
+    size behind it, `...@800x1344`, `Swin-T 800x1344`; others stay."""
+    model, at, size = model.partition("@")
+    if at:
+        return f"{short_model(model).removesuffix(' 384')} {size}"
     for word, letter in (("tiny", "T"), ("small", "S"), ("base", "B"), ("large", "L")):
         if model.startswith(f"swin_{word}_"):
             return f"Swin-{letter} 384" if model.endswith("_384") else f"Swin-{letter}"

@@ -19,11 +19,12 @@ import torch
 from benchmarks import peers_cpu
 from benchmarks.peers import artefacts, cpuid, memory, methods, plot, rows, runtimes
 from benchmarks.peers import isa as isas
-from benchmarks.peers.methods import Built, Method
+from benchmarks.peers.methods import Built, Method, all_methods
 from benchmarks.peers.rows import PeerRow
 from pyharness import measure, results
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import FormatError, HarnessError, run_cli
+from pyharness.plots import short_model
 
 MICRO = MICRO_DIGITS.name
 META = {
@@ -413,6 +414,19 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> methods.Setting:
 def wanted(setting: methods.Setting) -> torch.Tensor:
     with torch.no_grad():
         return setting.model(setting.images)
+
+
+def test_a_model_at_another_image_size(tmp_path: Path) -> None:
+    setting = peers_cpu.setting_of(f"{MICRO}@42x60", 2, 1, "native", tmp_path)
+    assert setting.shape == "2x1x42x60" and setting.config.img_size == (42, 60) and setting.name == f"{MICRO}@42x60"
+    with torch.no_grad():
+        wanted = setting.model(setting.images)
+    ready = peers_cpu.prepare(all_methods()["fused_int8"], setting, wanted, "A CPU")
+    assert ready.row.model == f"{MICRO}@42x60" and ready.built.call().shape == wanted.shape
+    assert short_model("swin_tiny_patch4_window7_224@800x1344") == "Swin-T 800x1344"
+    assert short_model("swin_base_patch4_window12_384@768x1152") == "Swin-B 768x1152"
+    with pytest.raises(HarnessError, match="--models: '42y' is no image size; give N or HxW"):
+        peers_cpu.setting_of(f"{MICRO}@42y", 2, 1, "native", tmp_path)
 
 
 def peer(build, precision: str = "fp32", packages: tuple[str, ...] = ("torch",), ours: bool = False) -> Method:
