@@ -12,10 +12,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from op_targets import CPU_VARIANTS, target
+from op_targets import CPU_VARIANTS, CUDA_PARAMS, Target, target
 from quant_helpers import NON_SQUARE, PADDED, PADDED_FIRST, THREE_STAGES
 from test_c_library import swin_run
-from test_engine import images_for
+from test_engine import images_for, model_on
 from v2_configs import FINE_TUNED, SMALL
 
 from pyharness.c_library import ERROR_ARGUMENT, CModel, StatusError, check, library
@@ -123,6 +123,20 @@ def test_sizes_from_several_threads(seed):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.gpu
+@GRAPH
+@pytest.mark.parametrize("place", [pytest.param(p.values[0], marks=pytest.mark.gpu) for p in CUDA_PARAMS])
+def test_sizes_on_a_gpu(place, graph, seed):
+    """Recorded passes too: from the second call of a shape on."""
+    there = Target(place)
+    model = model_on(there, random_engine_file(THREE_STAGES, graph, seed=seed))
+    for size in [(56, 56), (84, 98), (66, 92), (112, 56), (60, 70), (84, 98)]:
+        other = model_on(there, random_engine_file(at(THREE_STAGES, size), graph, seed=seed))
+        images = images_for(other.config, 2, seed).cuda()
+        for _ in range(3):
+            assert torch.equal(model(images), other(images))
 
 
 def test_masks_of_the_file_count_at_its_own_size(seed):
