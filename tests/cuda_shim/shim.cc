@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "arithmetic.h"
+
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -376,21 +378,19 @@ void wait_for_copies(int pending) {
 
 void mma_s8_16832(int (&acc)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   const Deposit* lanes = meet(0xffffffffu, "mma_s8_16832", {{a[0], a[1], a[2], a[3], b[0], b[1]}});
-  const auto byte = [](std::uint32_t word, int i) {
-    return static_cast<int>(static_cast<std::int8_t>(word >> (8 * i)));
-  };
+  // This lane's rows g and g + 8 of the left matrix and columns 2t and 2t + 1 of the right one, four of k to a word.
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int row = i / 2, column = 2 * t + i % 2;  // row g + 8 * row
-    std::uint32_t sum = static_cast<std::uint32_t>(acc[i]);
-    for (int k = 0; k < 32; ++k) {
-      const int owner = k % 16 / 4, upper = k / 16;
-      const int left = byte(lanes[4 * g + owner].word[2 * upper + row], k % 4);
-      const int right = byte(lanes[4 * column + owner].word[4 + upper], k % 4);
-      sum += static_cast<std::uint32_t>(left * right);
+  std::uint32_t rows[2][8], columns[2][8], sums[2][2];
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      const int owner = j % 4, upper = j / 4;
+      rows[i][j] = lanes[4 * g + owner].word[2 * upper + i];
+      columns[i][j] = lanes[4 * (2 * t + i) + owner].word[4 + upper];
     }
-    acc[i] = static_cast<int>(sum);
   }
+  std::memcpy(sums, acc, sizeof sums);
+  multiply_s8_2x2x32(sums, rows, columns);
+  std::memcpy(acc, sums, sizeof sums);
 }
 
 }  // namespace shim

@@ -4,6 +4,7 @@
 // that can make of it.
 //
 //   test_cuda_fused_kernels [NAME]     only the tests whose name contains NAME
+#include "arithmetic.h"
 #include "kernel_test.h"
 #include "packed_weight.h"
 
@@ -29,9 +30,7 @@ struct Weight {
   // x[row] . w[n], exactly.
   double product(const Tensor<std::int8_t>& x, std::int64_t row, std::int64_t n) const {
     const std::int64_t k = device->k;
-    std::int64_t sum = 0;
-    for (std::int64_t i = 0; i < k; ++i) sum += x[row * k + i] * values[n * k + i];
-    return static_cast<double>(sum);
+    return static_cast<double>(shim::dot_s8(x.data() + row * k, values.data() + n * k, k));
   }
 };
 
@@ -500,16 +499,13 @@ void test_window_attention(bool cosine) {
           },
           bw * k.heads * n < 600);
       call_cpu(swin::WindowAttentionArgs{qkv.view, bias.host.view, host_mask, which, scales, cpu_out.view, qk, pv});
-      const auto at = [&](std::int64_t window, std::int64_t third, std::int64_t token, std::int64_t head, std::int64_t e) {
-        return static_cast<std::int64_t>(qkv[(window * n + token) * 3 * c + third * c + head * k.d + e]);
+      // The d numbers of one token and head: of q, k or v.
+      const auto vector_of = [&](std::int64_t window, std::int64_t third, std::int64_t token, std::int64_t head) {
+        return qkv.data() + (window * n + token) * 3 * c + third * c + head * k.d;
       };
       const auto length = [&](std::int64_t window, std::int64_t third, std::int64_t token, std::int64_t head) {
-        double squares = 0;
-        for (std::int64_t e = 0; e < k.d; ++e) {
-          const auto x = static_cast<double>(at(window, third, token, head, e));
-          squares += x * x;
-        }
-        return std::sqrt(std::fmax(1, squares));
+        const std::int8_t* x = vector_of(window, third, token, head);
+        return std::sqrt(std::fmax(1, static_cast<double>(shim::dot_s8(x, x, k.d))));
       };
       for (std::int64_t item = 0; item < bw * k.heads * n; ++item) {
         const std::int64_t window = item / n / k.heads, head = item / n % k.heads, i = item % n;
@@ -519,8 +515,7 @@ void test_window_attention(bool cosine) {
         std::vector<double> p(n);
         double top = -1e30, sum = 0, unsure = 0;
         for (std::int64_t j = 0; j < n; ++j) {
-          std::int64_t acc = 0;
-          for (std::int64_t e = 0; e < k.d; ++e) acc += at(window, 0, i, head, e) * at(window, 1, j, head, e);
+          const std::int64_t acc = shim::dot_s8(vector_of(window, 0, i, head), vector_of(window, 1, j, head), k.d);
           p[j] = static_cast<double>(acc) * (cosine ? row_scale / length(window, 1, j, head) : row_scale) +
                  bias[(head * n + i) * n + j];
           if (masked && mask_of[window % k.windows] >= 0) p[j] += mask[(mask_of[window % k.windows] * n + i) * n + j];
@@ -531,9 +526,10 @@ void test_window_attention(bool cosine) {
           unsure += std::fabs(x - std::floor(x) - 0.5) < close;  // either way of rounding is right
           sum += x = std::nearbyint(x);
         }
+        const std::int8_t* values = vector_of(window, 2, 0, head);
         for (std::int64_t e = 0; e < k.d; ++e) {
           double y = 0;
-          for (std::int64_t j = 0; j < n; ++j) y += p[j] * static_cast<double>(at(window, 2, j, head, e));
+          for (std::int64_t j = 0; j < n; ++j) y += p[j] * values[j * 3 * c + e];
           y *= pv / sum;
           const double slack = 1e-3 + unsure * 256 * pv / sum;
           const std::int64_t index = (window * n + i) * c + head * k.d + e;

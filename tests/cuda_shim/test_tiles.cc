@@ -4,6 +4,7 @@
 //   test_cuda_tiles [NAME]     only the tests whose name contains NAME
 #include <memory>
 
+#include "arithmetic.h"
 #include "gemm_tiles.h"
 #include "kernel_test.h"
 
@@ -41,8 +42,7 @@ struct Operands {
     }
     for (std::int64_t m = 0; m < s.m; ++m) {
       for (std::int64_t n = 0; n < s.n; ++n) {
-        std::int64_t acc = 0;
-        for (std::int64_t k = 0; k < s.k; ++k) acc += x[m * s.k + k] * w[n * s.k + k];
+        const std::int64_t acc = shim::dot_s8(x.data() + m * s.k, w.data() + n * s.k, s.k);
         y.push_back(static_cast<double>(acc) * static_cast<double>(scale[n]) + (with_bias ? bias[n] : 0));
       }
     }
