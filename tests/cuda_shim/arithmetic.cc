@@ -1,6 +1,7 @@
 #include "arithmetic.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace shim {
@@ -22,13 +23,40 @@ std::int64_t dot_s8(const std::int8_t* x, const std::int8_t* w, std::int64_t n) 
   return sum;
 }
 
-void multiply_s8_2x2x32(std::uint32_t (&acc)[2][2], const std::uint32_t (&a)[2][8], const std::uint32_t (&b)[2][8]) {
-  std::int8_t left[2][32], right[2][32];
-  std::memcpy(left, a, sizeof left);
-  std::memcpy(right, b, sizeof right);
+void multiply_lane(int (&acc)[4], const Deposit* lanes, int lane) {
+  // Its rows g and g + 8 of the left matrix and columns 2t and 2t + 1 of the right one, four of k to a word.
+  const int g = lane / 4, t = lane % 4;
+  std::uint32_t rows[2][8], columns[2][8];
   for (int i = 0; i < 2; ++i) {
-    for (int j = 0; j < 2; ++j) acc[i][j] += static_cast<std::uint32_t>(dot_block(left[i], right[j], 32));
+    for (int j = 0; j < 8; ++j) {
+      const int owner = j % 4, upper = j / 4;
+      rows[i][j] = lanes[4 * g + owner].word[2 * upper + i];
+      columns[i][j] = lanes[4 * (2 * t + i) + owner].word[4 + upper];
+    }
   }
+  std::int8_t left[2][32], right[2][32];
+  std::memcpy(left, rows, sizeof left);
+  std::memcpy(right, columns, sizeof right);
+  for (int i = 0; i < 4; ++i) {  // modulo 2^32
+    const auto sum = static_cast<std::uint32_t>(dot_block(left[i / 2], right[i % 2], 32));
+    acc[i] = static_cast<int>(static_cast<std::uint32_t>(acc[i]) + sum);
+  }
+}
+
+float exp2_approx(float x) {
+  if (x < -126) return 0;  // ftz
+  return std::exp2(x);
+}
+float reciprocal_approx(float x) { return 1.0f / x; }
+
+std::uint32_t pack_saturated_s8(int a, int b, int c, int d) {
+  std::uint32_t all = 0;
+  const int values[4] = {a, b, c, d};
+  for (int i = 0; i < 4; ++i) {
+    const int clamped = values[i] < -128 ? -128 : values[i] > 127 ? 127 : values[i];
+    all |= (static_cast<std::uint32_t>(clamped) & 255u) << (8 * i);
+  }
+  return all;
 }
 
 }  // namespace shim

@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "arithmetic.h"
+
 // -------------------------------------------------------------------------------------------------------------
 // language
 
@@ -89,10 +91,6 @@ void launch(dim3 grid, dim3 block, std::size_t shared, void* stream, const Body&
       grid, block, shared, stream, [](void* b) { (*static_cast<const Body*>(b))(); }, const_cast<Body*>(&body));
 }
 
-// What one lane lays down for the others at a collective.
-struct Deposit {
-  std::uint32_t word[6];
-};
 // Waits for the lanes of `mask`; then the deposits of the warp's 32 lanes, valid until the caller's next collective.
 // `what` names the collective: lanes that meet at different ones are an error.
 const Deposit* meet(unsigned mask, const char* what, const Deposit& mine);
@@ -109,9 +107,6 @@ T exchange(unsigned mask, const char* what, T value, int source) {
   return result;
 }
 
-float exp2_approx(float x);
-float reciprocal_approx(float x);
-std::uint32_t pack_saturated_s8(int a, int b, int c, int d);
 void mma_s8_16832(int (&acc)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
 // The running block's dynamic shared memory: as many bytes as its launch named, aligned to 16.
@@ -195,8 +190,11 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   return result;
 }
 inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 4; ++i) c += static_cast<std::int8_t>(a >> (8 * i)) * static_cast<std::int8_t>(b >> (8 * i));
-  return c;
+  const auto product = [](int x, int y) {
+    return static_cast<unsigned>(static_cast<std::int8_t>(x)) * static_cast<unsigned>(static_cast<std::int8_t>(y));
+  };
+  return static_cast<int>(static_cast<unsigned>(c) + product(a, b) + product(a >> 8, b >> 8) +
+                          product(a >> 16, b >> 16) + product(a >> 24, b >> 24));  // modulo 2^32
 }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline int min(int a, int b) { return a < b ? a : b; }

@@ -4,7 +4,6 @@
 // that can make of it.
 //
 //   test_cuda_fused_kernels [NAME]     only the tests whose name contains NAME
-#include "arithmetic.h"
 #include "kernel_test.h"
 #include "packed_weight.h"
 
@@ -173,9 +172,11 @@ void compare_quantized(const Tensor<std::int8_t>& out, const Tensor<T>& residual
                        float quant) {
   const std::int64_t c = residual.view.dim(1);
   std::vector<double> exact;
-  for (std::int64_t i = 0; i < out.size(); ++i) {
-    const std::int64_t from = image_row(g, i / c);
-    exact.push_back(from >= 0 ? static_cast<double>(swin::cuda::to_float(residual[from * c + i % c])) * quant : 0);
+  for (std::int64_t r = 0; r < out.size() / c; ++r) {
+    const std::int64_t from = image_row(g, r);
+    for (std::int64_t i = 0; i < c; ++i) {
+      exact.push_back(from >= 0 ? static_cast<double>(swin::cuda::to_float(residual[from * c + i])) * quant : 0);
+    }
   }
   compare_s8(out, nullptr, exact);
 }
@@ -301,13 +302,15 @@ void test_linear_residual_norm(const std::vector<RowCase>& cases, NormPlace norm
     beta.normal(random);
     const float quant = float_of(127 / 2.2);
     std::vector<double> y, sums(m * c);
-    for (std::int64_t i = 0; i < p * c; ++i) {
-      y.push_back(w.product(x, i / c, i % c) * static_cast<double>(scale[i % c]) + bias[i % c]);
+    for (std::int64_t r = 0; r < p; ++r) {
+      for (std::int64_t i = 0; i < c; ++i) {
+        y.push_back(w.product(x, r, i) * static_cast<double>(scale[i]) + bias[i]);
+      }
     }
     if (post) normed_rows(y, gamma, beta);
-    for (std::int64_t i = 0; i < p * c; ++i) {
-      const std::int64_t to = image_row(g, i / c), at = to * c + i % c;
-      if (to >= 0) sums[at] = residual[at] + y[i];
+    for (std::int64_t r = 0; r < p; ++r) {
+      const std::int64_t to = image_row(g, r);
+      for (std::int64_t i = 0; i < c && to >= 0; ++i) sums[to * c + i] = residual[to * c + i] + y[r * c + i];
     }
     swin::LinearResidualNormArgs args{};
     args.x = x.view;

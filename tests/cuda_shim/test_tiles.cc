@@ -4,7 +4,6 @@
 //   test_cuda_tiles [NAME]     only the tests whose name contains NAME
 #include <memory>
 
-#include "arithmetic.h"
 #include "gemm_tiles.h"
 #include "kernel_test.h"
 
