@@ -198,9 +198,15 @@ struct GroupSums {
   }
 };
 
-// Adds `count` groups of G items to the sums of R rows.
+// Adds `count` groups of G items to the sums of R rows. With the sanitizers' checks one instance for all kernels, or each
+// would take as long to compile as the rest of them.
 template <int R, int G>
-SWIN_INLINE static inline void add_groups(GroupSums& sums, const char* panel, std::int32_t count, GroupCursor& at) {
+#if defined(__SANITIZE_ADDRESS__)
+[[gnu::noinline]] static void
+#else
+SWIN_INLINE static inline void
+#endif
+add_groups(GroupSums& sums, const char* panel, std::int32_t count, GroupCursor& at) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (; count > 0; --count) {
     constexpr int kHeld = G < kWordsInRegisters ? G : kWordsInRegisters;
