@@ -152,63 +152,7 @@ static inline std::int64_t softmax_scratch_bytes(std::int64_t n) {
   return kSoftmaxRows * ceil_div(n, kLanes) * static_cast<std::int64_t>(sizeof(Vf));
 }
 
-template <int kVectors, bool kLone>
-static inline void softmax_rows_s8(const SoftmaxS8& s, std::int64_t vectors, Vf* x) {
-  const std::int64_t n = s.logits.n, pitch = s.pitch, count = kVectors > 0 ? kVectors : vectors;
-  const auto room_of = [&](std::int64_t v) { return v + 1 < count ? kLanes : min_of(kLanes, pitch - v * kLanes); };
-  each_pass(n, [&](std::int64_t first, std::int64_t rows) SWIN_INLINE {
-    RowNumbers largest, lone, sums;
-    const std::int8_t* scores = s.scores + first * pitch;
-    const float scale = s.scale;
-    logits_of<kVectors, kLone>(
-        s.logits.from(first), rows, count,
-        [=](std::int64_t r, std::int64_t j) SWIN_INLINE { return load(scores + r * pitch + j, room_of(j / kLanes)) * scale; },
-        [=](std::int64_t r) SWIN_INLINE { return static_cast<float>(scores[r * pitch + n - 1]) * scale; }, x, largest, lone);
-    RowVectors parts;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      Vf sum{};
-#pragma GCC unroll 9
-      for (std::int64_t v = 0; v < count; ++v) {
-        Vf& e = x[r * count + v];
-        e = exp2_of((e - largest.of[r]) * splat(kLog2E));
-        sum += e;
-      }
-      parts.of[r] = sum;
-    }
-    parts.reduce_to(sums, rows, sums_of);
-    RowNumbers factors;
-    std::int8_t lone_out[kSoftmaxRows];
-    for (std::int64_t v = 0; v < kRowVectors; ++v) {
-      Vf sum = sums.vector(v), e{};
-      if constexpr (kLone) sum += e = exp2_of((lone.vector(v) - largest.vector(v)) * splat(kLog2E));
-      const Vf factor = splat(s.quant) / sum;
-      store(factors.of + v * kLanes, factor);
-      if constexpr (kLone) store_s8(lone_out + v * kLanes, e * factor);
-    }
-    for (std::int64_t r = 0; r < rows; ++r) {
-      std::int8_t* out = s.out + (first + r) * pitch;
-      // Lanes past N hold exponentials of -3e38, which are 0.
-#pragma GCC unroll 9
-      for (std::int64_t v = 0; v < count; ++v) {
-        store_s8(out + v * kLanes, x[r * count + v] * factors.of[r], kLone ? kLanes : room_of(v));
-      }
-      if constexpr (kLone) {
-        std::int64_t column = count * kLanes;
-        for (; column + kLanes <= pitch; column += kLanes) store_lone(out + column, column < n ? lone_out[r] : 0);
-        if (column < pitch) std::memset(out + column, 0, pitch - column);
-        if (n > column) out[n - 1] = lone_out[r];
-      } else if (pitch > count * kLanes) {
-        std::memset(out + n, 0, pitch - n);
-      }
-    }
-  });
-}
-
-// `x`: softmax_scratch_bytes(n).
-static inline void softmax_s8(const SoftmaxS8& s, Vf* x) {
-  with_row_shape(s.logits.n, [&](auto count, auto lone, std::int64_t vectors) SWIN_INLINE {
-    softmax_rows_s8<count.value, lone.value>(s, vectors, x);
-  });
-}
+// In softmax.cc, whose many instances are compiled once for both. `x`: softmax_scratch_bytes(n).
+void softmax_s8(const SoftmaxS8& s, Vf* x);
 
 }  // namespace swin::cpu::SWIN_ISA
