@@ -1,4 +1,4 @@
-// The shim's tensor cores and intrinsics, and sums of products for the tests' references: most of the time of these tests.
+// The shim's tensor cores and intrinsics, and sums of products for the tests' references: most of these tests' time.
 // Compiled with optimization and without sanitizers in every build; they read no memory of a kernel.
 #pragma once
 
