@@ -1,6 +1,7 @@
 """Reading and writing checkpoints of timm, Microsoft and Hugging Face, without running code from the file.
 
-The format is told from the content. Hugging Face's, a folder, is that of pyharness/hf_format.py. The layouts of timm
+The format is told from the content. Hugging Face's, a folder, is that of pyharness/hf_format.py, a detector's that of
+pyharness/detector_format.py. The layouts of timm
 and Microsoft differ in names only, each line by itself, since older versions of timm mix them:
 
 | timm | Microsoft |
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from pyharness.atomic import atomic_path
+from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
 from pyharness.hf_format import CONFIG_NAME, is_huggingface, load_folder
 from pyharness.tensor_file import load_tensors, save_tensors
@@ -73,6 +75,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
                 f"{path}: is a Hugging Face checkpoint, whose geometry stands in {CONFIG_NAME}; put that file beside it"
             )
         return _load_huggingface(path.parent)
+    if is_detector(state):
+        state, meta = backbone_of(state)  # what a detector's training program wrote beside it is none of ours
     return to_timm_layout(state), meta
 
 

@@ -87,7 +87,8 @@ def open_source(path: Path, name: str | None = None, activation: str | None = No
         return _without_scales(load_calibrated(path, name), "the scales of the calibration were left behind")
     model, meta = load_model(path, name, activation=activation)
     activation = activation or meta.get("activation", "gelu")
-    return Source(model, config_of(model, meta["model"]), {**meta, "activation": activation})
+    notes = (meta["backbone"],) if isinstance(meta.get("backbone"), str) and "config" not in meta else ()
+    return Source(model, config_of(model, meta["model"]), {**meta, "activation": activation}, notes)
 
 
 def need_v1(config: SwinConfig, what: str) -> None:

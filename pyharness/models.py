@@ -128,7 +128,8 @@ def _model_with(
         wanted["in_chans"] = state["patch_embed.proj.weight"].shape[1]
     activation_of_file(state, meta, source, activation)
     model = _new_model(name, wanted, seed)
-    if isinstance(meta.get("config"), dict) and meta["config"].get("pad_first"):
+    config = meta.get("config")
+    if meta.get("pad_first") or (isinstance(config, dict) and config.get("pad_first")):
         make_pad_first(model)
     if meta.get("activation") == "relu" and activation == "relu":
         make_geluless(model)
@@ -194,7 +195,8 @@ def load_model(
         _check_request(name, activation or "gelu")
         activation = activation_of_file(state, meta, str(path), activation)
         model = _model_with(name, state, {**meta, "activation": activation}, str(path), {}, activation)
-        return model, {"model": name, "activation": activation}
+        kept = {key: meta[key] for key in ("backbone",) if key in meta}
+        return model, {"model": name, "activation": activation, **kept}
     config = SwinConfig.from_json(json.dumps(meta["config"]))
     if name is not None and name != config.name and name.split(".")[0] != config.name.split(".")[0]:
         raise CheckpointError(f"{path}: is a checkpoint of {config.name}, not of {name}; leave the name out")
