@@ -8,10 +8,10 @@
 | attention of a block | `attn` | `attn.w_msa` |
 | FC1, FC2 | `mlp.fc1`, `mlp.fc2` | `ffn.layers.0.0`, `ffn.layers.1` |
 | norm of stage i's features | `norm{i}` | `norm{i}` |
-| order of the 4C inputs of a downsample | as in the classifiers: the 2x2 pixel, then the channel | the channel, then the pixel |
+| 4C inputs of a downsample | pixel, then channel, as in classifiers | channel, then pixel |
 
-The last stage's norm stands where a classifier has its only one. The others belong to the detector, as do neck and heads:
-they are left out, and named. All of this code pads ahead of the cyclic shift.
+The last stage's norm stands where a classifier has its only one. The others belong to the detector, as do neck and
+heads: they are left out, and named. All of this code pads ahead of the cyclic shift.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _microsoft_name(name: str) -> str:
 
 
 def _in_pixel_order(name: str, tensor: Tensor) -> Tensor:
-    """A downsample's tensors [..., 4C] from the order of torch.nn.Unfold, channel, row, column, to column, row, channel."""
+    """A downsample's [..., 4C], from torch.nn.Unfold's order (channel, row, column) to (column, row, channel)."""
     if not re.search(r"\.downsample\.(norm\.(weight|bias)|reduction\.weight)$", name) or tensor.shape[-1] % 4:
         return tensor
     *rows, width = tensor.shape

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pyharness import models
 from pyharness.checkpoint import to_microsoft_layout
-from pyharness.config import MICRO_DIGITS, SwinConfig
+from pyharness.config import MICRO_DIGITS
 from pyharness.convert import main
 from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
@@ -93,7 +93,7 @@ def test_a_detectors_backbone_comes_in(kind, wrapped, tmp_path, capsys, seed):
     for name, tensor in source.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     assert "without norm0, neck, roi_head" in " ".join(read_card(out)["notes"])
-    again = models.create_model(MICRO, path, img_size=(60, 44))
+    again = models.create_model(MICRO, weights=path, img_size=(60, 44))
     assert models.config_of(again, MICRO).pad_first and again.num_classes == 0
 
 
@@ -145,4 +145,3 @@ def test_a_downsample_of_no_multiple_of_four_is_left_for_the_loader():
     name = "stages.0.downsample.norm.weight"
     state, _ = backbone_of({name: torch.arange(6.0)})
     assert torch.equal(state["layers.0.downsample.norm.weight"], torch.arange(6.0))
-    assert isinstance(CONFIG, SwinConfig)
