@@ -11,7 +11,8 @@
 | 4C inputs of a downsample | pixel, then channel, as in classifiers | channel, then pixel |
 
 The last stage's norm stands where a classifier has its only one. The others belong to the detector, as do neck and
-heads: they are left out, and named. All of this code pads ahead of the cyclic shift.
+heads: they are left out, and named. All of this code pads ahead of the cyclic shift. A classifier's Swin that is the
+`backbone` of something else, under its own names and with its one `norm`, comes in too, and pads as it did.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def backbone_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     left = [f"norm{i}" for i in norms if i != last] + sorted({name.split(".")[0] for name in others})
     whose = "mmdetection's names" if is_mm else "Microsoft's names"
     words = f"a backbone under {whose}" + (f", without {', '.join(left)}" if left else "")
-    return state, {"pad_first": True, "backbone": words}
+    # A norm for each stage is a detector's. With a single one it may be anybody's model of which timm's Swin is a part.
+    return state, {"pad_first": is_mm or bool(norms), "backbone": words}
 
 
 def _microsoft_name(name: str) -> str:

@@ -117,6 +117,16 @@ def test_the_backbone_alone_without_its_prefix(tmp_path, seed):
     assert all(torch.equal(model.state_dict()[name], t) for name, t in source.model.state_dict().items())
 
 
+@pytest.mark.parametrize("layout", [dict, to_microsoft_layout], ids=["timm", "microsoft"])
+def test_a_classifier_within_another_model_pads_as_it_did(layout, tmp_path, seed):
+    source = source_of(dataclasses.replace(CONFIG, pad_first=False), seed)
+    state = {f"backbone.{name}": t for name, t in layout(source.model.state_dict()).items()}
+    torch.save(state | {"projector.weight": torch.ones(2, 2)}, tmp_path / "w.pth")
+    model, meta = models.load_model(tmp_path / "w.pth", MICRO)
+    assert not models.config_of(model, MICRO).pad_first and meta["backbone"].endswith("without projector")
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in source.model.state_dict().items())
+
+
 @KINDS
 def test_what_is_missing_or_too_much_is_named(kind, tmp_path, seed):
     source = source_of(CONFIG, seed)
