@@ -65,8 +65,8 @@ std::vector<StageGeometry> stage_geometries(const ModelConfig& c, std::int64_t h
     const StageGeometry &g = all[i], &o = own[i];
     const bool smaller = g.window_h < o.window_h || g.window_w < o.window_w;
     SWIN_CHECK(ShapeError, where, g.window_h == o.window_h && g.window_w == o.window_w, "at ", height, "x", width,
-               " stage ", i, " would have windows of ", g.window_h, "x", g.window_w, ", the model, made for images of ", c.img_h,
-               "x", c.img_w, ", has ", o.window_h, "x", o.window_w, "; ",
+               " stage ", i, " would have windows of ", g.window_h, "x", g.window_w, ", the model, made for images of ",
+               c.img_h, "x", c.img_w, ", has ", o.window_h, "x", o.window_w, "; ",
                smaller ? "larger images are needed, or a model made for this size"
                        : "convert the checkpoint for a size whose windows are not cut short by the image");
   }

@@ -100,7 +100,9 @@ std::vector<float> numbers(const std::string& option, const std::string& text) {
 std::pair<std::int64_t, std::int64_t> sides(const std::string& option, const std::string& text) {
   constexpr double kMostSide = 65536;
   const std::size_t cross = text.find('x');
-  if (cross == std::string::npos) throw UsageError(option + " is '" + text + "'; height and width are needed, such as 800x1344");
+  if (cross == std::string::npos) {
+    throw UsageError(option + " is '" + text + "'; height and width are needed, such as 800x1344");
+  }
   return {whole(option, text.substr(0, cross), 1, kMostSide), whole(option, text.substr(cross + 1), 1, kMostSide)};
 }
 
@@ -394,7 +396,8 @@ int run(const Arguments& a) {
                 static_cast<long long>(a.batch), model.load_ms());
   json += text;
   if (a.images.empty()) {
-    json += ", \"image\": [" + std::to_string(i.channels) + ", " + std::to_string(i.height) + ", " + std::to_string(i.width) + "]";
+    json += ", \"image\": [" + std::to_string(i.channels) + ", " + std::to_string(i.height) + ", " +
+            std::to_string(i.width) + "]";
   }
   if (!a.json && a.images.empty()) {
     std::printf("model    %s, %s, %lld x %lld x %lld -> %s\n", i.name, i.graph, static_cast<long long>(i.channels),
