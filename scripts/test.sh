@@ -40,11 +40,13 @@ part() {
 # skipped NAME WHY
 skipped() { summary+=("$(printf '%-7s %6s  %s: %s' skipped "" "$1" "$2")"); }
 
-# run_pytest REPORT ARGUMENT...: pytest, which leaves its count of skipped tests in the file REPORT (tests/python/conftest.py).
+# run_pytest REPORT ARGUMENT...: pytest in two processes, since many tests wait for processes of their own; leaves its count of skipped
+# tests in the file REPORT (tests/python/conftest.py). One thread of PyTorch each: threads of several processes that spin for one another
+# on the same cores made training take ten times as long. Tests of the engine's threads set their own number.
 run_pytest() {
   local report="$1"
   shift
-  env SWIN_SKIP_REPORT="$SWIN_LOGS/$report" "$python" -m pytest -q "$@"
+  env SWIN_SKIP_REPORT="$SWIN_LOGS/$report" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$python" -m pytest -q -n 2 "$@"
 }
 
 # run_sanitized COMMAND...: COMMAND with the sanitizer engine and the sanitizers' run-time libraries.
@@ -73,16 +75,15 @@ mkdir -p "$SWIN_LOGS"
 rm -f "$SWIN_LOGS"/skipped_*.txt
 
 part "lint (ruff, shellcheck)" run_lint
-# In two processes: most tests compute on one thread, or wait for processes of their own. (tests/python: of a folder above it,
-# pytest-xdist would not load the conftest.py that prints what was skipped.)
-part "Python tests (pytest -n 2 tests/python)" run_pytest skipped_tests.txt -n 2 tests/python
+# Of a folder above tests/python, pytest-xdist would not load the conftest.py that prints what was skipped.
+part "Python tests (pytest -n 2 tests/python)" run_pytest skipped_tests.txt tests/python
 part "C++ tests (ctest, release build)" run_ctest release
 part "C++ tests (ctest, ASan + UBSan build)" run_ctest sanitize
 
 # A sanitized library inside an unsanitized Python needs the sanitizers' libraries loaded first.
 asan="$(${CXX:-g++} -print-file-name=libasan.so)" ubsan="$(${CXX:-g++} -print-file-name=libubsan.so)"
 if [ -f "$asan" ] && [ -f "$ubsan" ]; then
-  part "ops and C library under ASan + UBSan" run_sanitized skipped_sanitizer.txt -n 2 \
+  part "ops and C library under ASan + UBSan" run_sanitized skipped_sanitizer.txt \
     tests/python/test_ops.py tests/python/test_fused_ops.py tests/python/test_c_library.py tests/python/test_stages.py
 else
   skipped "ops and C library under ASan + UBSan" "${CXX:-g++} has no libasan.so or libubsan.so (Debian/Ubuntu: apt install libasan8 libubsan1)"

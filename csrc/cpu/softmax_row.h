@@ -104,13 +104,23 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
   }
 }
 
-// Calls body(std::integral_constant<int, kVectors>): the number of vectors where it is at most nine, else 0.
-template <int kVectors = 9, class Body>
+// The numbers of vectors that a row has an instance of its own for: 9, 8, ..., 1. With the sanitizers' checks in each, which take
+// long to compile, 6 and 3, a window of 7 x 7 among them, and 1.
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr int kMostVectors = 6;
+constexpr int fewer(int vectors) { return vectors / 2; }
+#else
+inline constexpr int kMostVectors = 9;
+constexpr int fewer(int vectors) { return vectors - 1; }
+#endif
+
+// Calls body(Constant<vectors>{}) where there is an instance for as many, else body(Constant<0>{}).
+template <int kVectors = kMostVectors, class Body>
 SWIN_INLINE static inline void with_vectors(std::int64_t vectors, Body&& body) {
   if (vectors == kVectors) {
     body(Constant<kVectors>{});
   } else if constexpr (kVectors > 1) {
-    with_vectors<kVectors - 1>(vectors, body);
+    with_vectors<fewer(kVectors)>(vectors, body);
   } else {
     body(Constant<0>{});
   }

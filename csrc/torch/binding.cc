@@ -1,7 +1,8 @@
 // The torch extension: schemas of the model op and of every op of the table, and what turns tensors into views.
 // The only place that includes torch headers. It checks and converts; the engine computes.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>

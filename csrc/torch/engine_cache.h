@@ -2,7 +2,7 @@
 // torch.export can trace it and an exported program holds its own weights); packing the weights happens once.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <memory>
 #include <string>

@@ -1,7 +1,7 @@
 // torch tensors as the engine's views.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <cstdint>

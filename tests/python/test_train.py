@@ -26,10 +26,16 @@ def training(folder, options=QUICK, data="procedural:classes=10,train=40,val=12"
     return t.Training(model, MICRO_DIGITS.name, *sets, options, folder, data=data, **{"eval_every": 4, **more})
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
-    """40 images in batches of 8, two epochs: 10 steps; stopped after the first, inside the epoch, and again."""
-    whole = training(tmp_path / "whole")
-    assert whole.run() and whole.step == 10
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped: 40 images in batches of 8, two epochs."""
+    run = training(tmp_path_factory.mktemp("train") / "whole")
+    assert run.run() and run.step == 10
+    return run
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, whole):
+    """10 steps; stopped after the first, inside the epoch, and again."""
     stops = 0
     while not (part := training(tmp_path / "parts")).run(max_seconds=0):
         stops += 1
@@ -47,7 +53,7 @@ def same_run(whole, part):
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [3, 4, 10])
-def test_a_signal_in_the_middle_of_a_step_stops_after_it(tmp_path, monkeypatch, capsys, step, kind):
+def test_a_signal_in_the_middle_of_a_step_stops_after_it(tmp_path, monkeypatch, capsys, whole, step, kind):
     """In the middle: the gradients are there, half of the work of the step is not done."""
     run, before = training(tmp_path / "parts"), signal.getsignal(kind)
     clip = torch.nn.utils.clip_grad_norm_
@@ -63,13 +69,13 @@ def test_a_signal_in_the_middle_of_a_step_stops_after_it(tmp_path, monkeypatch, 
             run.run()
     assert run.step == step and signal.getsignal(kind) is before
     assert f"stopped by {kind.name}" in capsys.readouterr().err
-    whole, part = training(tmp_path / "whole"), training(tmp_path / "parts")
-    assert whole.run() and part.run()
+    part = training(tmp_path / "parts")
+    assert part.run()
     same_run(whole, part)
 
 
 @pytest.mark.parametrize("step", [4, 10])
-def test_an_evaluation_that_a_signal_stopped_is_made_up_for(tmp_path, monkeypatch, step):
+def test_an_evaluation_that_a_signal_stopped_is_made_up_for(tmp_path, monkeypatch, whole, step):
     """So is the last one, after which there is no step to go on with."""
     run = training(tmp_path / "parts")
     evaluate = t.Training.evaluate
@@ -83,8 +89,8 @@ def test_an_evaluation_that_a_signal_stopped_is_made_up_for(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert run.step == step and all(row["step"] < step for row in run.rows)
-    whole, part = training(tmp_path / "whole"), training(tmp_path / "parts")
-    assert whole.run() and part.run()
+    part = training(tmp_path / "parts")
+    assert part.run()
     same_run(whole, part)
 
 
