@@ -5,7 +5,7 @@ include(CheckCXXSourceCompiles)
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
-add_library(swin_runtime_core STATIC csrc/runtime/json.cc csrc/runtime/engine_file.cc csrc/runtime/normalize.cc)
+add_library(swin_runtime_core STATIC csrc/runtime/engine_file.cc csrc/runtime/normalize.cc)
 target_include_directories(swin_runtime_core PUBLIC csrc/runtime PRIVATE csrc/cpu)
 target_link_libraries(swin_runtime_core PUBLIC swin_engine)
 add_library(swin_int8_c SHARED csrc/runtime/capi.cc)

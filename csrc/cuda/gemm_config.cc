@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +12,7 @@
 #include <sstream>
 
 #include "swin/error.h"
+#include "swin/json.h"
 
 namespace swin {
 
@@ -63,151 +63,9 @@ namespace {
 
 constexpr int kFormat = 1;
 
-// --- A reader for what JSON this file needs: all of it but \u escapes beyond ASCII. ----------------------------------
-
-struct Json {
-  enum Kind { kNull, kBool, kNumber, kString, kArray, kObject } kind = kNull;
-  bool truth = false;
-  double number = 0;
-  std::string text;
-  std::vector<Json> items;
-  std::vector<std::pair<std::string, Json>> fields;
-
-  const Json& at(const char* name) const {
-    for (const auto& [key, value] : fields) {
-      if (key == name) return value;
-    }
-    throw ValueError(detail::concat("the field \"", name, "\" is missing"));
-  }
-  const std::string& string() const {
-    if (kind != kString) throw ValueError("a string is needed");
-    return text;
-  }
-  double finite() const {
-    if (kind != kNumber) throw ValueError("a number is needed");
-    return number;
-  }
-  std::int64_t integer() const {
-    const double value = finite();
-    if (value != std::floor(value) || std::fabs(value) > 9e15) throw ValueError("a whole number is needed");
-    return static_cast<std::int64_t>(value);
-  }
-  const std::vector<Json>& array() const {
-    if (kind != kArray) throw ValueError("an array is needed");
-    return items;
-  }
-};
-
-class JsonReader {
- public:
-  explicit JsonReader(const std::string& text) : text_(text) {}
-
-  Json document() {
-    Json value = read(0);
-    skip_space();
-    if (next_ != text_.size()) fail("nothing may follow the document");
-    return value;
-  }
-
- private:
-  [[noreturn]] void fail(const char* what) const { throw ValueError(detail::concat("character ", next_, ": ", what)); }
-  void skip_space() {
-    while (next_ < text_.size() && std::strchr(" \t\r\n", text_[next_]) != nullptr) ++next_;
-  }
-  bool take(char c) {
-    skip_space();
-    if (next_ >= text_.size() || text_[next_] != c) return false;
-    ++next_;
-    return true;
-  }
-  bool take_word(const char* word) {
-    const std::size_t length = std::strlen(word);
-    if (text_.compare(next_, length, word) != 0) return false;
-    next_ += length;
-    return true;
-  }
-
-  std::string read_string() {
-    if (!take('"')) fail("a string is needed");
-    std::string out;
-    while (next_ < text_.size() && text_[next_] != '"') {
-      char c = text_[next_++];
-      if (c == '\\') {
-        if (next_ >= text_.size()) fail("the string does not end");
-        c = text_[next_++];
-        if (c == 'n') c = '\n';
-        if (c == 't') c = '\t';
-        if (c == 'r') c = '\r';
-        if (c == 'b') c = '\b';
-        if (c == 'f') c = '\f';
-        if (c == 'u') {
-          if (next_ + 4 > text_.size()) fail("the string does not end");
-          const std::string digits = text_.substr(next_, 4);
-          char* end = nullptr;
-          const long code = std::strtol(digits.c_str(), &end, 16);
-          if (*end != '\0' || code > 127) fail("only \\u escapes of ASCII are read");
-          c = static_cast<char>(code);
-          next_ += 4;
-        }
-      }
-      out += c;
-    }
-    if (next_ >= text_.size()) fail("the string does not end");
-    ++next_;
-    return out;
-  }
-
-  Json read(int depth) {
-    if (depth > 32) fail("nested too deeply");
-    skip_space();
-    Json value;
-    if (next_ >= text_.size()) fail("the document does not end");
-    const char c = text_[next_];
-    if (c == '{') {
-      ++next_;
-      value.kind = Json::kObject;
-      if (take('}')) return value;
-      do {
-        skip_space();
-        std::string key = read_string();
-        if (!take(':')) fail("':' is needed");
-        value.fields.emplace_back(std::move(key), read(depth + 1));
-      } while (take(','));
-      if (!take('}')) fail("',' or '}' is needed");
-    } else if (c == '[') {
-      ++next_;
-      value.kind = Json::kArray;
-      if (take(']')) return value;
-      do {
-        value.items.push_back(read(depth + 1));
-      } while (take(','));
-      if (!take(']')) fail("',' or ']' is needed");
-    } else if (c == '"') {
-      value.kind = Json::kString;
-      value.text = read_string();
-    } else if (take_word("true")) {
-      value.kind = Json::kBool;
-      value.truth = true;
-    } else if (take_word("false")) {
-      value.kind = Json::kBool;
-    } else if (!take_word("null")) {
-      const char* start = text_.c_str() + next_;
-      char* end = nullptr;
-      value.number = std::strtod(start, &end);
-      if (end == start || !std::isfinite(value.number)) fail("a value is needed");
-      value.kind = Json::kNumber;
-      next_ += static_cast<std::size_t>(end - start);
-    }
-    return value;
-  }
-
-  const std::string& text_;
-  std::size_t next_ = 0;
-};
-
 std::vector<std::pair<std::string, int>> read_counts(const Json& object) {
   std::vector<std::pair<std::string, int>> counts;
-  for (const auto& [name, value] : object.fields) counts.emplace_back(name, static_cast<int>(value.integer()));
+  for (const Json& count : object.members()) counts.emplace_back(count.name(), static_cast<int>(count.integer()));
   return counts;
 }
 
@@ -218,14 +76,14 @@ GemmEntry read_entry(const Json& json) {
   entry.versions = json.at("versions").string();
   entry.shape = {json.at("m").integer(), json.at("n").integer(), json.at("k").integer(),
                  gemm_output_of(json.at("output").string())};
-  for (const Json& best : json.at("best").array()) {
+  for (const Json& best : json.at("best").items()) {
     entry.best.push_back({best.at("provider").string(),
                           {best.at("candidate").string(), best.at("state").string()},
-                          best.at("us").finite()});
+                          best.at("us").number()});
   }
   entry.offered = read_counts(json.at("offered"));
   entry.proven = read_counts(json.at("proven"));
-  for (const Json& refusal : json.at("refused").array()) {
+  for (const Json& refusal : json.at("refused").items()) {
     entry.refused.push_back(
         {refusal.at("provider").string(), refusal.at("candidate").string(), refusal.at("why").string()});
   }
@@ -320,11 +178,11 @@ std::vector<GemmEntry> read_gemm_config(const std::string& path) {
   content << file.rdbuf();
   const std::string text = content.str();
   try {
-    const Json document = JsonReader(text).document();
+    const Json document = Json::parse(text);
     const std::int64_t format = document.at("format").integer();
     if (format != kFormat) throw ValueError(detail::concat("format ", format, "; this build reads format ", kFormat));
     std::vector<GemmEntry> entries;
-    for (const Json& entry : document.at("entries").array()) entries.push_back(read_entry(entry));
+    for (const Json& entry : document.at("entries").items()) entries.push_back(read_entry(entry));
     return entries;
   } catch (const ValueError& error) {
     throw ValueError(detail::concat("gemm config: ", path, " is not one that this build reads (", error.what(),

@@ -16,8 +16,8 @@
 #include <tuple>
 #include <utility>
 
-#include "json.h"
 #include "swin/geometry.h"
+#include "swin/json.h"
 
 namespace swin::runtime {
 namespace {

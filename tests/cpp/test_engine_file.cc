@@ -17,17 +17,17 @@
 
 #include "checks.h"
 #include "engine_file.h"
-#include "json.h"
 #include "swin/error.h"
 #include "swin/geometry.h"
+#include "swin/json.h"
 
 namespace {
 
 using swin::DType;
+using swin::Json;
 using swin::TensorView;
 using swin::runtime::EngineFile;
 using swin::runtime::FileError;
-using swin::runtime::Json;
 
 void json_has_every_kind_of_value() {
   const Json j = Json::parse(
@@ -173,10 +173,10 @@ void json_accessors_name_what_is_needed() {
 }
 
 void long_texts_are_shortened_in_messages() {
-  EXPECT(swin::runtime::in_quotes("a\nb\x7f\xc3\xa9") == "'a?b?\xc3\xa9'");
-  EXPECT(swin::runtime::in_quotes(std::string(80, 'a')) == "'" + std::string(80, 'a') + "'");
-  EXPECT(swin::runtime::in_quotes(std::string(81, 'a')) == "'" + std::string(80, 'a') + "...'");
-  EXPECT(swin::runtime::in_quotes(std::string(79, 'a') + "\xe2\x82\xac") == "'" + std::string(79, 'a') + "...'");
+  EXPECT(swin::in_quotes("a\nb\x7f\xc3\xa9") == "'a?b?\xc3\xa9'");
+  EXPECT(swin::in_quotes(std::string(80, 'a')) == "'" + std::string(80, 'a') + "'");
+  EXPECT(swin::in_quotes(std::string(81, 'a')) == "'" + std::string(80, 'a') + "...'");
+  EXPECT(swin::in_quotes(std::string(79, 'a') + "\xe2\x82\xac") == "'" + std::string(79, 'a') + "...'");
 }
 
 // A tensor of a file to be made. Where `begin` is not set, it follows the one before.

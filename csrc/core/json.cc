@@ -1,4 +1,4 @@
-#include "json.h"
+#include "swin/json.h"
 
 #include <charconv>
 #include <locale>
@@ -8,12 +8,12 @@
 
 #include "swin/error.h"
 
-namespace swin::runtime {
+namespace swin {
 namespace {
 
 constexpr std::size_t kMaxQuoted = 80;  // bytes of a text that a message shows
 
-const char* name_of(Json::Kind kind) {
+const char* name_of_kind(Json::Kind kind) {
   constexpr const char* kNames[] = {"null", "a boolean", "a number", "a string", "an array", "an object"};
   return kNames[static_cast<int>(kind)];
 }
@@ -244,7 +244,7 @@ Json Json::parse(std::string_view text) { return Parser(text).text(); }
 
 const Json& Json::need(bool condition, const char* needed) const {
   if (condition) return *this;
-  const char* found = kind_ != Kind::kNumber ? name_of(kind_)
+  const char* found = kind_ != Kind::kNumber ? name_of_kind(kind_)
                       : is_integer_          ? "an integer"
                                              : "a number that is no integer of 64 bits";
   throw ValueError(
@@ -263,7 +263,7 @@ std::vector<std::int64_t> Json::integers() const {
   for (const Json& item : need(kind_ == Kind::kArray, "an array of integers").items_) {
     if (!item.is_integer_) {
       throw ValueError(
-          detail::concat(in_quotes(name_), " holds ", name_of(item.kind_), "; an array of integers is needed"));
+          detail::concat(in_quotes(name_), " holds ", name_of_kind(item.kind_), "; an array of integers is needed"));
     }
     all.push_back(item.integer_);
   }
@@ -275,7 +275,7 @@ std::vector<double> Json::numbers() const {
   for (const Json& item : need(kind_ == Kind::kArray, "an array of numbers").items_) {
     if (item.kind_ != Kind::kNumber) {
       throw ValueError(
-          detail::concat(in_quotes(name_), " holds ", name_of(item.kind_), "; an array of numbers is needed"));
+          detail::concat(in_quotes(name_), " holds ", name_of_kind(item.kind_), "; an array of numbers is needed"));
     }
     all.push_back(item.number_);
   }
@@ -305,4 +305,4 @@ std::string in_quotes(std::string_view text) {
   return out + (shown < text.size() ? "...'" : "'");
 }
 
-}  // namespace swin::runtime
+}  // namespace swin

@@ -1,4 +1,4 @@
-// A strict reader of JSON (RFC 8259) for the header of an engine file.
+// A strict reader of JSON (RFC 8259): the header of an engine file, the tuner's choices.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace swin::runtime {
+namespace swin {
 
 class Json {
  public:
@@ -52,4 +52,4 @@ class Json {
 // 'text' for a message: shortened where it is long, without control characters.
 std::string in_quotes(std::string_view text);
 
-}  // namespace swin::runtime
+}  // namespace swin
