@@ -46,7 +46,7 @@ template <class Rows>
 class Together {
  public:
   template <class... Of>
-  explicit Together(Of... of) : rows_(of...) {}
+  explicit Together(Of... of) : rows_{of...} {}
 
   template <class... Of>
   void add(Of... of) {
@@ -72,9 +72,9 @@ class Together {
 
 // LayerNorm of rows of the residual stream, quantized: out = quantize(norm(x) * quant).
 struct NormedRows {
-  const float *gamma_, *beta_;
-  std::int64_t c_;
-  float quant_;
+  const float *gamma, *beta;
+  std::int64_t c;
+  float quant;
 
   struct Row {
     const float* x;
@@ -85,11 +85,11 @@ struct NormedRows {
     const float* x[R];
     for (int r = 0; r < R; ++r) x[r] = rows[r].x;
     RowStats stats[R];
-    row_stats_of<R>(x, c_, stats);
-    for_lanes(c_, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
-      const Vf gamma = load(gamma_ + i, n), beta = load(beta_ + i, n);
+    row_stats_of<R>(x, c, stats);
+    for_lanes(c, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
+      const Vf scale = load(gamma + i, n), offset = load(beta + i, n);
       for (int r = 0; r < R; ++r) {
-        store_s8(rows[r].out + i, ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * gamma + beta) * quant_, n);
+        store_s8(rows[r].out + i, ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * scale + offset) * quant, n);
       }
     });
   }
@@ -98,9 +98,9 @@ using NormQuantize = Together<NormedRows>;
 
 // Swin-V2's norm behind a branch: residual += norm(x); out = quantize(residual * quant), where there is an out.
 struct AddedRows {
-  const float *gamma_, *beta_;
-  std::int64_t c_;
-  float quant_;
+  const float *gamma, *beta;
+  std::int64_t c;
+  float quant;
 
   struct Row {
     const float* x;
@@ -112,14 +112,14 @@ struct AddedRows {
     const float* x[R];
     for (int r = 0; r < R; ++r) x[r] = rows[r].x;
     RowStats stats[R];
-    row_stats_of<R>(x, c_, stats);
-    for_lanes(c_, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
-      const Vf gamma = load(gamma_ + i, n), beta = load(beta_ + i, n);
+    row_stats_of<R>(x, c, stats);
+    for_lanes(c, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
+      const Vf scale = load(gamma + i, n), offset = load(beta + i, n);
       for (int r = 0; r < R; ++r) {
         float* residual = rows[r].residual + i;
-        const Vf sum = load(residual, n) + ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * gamma + beta);
+        const Vf sum = load(residual, n) + ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * scale + offset);
         store(residual, sum, n);
-        if (rows[r].out != nullptr) store_s8(rows[r].out + i, sum * quant_, n);
+        if (rows[r].out != nullptr) store_s8(rows[r].out + i, sum * quant, n);
       }
     });
   }

@@ -24,7 +24,7 @@ class CudaDeviceGuard {
   CudaDeviceGuard& operator=(const CudaDeviceGuard&) = delete;
 
  private:
-  int before_ = -1;
+  [[maybe_unused]] int before_ = -1;
 };
 
 }  // namespace swin
