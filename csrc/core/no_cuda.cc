@@ -16,6 +16,7 @@ const Backend& cuda_backend(int device, DType) {
 
 CudaDeviceGuard::CudaDeviceGuard(int device) {
   if (device >= 0) cuda_backend(device);  // throws
+  before_ = -1;
 }
 CudaDeviceGuard::~CudaDeviceGuard() = default;
 

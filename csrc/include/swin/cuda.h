@@ -24,7 +24,7 @@ class CudaDeviceGuard {
   CudaDeviceGuard& operator=(const CudaDeviceGuard&) = delete;
 
  private:
-  [[maybe_unused]] int before_ = -1;
+  int before_ = -1;  // what was current; negative: nothing to come back to
 };
 
 }  // namespace swin
