@@ -42,7 +42,7 @@ skipped() { summary+=("$(printf '%-7s %6s  %s: %s' skipped "" "$1" "$2")"); }
 
 # run_pytest REPORT ARGUMENT...: pytest in two processes, since many tests wait for processes of their own; leaves its count of skipped
 # tests in the file REPORT (tests/python/conftest.py). One thread of PyTorch each: threads of several processes that spin for one another
-# on the same cores made training take ten times as long. Tests of the engine's threads set their own number.
+# on the same cores made small trainings take five times as long and more. Tests of the engine's threads set their own number.
 run_pytest() {
   local report="$1"
   shift
