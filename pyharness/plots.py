@@ -109,10 +109,19 @@ def plot_accuracy_latency(document: Mapping[str, Any], path: Path) -> bool:
     return True
 
 
+TALLEST = 180.0
+"""Percent of FT INT8's latency that plot_latency_bars draws."""
+
+
+def _three_digits(milliseconds: float) -> str:
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+
+
 def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
     """Median latency of every method, grouped by model, in percent of FT INT8's; the bars carry the milliseconds.
 
-    Relative, because the models' latencies lie too far apart for one axis. False where FT INT8 was not measured.
+    Relative, because the models' latencies lie too far apart for one axis. Bars beyond TALLEST, fp32's, are cut there
+    and carry their multiple of FT INT8. False where FT INT8 was not measured.
     """
     rows = [row for row in document["rows"] if row["latency_ms"] and row["vs_ft_int8"] is not None]
     if not rows:
@@ -128,12 +137,17 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
         mine = [(models.index(r["model"]), r) for r in rows if r["method"] == method]
         centres = [place + (index - (len(methods) - 1) / 2) * width for place, _ in mine]
         bars = axis.bar(
-            centres, [100 * r["vs_ft_int8"] for _, r in mine], width * 0.94, color=colour, label=label,
+            centres, [min(100 * r["vs_ft_int8"], TALLEST) for _, r in mine], width * 0.94, color=colour, label=label,
             hatch=("", "", "//", "..")[index % 4], edgecolor="white",
         )  # fmt: skip
         for bar, (_, row) in zip(bars, mine):
+            words = _three_digits(row["latency_ms"]["median"])
+            if 100 * row["vs_ft_int8"] > TALLEST:
+                words += f"\n{row['vs_ft_int8']:.3g}x FT"
+                ends = [bar.get_x(), bar.get_x() + bar.get_width()]
+                axis.plot(ends, [0.88 * TALLEST, 0.92 * TALLEST], color="white", linewidth=3)
             axis.annotate(
-                f"{row['latency_ms']['median']:.3g}", (bar.get_x() + bar.get_width() / 2, bar.get_height()),
+                words, (bar.get_x() + bar.get_width() / 2, bar.get_height()),
                 xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
@@ -141,7 +155,8 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
     axis.set_xticks(range(len(models)), [short_model(model) for model in models])
     axis.set_ylabel("latency, % of FT INT8")
     axis.set_title(f"Median latency in ms, batch {rows[0]['batch']} (lower is better)")
-    axis.margins(y=0.1)
+    axis.margins(y=0.18)
+    axis.set_ylim(bottom=0)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False, fontsize=9)
     save(figure, path)
     return True

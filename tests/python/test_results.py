@@ -276,6 +276,25 @@ def test_pictures_show_every_method_and_op(tmp_path: Path, meta: dict, table2_ro
     assert_png_with_content(tmp_path / "table1.png", least_colours=9)
 
 
+def test_a_bar_that_dwarfs_the_others_is_cut_and_says_by_how_much(
+    tmp_path: Path, meta: dict, table2_rows: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = copy.deepcopy(results.document_of(meta, table2_rows))
+    timed = [row for row in document["rows"] if row["vs_ft_int8"] is not None]
+    for row in timed:
+        row["vs_ft_int8"] = 12.25 if row["method"] == "fp32" else 0.75
+    timed[0]["latency_ms"]["median"] = 1234.5
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    assert plots.plot_latency_bars(document, tmp_path / "bars.png")
+    axis = figures[0].axes[0]
+    assert {bar.get_height() for bar in axis.patches} == {75.0, plots.TALLEST}
+    words = [text.get_text() for text in axis.texts]
+    cut = [row for row in timed if row["method"] == "fp32"]
+    assert cut and sum(word.endswith("\n12.2x FT") for word in words) == len(cut)
+    assert words[0].splitlines()[0] == "1234"
+
+
 def test_every_method_and_op_has_a_look_of_its_own() -> None:
     styles = [plots.METHOD_STYLES[method] for method in results.METHODS]
     assert all(len(set(column)) == len(styles) for column in zip(*styles))
