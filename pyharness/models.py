@@ -1,4 +1,4 @@
-"""Swin-V1 and -V2 models as timm builds them, their geometry, and the GELU-less variant.
+"""Swin-V1 and -V2 models as timm builds them, GELU-less or not, and their checkpoints.
 
 A GELU-less model is the same timm model with ReLU for GELU and with the FC1 bias zero and frozen (seed paper,
 Algorithm 1, lines 3 to 6). Its checkpoint has the same names and shapes; the meta data says which of the two it is.
@@ -11,13 +11,9 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
-from timm.layers.activations import GELU as TimmGELU
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
-from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from torch import Tensor, nn
 
 from pyharness.checkpoint import (
@@ -31,6 +27,19 @@ from pyharness.checkpoint import (
 )
 from pyharness.config import MICRO_DIGITS, SwinConfig
 from pyharness.errors import CheckpointError, ModelError
+from pyharness.model_geometry import config_of
+from pyharness.swin_blocks import (
+    blocks_of,
+    has_relu,
+    is_geluless,
+    make_geluless,
+    make_geluless_block,
+    make_pad_first,
+    make_relu_block,
+)
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
 
 __all__ = [
     "ACTIVATIONS",
@@ -61,9 +70,6 @@ MICRO_TEACHER = Path(__file__).resolve().parent / "assets" / "swin_micro_digits.
 
 RELU_WITH_FC1_BIAS = "relu_with_fc1_bias"
 """The activation, in meta data, of an ablation's student: ReLU, but with FC1 biases, which no graph has a place for."""
-
-_LAYER_NORM_EPS = 1e-5
-"""What the engine computes with."""
 
 
 def create_model(
@@ -215,6 +221,10 @@ def load_model(
 
 def model_from_config(config: SwinConfig) -> SwinTransformer:
     """timm's Swin (V1 or V2) of the geometry `config`, with timm's random initial weights, in eval mode."""
+    import timm
+    from timm.models.swin_transformer import SwinTransformer
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
     if not config.patch_norm:
         raise ModelError(
             f"{config.name}: timm's Swin always normalizes after the patch embedding; patch_norm must be on"
@@ -250,7 +260,12 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
 def _check_request(name: str, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ModelError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
-    if name != MICRO_DIGITS.name and not timm.is_model(name):
+    if name == MICRO_DIGITS.name:
+        return
+
+    import timm
+
+    if not timm.is_model(name):
         known = ", ".join([MICRO_DIGITS.name, *timm.list_models(["swin_*_window*", "swinv2_*_window*"])])
         raise ModelError(f"model {name!r} is unknown to timm; Swin-V1 and -V2 models are: {known}")
 
@@ -260,6 +275,8 @@ def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
         size = wanted.get("img_size", MICRO_DIGITS.img_size)
         img_size = (size, size) if isinstance(size, int) else size
         return model_from_config(dataclasses.replace(MICRO_DIGITS, **{**wanted, "img_size": img_size}))
+    import timm
+
     try:
         return timm.create_model(name, pretrained=pretrained, drop_path_rate=0.0, **wanted)
     except Exception as error:  # the hub's client raises its own kinds, which differ between versions
@@ -270,138 +287,6 @@ def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
                 "Without a network, download the checkpoint elsewhere and give its path as the weights"
             ) from None
         raise ModelError(f"timm cannot build {name} with {dict(wanted)}: {type(error).__name__}: {reason}") from None
-
-
-# --- Geometry ---------------------------------------------------------------------------------------------------------
-
-
-def config_of(model: nn.Module, name: str) -> SwinConfig:
-    """The geometry of a timm Swin-V1 or -V2 model, windows as configured (before the resolution-at-most-window rule).
-
-    ModelError where the model is no such Swin or has something that the engine does not compute; FormatError where the
-    image is no whole number of patches.
-    """
-    if not isinstance(model, (SwinTransformer, SwinTransformerV2)):
-        raise ModelError(
-            f"{name}: is a {type(model).__name__}; only Swin-V1 and -V2 (timm's SwinTransformer, SwinTransformerV2) "
-            "are supported"
-        )
-    version = 2 if isinstance(model, SwinTransformerV2) else 1
-    first = model.layers[0].blocks[0]
-    windows = getattr(model, "_ref_window_sizes", None) or [s.blocks[0].window_size for s in model.layers]
-    _need_square(name, "patch size", model.patch_embed.patch_size)
-    for window in windows:
-        _need_square(name, "window", window)
-    trained = [stage.blocks[0].attn.pretrained_window_size for stage in model.layers] if version == 2 else []
-    for window in trained:
-        _need_square(name, "pretrained window", window)
-    config = SwinConfig(
-        name=name,
-        img_size=tuple(model.patch_embed.img_size),
-        patch_size=model.patch_embed.patch_size[0],
-        in_chans=model.patch_embed.proj.in_channels,
-        num_classes=model.num_classes,
-        embed_dim=model.patch_embed.proj.out_channels,
-        depths=tuple(len(stage.blocks) for stage in model.layers),
-        num_heads=tuple(stage.blocks[0].attn.num_heads for stage in model.layers),
-        window_size=tuple(window[0] for window in windows),
-        mlp_ratio=first.mlp.fc1.out_features / first.dim,
-        qkv_bias=_has_qkv_bias(first, version),
-        qk_scale=_qk_scale(first) if version == 1 else None,
-        patch_norm=not isinstance(model.patch_embed.norm, nn.Identity),
-        version=version,
-        pretrained_window_size=tuple(w[0] for w in trained) if any(w[0] for w in trained) else (),
-        pad_first=any(isinstance(block, _PadFirst) for block in blocks_of(model)),
-    )
-    _check_computable(model, config)
-    return config
-
-
-def _has_qkv_bias(block: nn.Module, version: int) -> bool:
-    return (block.attn.qkv.bias if version == 1 else block.attn.q_bias) is not None
-
-
-def _qk_scale(block: SwinTransformerBlock) -> float | None:
-    """The scale of a Swin-V1 block's logits, None where it is the default."""
-    default = block.attn.num_heads**0.5 * block.dim**-0.5
-    return None if abs(block.attn.scale / default - 1) < 1e-9 else block.attn.scale
-
-
-def _need_square(name: str, what: str, size: tuple[int, int]) -> None:
-    if size[0] != size[1]:
-        raise ModelError(f"{name}: the {what} is {tuple(size)}; the engine needs it square")
-
-
-def _check_computable(model: SwinTransformer, config: SwinConfig) -> None:
-    """ModelError unless the model computes exactly what `config` describes."""
-
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise ModelError(f"{config.name}: {message}; the engine cannot run this model")
-
-    need(getattr(model, "absolute_pos_embed", None) is None, "has an absolute position embedding (ape)")
-    need(model.global_pool == "avg", f"pools with {model.global_pool!r}, not the average")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            need(module.eps == _LAYER_NORM_EPS, f"{name} has eps {module.eps}, not {_LAYER_NORM_EPS}")
-    for stage, layer in zip(config.stages(), model.layers):
-        for index, block in enumerate(layer.blocks):
-            at = f"layers.{stage.index}.blocks.{index}"
-            need(not block.always_partition, f"{at} partitions always (always_partition)")
-            need(
-                isinstance(block, _PadFirst) == config.pad_first,
-                f"{at} pads behind its cyclic shift, another block ahead of it",
-            )
-            need(block.dim == stage.dim, f"{at} has {block.dim} channels, not embed_dim * 2**stage = {stage.dim}")
-            need(block.attn.qkv.out_features == 3 * stage.dim, f"{at} has a head_dim other than dim // heads")
-            need(block.mlp.fc1.out_features == config.hidden_dim(stage.dim), f"{at} has its own mlp_ratio")
-            need(_has_qkv_bias(block, config.version) == config.qkv_bias, f"{at} has its own qkv_bias")
-            if config.version == 1:
-                scale = config.qk_scale if config.qk_scale is not None else stage.head_dim**-0.5
-                need(abs(block.attn.scale / scale - 1) < 1e-9, f"{at} has its own qk_scale {block.attn.scale}")
-            else:
-                trained = (config.pretrained_window_size or (0,) * len(config.depths))[stage.index]
-                found = tuple(block.attn.pretrained_window_size)
-                need(found == (trained, trained), f"{at} has its own pretrained window {found}")
-            found = (tuple(block.window_size), tuple(block.shift_size))
-            wanted = (stage.window, stage.block_shift(index))
-            need(found == wanted, f"{at} has window and shift {found}, not {wanted}")
-            found = tuple(block.input_resolution)
-            need(found == stage.resolution, f"{at} is made for {found} tokens, {stage.resolution} come to it")
-            masked = 0 if block.attn_mask is None else len(block.attn_mask)
-            wanted = stage.windows if any(stage.block_shift(index)) else 0
-            need(block.dynamic_mask or masked == wanted, f"{at} has a mask of {masked} windows, not {wanted}")
-            need(_activation_of(block) is not None, f"{at} has the activation {block.mlp.act}, not GELU (erf) or ReLU")
-
-
-# --- Padding ahead of the shift ---------------------------------------------------------------------------------------
-
-
-class _PadFirst:
-    """A block of timm's whose tokens are padded to whole windows ahead of the cyclic shift, and cut off behind it."""
-
-    def _attn(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
-        padding = (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0])
-        return super()._attn(nn.functional.pad(x, padding))[:, :height, :width]
-
-
-class PadFirstBlock(_PadFirst, SwinTransformerBlock):
-    """Swin-V1's. A class of the module's own, so that models can be copied and pickled."""
-
-
-class PadFirstV2Block(_PadFirst, SwinTransformerV2Block):
-    """Swin-V2's."""
-
-
-def make_pad_first(model: SwinTransformer) -> None:
-    """Padding ahead of the cyclic shift in every block, in place: Microsoft's detection code, mmdetection, torchvision
-    and Hugging Face pad so, timm behind it. Weights stay, and where windows divide all tokens, the function too."""
-    for block in blocks_of(model):
-        block.__class__ = PadFirstV2Block if isinstance(block, SwinTransformerV2Block) else PadFirstBlock
-
-
-# --- GELU-less --------------------------------------------------------------------------------------------------------
 
 
 def exercise(model: nn.Module, seed: int) -> None:
@@ -422,56 +307,13 @@ def exercise(model: nn.Module, seed: int) -> None:
             parameter.copy_(values)
 
 
-def blocks_of(model: SwinTransformer) -> list[SwinTransformerBlock]:
-    """All Transformer blocks, from the input to the output."""
-    return [block for stage in model.layers for block in stage.blocks]
-
-
-def make_geluless_block(block: SwinTransformerBlock) -> None:
-    """ReLU for GELU, FC1 bias zero and frozen, in place (seed paper, Algorithm 1, lines 4 to 6)."""
-    block.mlp.act = nn.ReLU()
-    with torch.no_grad():
-        block.mlp.fc1.bias.zero_()
-    block.mlp.fc1.bias.requires_grad_(False)
-
-
-def make_relu_block(block: SwinTransformerBlock) -> None:
-    """ReLU for GELU, in place; the FC1 bias stays and is trained on. Such a model is no GELU-less one."""
-    block.mlp.act = nn.ReLU()
-
-
-def make_geluless(model: SwinTransformer) -> None:
-    """`make_geluless_block` on every block, in place."""
-    for block in blocks_of(model):
-        make_geluless_block(block)
-
-
-def is_geluless(model: SwinTransformer) -> bool:
-    """True where every block has ReLU and a zero FC1 bias; a half-converted model is not GELU-less."""
-    return all(_activation_of(b) == "relu" and not b.mlp.fc1.bias.any() for b in blocks_of(model))
-
-
-def _has_relu(model: SwinTransformer) -> bool:
-    """True where every block has ReLU, with or without an FC1 bias."""
-    return all(_activation_of(block) == "relu" for block in blocks_of(model))
-
-
-def _activation_of(block: SwinTransformerBlock) -> str | None:
-    act = block.mlp.act
-    if isinstance(act, nn.ReLU):
-        return "relu"
-    if isinstance(act, TimmGELU):  # the erf form, of Swin-V2; a class of its own
-        return "gelu"
-    return "gelu" if isinstance(act, nn.GELU) and act.approximate == "none" else None
-
-
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def checkpoint_meta(model: SwinTransformer, name: str, **extra: Any) -> dict[str, Any]:
     """Meta data of a checkpoint: model, activation, config, and whatever else describes its origin."""
     config = dataclasses.asdict(config_of(model, name))
-    activation = "relu" if is_geluless(model) else RELU_WITH_FC1_BIAS if _has_relu(model) else "gelu"
+    activation = "relu" if is_geluless(model) else RELU_WITH_FC1_BIAS if has_relu(model) else "gelu"
     return {"model": name, "activation": activation, "config": config, **extra}
 
 
@@ -517,7 +359,7 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     geluless = is_geluless(model) and not biased_relu
     if meta.get("activation") == "relu" and not geluless:
         raise CheckpointError(f"{source}: is a GELU-less checkpoint and the model has GELU; use activation 'relu'")
-    if biased_relu and not _has_relu(model):
+    if biased_relu and not has_relu(model):
         raise CheckpointError(f"{source}: is an ablation's student, ReLU with FC1 biases; only `load_model` reads it")
     biased = [name for name in shared if name.endswith("mlp.fc1.bias") and state[name].any()]
     if geluless and biased:

@@ -23,6 +23,7 @@ from pyharness import models
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset
 from pyharness.errors import CheckpointError, HarnessError
+from pyharness.swin_blocks import activation_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = MICRO_DIGITS.name
@@ -141,7 +142,7 @@ def test_blocks_change_one_after_the_other(teacher, images, tmp_path, monkeypatc
     step = d._Run._train_step
 
     def watch(run, *batch):
-        seen.append([models._activation_of(b) for b in run.blocks])
+        seen.append([activation_of(b) for b in run.blocks])
         step(run, *batch)
         for block in run.blocks:
             frozen = isinstance(block.mlp.act, nn.ReLU)
