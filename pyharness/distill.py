@@ -27,9 +27,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -63,6 +62,9 @@ from pyharness.train_options import (
 )
 from pyharness.trainer import Trainer, epoch_batches, soft_label_loss, subset_indices, weights_digest
 from pyharness.training import repeatable
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
 
 __all__ = ["DistillOptions", "DistillSummary", "distill", "epoch_batches", "soft_label_loss", "subset_indices"]
 

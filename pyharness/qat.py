@@ -18,10 +18,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -43,6 +42,9 @@ from pyharness.train_options import (
 )
 from pyharness.trainer import Trainer, weights_digest
 from pyharness.training import repeatable
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
 
 LEVELS = 127.0
 AMAX_FLOOR = 1e-3

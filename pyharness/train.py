@@ -21,10 +21,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -56,6 +55,9 @@ from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedura
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
 from pyharness.training import Stopwatch, derived_seed, progress, repeatable, report, write_csv
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
 
 LOG_FIELDS = (
     "step", "epoch", "lr", "loss", "train_accuracy", "eval_accuracy", "eval_images", "images_per_s", "seconds",

@@ -16,10 +16,9 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +28,9 @@ from pyharness.data import digits_split
 from pyharness.errors import HarnessError, run_cli
 from pyharness.models import MICRO_TEACHER, checkpoint_meta, create_model, save_checkpoint
 from pyharness.training import Stopwatch, progress, repeatable, report, write_csv
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
 
 LOG_FIELDS = ("epoch", "lr", "loss", "train_accuracy", "heldout_accuracy", "seconds")
 

@@ -76,6 +76,45 @@ def test_help_of_the_file(repository: Path, program: str) -> None:
     assert "%(" not in done.stdout
 
 
+HEAVY = ("matplotlib", "modelopt", "pandas", "sklearn", "timm", "torchvision")
+"""Packages whose import takes seconds; of such, a program's help may load torch alone."""
+
+IMPORTS = """
+import importlib, sys, traceback
+
+heavy, modules = (words.split() for words in sys.argv[1:])
+importers = {}
+
+class Watch:
+    def find_spec(package, *_):
+        if package in heavy:
+            for frame, line in traceback.walk_stack(None):
+                module = frame.f_globals.get("__name__", "")
+                if module.startswith(("pyharness.", "benchmarks.")):
+                    importers[package] = f"{module}, line {line}"
+                    break
+
+sys.meta_path.insert(0, Watch)
+for module in modules:
+    importlib.import_module(module).build_parser()
+print(*(f"{package} by {importers.get(package)}" for package in heavy if package in sys.modules), sep="; ")
+"""
+"""Says which heavy packages were loaded, and by which line of ours."""
+
+
+def test_help_loads_no_heavy_package(repository: Path) -> None:
+    modules = [
+        f"{file.parent.name}.{file.stem}"
+        for folder in ("pyharness", "benchmarks")
+        for file in sorted((repository / folder).glob("*.py"))
+        if "def build_parser" in file.read_text()
+    ]
+    assert {f"pyharness.{program}" for program in PROGRAMS} < set(modules)
+    done = run(repository, "-c", IMPORTS, " ".join(HEAVY), " ".join(modules))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "\n", f"loaded before it is needed: {done.stdout}"
+
+
 def test_every_program_that_takes_images_tells_the_same_words() -> None:
     told = {}
     for program in PROGRAMS:
