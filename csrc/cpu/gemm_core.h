@@ -130,10 +130,10 @@ struct QuadDot {
     std::uint8_t* target = static_cast<std::uint8_t*>(packed);
     const std::uint8_t flip = Signed ? 0x80 : 0;
     std::int64_t i = 0;
-    for (; i + 16 <= k; i += 16) {  // a head has 32 channels: less than the compiler's own vectors take
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i),
-                       _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i)),
-                                     _mm_set1_epi8(static_cast<char>(flip))));
+    for (; i + 32 <= k; i += 32) {  // a head has 32 channels: less than the compiler's own loop takes
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i),
+                          _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + i)),
+                                           _mm256_set1_epi8(static_cast<char>(flip))));
     }
     for (; i < k; ++i) target[i] = static_cast<std::uint8_t>(source[i]) ^ flip;
     for (; i % 4 != 0; ++i) target[i] = 0;  // meets weights of zero
@@ -456,11 +456,11 @@ SWIN_INLINE static inline void micro_kernel(const char* data, std::int64_t strid
     for (int r = 0; r < R; ++r) words[r] = load_vector(rows.at(r, s));
     const auto step = [&]<int kWord>() SWIN_INLINE {
       Vi w[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) w[v] = Dot::weights(units + v * unit + (s + kWord) * kStepBytes<Dot>);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < V; ++v) acc[r][v] = Dot::template dot_word<kWord>(acc[r][v], words[r], w[v]);
       }
     };
@@ -478,12 +478,12 @@ SWIN_INLINE static inline void micro_kernel(const char* data, std::int64_t strid
       }
     }
     Vi w[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) w[v] = Dot::weights(units + v * unit + s * kStepBytes<Dot>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vi word = broadcast(rows.word(r, s));
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) acc[r][v] = Dot::dot(acc[r][v], word, w[v]);
     }
   }

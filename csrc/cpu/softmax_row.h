@@ -64,13 +64,12 @@ struct RowVectors {
   }
 };
 
-// x[r, v] = score(r, v * kLanes) + bias + mask for `count` vectors, -3e38 beyond column n, and the largest of each
-// row. kLone: they are n / kLanes whole vectors, and column n - 1, of the score lone_score(r), goes to `lone`.
-template <int kVectors, bool kLone, class Score, class LoneScore>
-SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score,
-                                         LoneScore lone_score, Vf* x, RowNumbers& largest, RowNumbers& lone) {
+// x[r, v] = score(r, v * kLanes) + bias + mask for `vectors` vectors, -3e38 beyond column n, and the largest of each lane.
+// kLone: they are n / kLanes whole vectors, and column n - 1 is left out.
+template <int kVectors, bool kLone, class Score>
+SWIN_INLINE static inline void whole_logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score,
+                                               Vf* x, RowVectors& most_of) {
   const std::int64_t count = kVectors > 0 ? kVectors : vectors, last = kLone ? kLanes : of.n - (count - 1) * kLanes;
-  RowVectors most_of;
   const auto each_row = [&](auto add_mask) SWIN_INLINE {
     for (std::int64_t r = 0; r < rows; ++r) {
       Vf most = splat(-3.0e38f);
@@ -91,6 +90,14 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
   } else {
     each_row([](Vf y, std::int64_t, std::int64_t) SWIN_INLINE { return y; });
   }
+}
+
+// The same, and the largest of each row; kLone: the logits of column n - 1, whose score is lone_score(r), go to `lone`.
+template <int kVectors, bool kLone, class Score, class LoneScore>
+SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score,
+                                         LoneScore lone_score, Vf* x, RowNumbers& largest, RowNumbers& lone) {
+  RowVectors most_of;
+  whole_logits_of<kVectors, kLone>(of, rows, vectors, score, x, most_of);
   most_of.reduce_to(largest, rows, largest_of);
   if constexpr (kLone) {
     for (std::int64_t r = 0; r < rows; ++r) {

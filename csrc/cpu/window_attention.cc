@@ -4,10 +4,8 @@
 //
 // Probabilities are quantized before they are normalized, relative to their row's largest, and the sum that normalizes
 // them is that of the quantized ones: the row's weights add up to one exactly, and P V gets all 127 steps.
-#include "gemm_core.h"
-#include "kernels.h"
-#include "softmax_row.h"
-#include "swin/position_bias.h"
+#include "attention_heads.h"
+#include "pass_heads.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
 #endif
@@ -15,267 +13,27 @@
 namespace swin::cpu::SWIN_ISA {
 namespace {
 
-constexpr const char* kOp = "window_attention";
-constexpr float kLog2Of127 = 6.98868469f;
+#if defined(SWIN_PASS_HEADS)
+using Heads = PassHeads;
+#else
+using Heads = VectorHeads;
+#endif
 
-// What the rows of one head and window add; `starts`: those of `bias`, null where it is not compact.
-inline LogitRows logit_rows(const WindowAttentionArgs& args, const BiasRows& bias, const std::int32_t* starts,
-                            std::int64_t head, std::int64_t window) {
-  const float* mask = nullptr;
-  if (args.mask) {
-    std::int64_t which = window % (args.mask_of ? args.mask_of : args.mask).dim(0);
-    if (args.mask_of) which = args.mask_of.as<const std::int32_t>()[which];
-    if (which >= 0) mask = args.mask.as<const float>() + which * bias.tokens * bias.tokens;
-  }
-  return {args.bias.as<const float>() + head * bias.head_stride, mask, bias.tokens, starts};
-}
-
-// To `starts`, [tokens], where a row of the bias begins; null where they lie one after the other.
-inline const std::int32_t* bias_starts(const BiasRows& bias, std::int32_t* starts) {
-  if (!bias.compact()) return nullptr;
-  for (std::int64_t row = 0; row < bias.tokens; ++row) starts[row] = static_cast<std::int32_t>(bias.start(row));
-  return starts;
-}
-
-// out[r] = factor / max(1, length of row r), 0 from row `rows` to `padded`; rows s8 [rows, d], `stride` apart. The sums of
-// squares, at most 2^14 d, are whole numbers that float32 holds.
-inline void inverse_lengths(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t d, float factor,
-                            float* out, std::int64_t padded) {
-  for (std::int64_t first = 0; first < padded; first += kSoftmaxRows) {
-    const std::int64_t count = min_of(kSoftmaxRows, rows - first);
-    RowVectors squares;
-    RowNumbers sums;
-    for (std::int64_t r = 0; r < count; ++r) {
-      Vf sum{};
-      for_lanes(d, [&](std::int64_t e, std::int64_t lanes) SWIN_INLINE {
-        const Vf y = load(x + (first + r) * stride + e, lanes);
-        sum += y * y;
-      });
-      squares.of[r] = sum;
-    }
-    squares.reduce_to(sums, count < 0 ? 0 : count, sums_of);
-    for (std::int64_t v = 0; v < kRowVectors && first + v * kLanes < padded; ++v) {
-      const Vf inverse = splat(factor) / sqrt_of(max_of(sums.vector(v), splat(1.0f)));
-      store(out + first + v * kLanes, keep(inverse, count - v * kLanes, 0.0f), min_of(kLanes, padded - first - v * kLanes));
-    }
-  }
-}
-
-// What scores are multiplied with: all of them with the same, or each with a number of its row and one of its column.
-struct Scale {
-  float factor;
-  const float *rows, *columns;  // null where there is one factor; columns [pitch], finite beyond n
-
-  Scale from(std::int64_t row) const { return {factor, rows == nullptr ? rows : rows + row, columns}; }
-};
-
-// Rows of one window and head on their way from scores to probabilities. `pitch` is N rounded up to whole vectors.
-struct SoftmaxRows {
-  std::int32_t* scores;  // [n, pitch], columns from n on anything; logits in their place afterwards
-  LogitRows logits;
-  std::int8_t* p;  // [n, pitch], 0 from column n on
-  float* factor;   // [n]: pv_factor over the row's sum of p
-  std::int64_t pitch;
-  float pv_factor;
-  Scale scale;
-};
-
-template <int kVectors, bool kLone, bool kCosine>
-inline void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::int64_t rows, std::int64_t vectors) {
-  const std::int64_t n = s.logits.n, pitch = s.pitch, count = kVectors > 0 ? kVectors : vectors;
-  RowNumbers largest, lone, sums;
-  std::int32_t* scores = s.scores + first * pitch;
-  const float* row_scale = kCosine ? s.scale.rows + first : nullptr;
-  // Rows of logits are as long as those of scores, or shorter by the lone column: each row is read before it is written.
-  Vf* x = reinterpret_cast<Vf*>(scores);
-  if constexpr (kLone) {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const float score = static_cast<float>(scores[r * pitch + n - 1]);
-      lone.of[r] = score * (kCosine ? row_scale[r] * s.scale.columns[n - 1] : s.scale.factor);
-    }
-  }
-  logits_of<kVectors, kLone>(
-      s.logits.from(first), rows, count,
-      [scores, pitch, row_scale, scale = s.scale](std::int64_t r, std::int64_t j) SWIN_INLINE {
-        const Vf score = load(scores + r * pitch + j);
-        return kCosine ? score * row_scale[r] * load(scale.columns + j) : score * scale.factor;
-      },
-      [&lone](std::int64_t r) SWIN_INLINE { return lone.of[r]; }, x, largest, lone);
-  const auto probability_of = [](Vf logit, auto most) SWIN_INLINE {
-    return rounded(exp2_of((logit - most) * kLog2E + kLog2Of127));
-  };
-  alignas(64) std::int32_t lone_p[kSoftmaxRows];
-  if constexpr (kLone) {
-    for (std::int64_t v = 0; v < kRowVectors; ++v) {
-      const Vi q = probability_of(lone.vector(v), largest.vector(v));
-      std::memcpy(lone_p + v * kLanes, &q, sizeof q);
-    }
-  }
-  RowVectors parts;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    std::int8_t* p = s.p + (first + r) * pitch;
-    const auto probability = [&](std::int64_t v) SWIN_INLINE { return probability_of(x[r * count + v], largest.of[r]); };
-    Vi sum{};
-    if constexpr (kVectors > 0) {
-      Vi q[kVectors + kLone];
-#pragma GCC unroll 9
-      for (int v = 0; v < kVectors; ++v) sum += q[v] = probability(v);
-      if constexpr (kLone) q[kVectors] = first_lane(lone_p[r]);
-      store_bytes(p, q, kVectors + kLone);
-    } else {
-      for (std::int64_t v = 0; v < count; ++v) {
-        const Vi q = probability(v);
-        store_bytes(p + v * kLanes, q);
-        sum += q;
-      }
-      if constexpr (kLone) store_lone(p + count * kLanes, lone_p[r]);
-    }
-    parts.of[r] = __builtin_convertvector(sum, Vf);
-  }
-  parts.reduce_to(sums, rows, sums_of);
-  for (std::int64_t v = 0; v < kRowVectors && v * kLanes < rows; ++v) {
-    Vf sum = sums.vector(v);
-    if constexpr (kLone) sum += load(lone_p + v * kLanes);
-    store(s.factor + first + v * kLanes, splat(s.pv_factor) / sum, min_of(kLanes, rows - v * kLanes));
-  }
-}
-
-// Rows [first, first + rows), at most kSoftmaxRows.
-inline void softmax_some(const SoftmaxRows& s, std::int64_t first, std::int64_t rows) {
-  with_row_shape(s.logits.n, [&](auto count, auto lone, std::int64_t vectors) SWIN_INLINE {
-    if (s.scale.rows != nullptr) {
-      softmax_pass<count.value, lone.value, true>(s, first, rows, vectors);
-    } else {
-      softmax_pass<count.value, lone.value, false>(s, first, rows, vectors);
-    }
-  });
-}
-
-// Q K^T and P V of one window and head with the micro-kernels of gemm_core.h, so many rows at a time that their scores stay
-// in the second-level cache; the scratch of one thread. (In the first-level cache they were no faster, and on AVX2 3 % slower.)
-class VectorHeads {
- public:
-  VectorHeads(const BiasRows& bias, std::int64_t d)
-      : n_(bias.tokens),
-        d_(d),
-        pitch_(units_of(n_) * kLanes),
-        rows_at_once_(ceil_div(n_, ceil_div(n_ * pitch_ * 4, kScoreBytes))) {
-    assign(static_cast<char*>(thread_scratch(assign(nullptr))));
-    std::memset(starts_v_, 0, units_of(d) * kLanes * 4);
-    starts_bias_ = bias_starts(bias, starts_bias_memory_);
-  }
-
-  const std::int32_t* starts_of_bias() const { return starts_bias_; }
-
-  std::int64_t rows_at_once() const { return rows_at_once_; }
-
-  // The softmax of as many rows.
-  SoftmaxRows softmax(const LogitRows& logits, float pv_factor, const Scale& scale) const {
-    return {scores_, logits, p_, factor_, pitch_, pv_factor, scale};
-  }
-
-  // What the scores of queries and keys that lie at q and k are multiplied with.
-  Scale scale_of(const WindowAttentionArgs& args, std::int64_t head, const std::int8_t* q, const std::int8_t* k,
-                 std::int64_t stride) {
-    if (!args.head_scale) return {args.qk_factor, nullptr, nullptr};
-    inverse_lengths(q, stride, n_, d_, args.head_scale.as<const float>()[head], row_scale_, n_);
-    inverse_lengths(k, stride, n_, d_, 1.0f, key_scale_, pitch_);
-    return {0, row_scale_, key_scale_};
-  }
-
-  // k s8 [n, d], v s8 [n, d], `stride` apart.
-  void pack_keys(const std::int8_t* k, std::int64_t stride) {
-    const std::int64_t steps = steps_of<SignedDot>(d_), unit = unit_bytes<SignedDot>(d_), units = units_of(n_);
-    for (std::int64_t u = 0; u < units; ++u) {
-      pack_unit_nk<SignedDot>(k, stride, n_, d_, u * kLanes, packed_k_ + u * unit);
-      store_start<SignedDot>(starts_k_ + u * kLanes, packed_k_ + u * unit, steps);
-    }
-  }
-  void pack_values(const std::int8_t* v, std::int64_t stride) {
-    const std::int64_t unit = unit_bytes<NonNegativeDot>(n_), units = units_of(d_);
-    for (std::int64_t u = 0; u < units; ++u) {
-      pack_unit_kn<NonNegativeDot>(v, stride, d_, n_, u * kLanes, packed_v_ + u * unit);
-    }
-  }
-
-  // scores = q k^T; q s8 [rows, d], `stride` apart.
-  void multiply_keys(const std::int8_t* q, std::int64_t stride, std::int64_t rows) {
-    gemm_block<SignedDot>(
-        prepare_rows<SignedDot>(q, stride, rows, d_, rows_), rows, steps_of<SignedDot>(d_), packed_k_, starts_k_, 0,
-        units_of(n_), [scores = scores_, pitch = pitch_]<int V>(std::int64_t column) SWIN_INLINE {
-          return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
-            std::memcpy(scores + row * pitch + column, acc, V * sizeof(Vi));
-          };
-        });
-  }
-
-  // out = p v, row by row times factor; out rows `out_stride` apart.
-  void multiply_values(std::int8_t* out, std::int64_t out_stride, std::int64_t rows) {
-    // P's columns from N on are zero, so its rows may be read in whole steps where they lie.
-    const Rows p = NonNegativeDot::kInPlace ? Rows{reinterpret_cast<const char*>(p_), pitch_}
-                                            : prepare_rows<NonNegativeDot>(p_, pitch_, rows, n_, rows_);
-    gemm_block<NonNegativeDot>(p, rows, steps_of<NonNegativeDot>(n_), packed_v_, starts_v_, 0, units_of(d_),
-                               [out, out_stride, d = d_, factor = factor_]<int V>(std::int64_t column) SWIN_INLINE {
-                                 return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
-                                   Vf y[V];
-                                   for (int i = 0; i < V; ++i) y[i] = __builtin_convertvector(acc[i], Vf) * factor[row];
-                                   store_s8_columns<V>(out + row * out_stride + column, y, d - column);
-                                 };
-                               });
-  }
-
- private:
-  static constexpr std::int64_t kScoreBytes = 96 << 10;
-
-  // Lays the parts out from `memory` on, if there is any; returns their bytes.
-  std::int64_t assign(char* memory) {
-    std::int64_t offset = 0;
-    const auto part = [&](std::int64_t bytes) {
-      char* start = memory == nullptr ? nullptr : memory + offset;
-      offset += ceil_div(bytes, 64) * 64;
-      return static_cast<void*>(start);
-    };
-    const std::int64_t rows = rows_at_once_;
-    const std::int64_t q_bytes = rows_bytes<SignedDot>(rows, d_), p_bytes = rows_bytes<NonNegativeDot>(rows, n_);
-    packed_k_ = static_cast<std::int8_t*>(part(units_of(n_) * unit_bytes<SignedDot>(d_)));
-    packed_v_ = static_cast<std::int8_t*>(part(units_of(d_) * unit_bytes<NonNegativeDot>(n_)));
-    starts_k_ = static_cast<std::int32_t*>(part(pitch_ * 4));
-    starts_v_ = static_cast<std::int32_t*>(part(units_of(d_) * kLanes * 4));
-    starts_bias_memory_ = static_cast<std::int32_t*>(part(n_ * 4));
-    scores_ = static_cast<std::int32_t*>(part(rows * pitch_ * 4));
-    p_ = static_cast<std::int8_t*>(part(rows * pitch_));
-    factor_ = static_cast<float*>(part(rows * 4));
-    row_scale_ = static_cast<float*>(part(n_ * 4));
-    key_scale_ = static_cast<float*>(part(pitch_ * 4));
-    rows_ = part(q_bytes > p_bytes ? q_bytes : p_bytes);
-    return offset;
-  }
-
-  const std::int64_t n_, d_, pitch_, rows_at_once_;
-  std::int8_t *packed_k_, *packed_v_, *p_;
-  std::int32_t *starts_k_, *starts_v_, *starts_bias_memory_, *scores_;
-  const std::int32_t* starts_bias_;
-  float *factor_, *row_scale_, *key_scale_;
-  void* rows_;  // Q, then P, in the form of the GEMM
-};
-
-void attend(const WindowAttentionArgs& args, const BiasRows& bias, VectorHeads& heads_of, std::int64_t first,
-            std::int64_t last) {
+void attend(const WindowAttentionArgs& args, const BiasRows& bias, std::int64_t first, std::int64_t last) {
   const std::int64_t heads = bias.heads, n = bias.tokens, c = args.out.dim(1), d = c / heads, stride = 3 * c;
+  Heads packed(bias, d);
   for (std::int64_t index = first; index < last; ++index) {
     const std::int64_t window = index / heads, head = index % heads;
     const std::int8_t* q = args.qkv.as<const std::int8_t>() + window * n * stride + head * d;
     std::int8_t* out = args.out.as<std::int8_t>() + window * n * c + head * d;
-    const LogitRows logits = logit_rows(args, bias, heads_of.starts_of_bias(), head, window);
-    const Scale scale = heads_of.scale_of(args, head, q, q + c, stride);
-    heads_of.pack_keys(q + c, stride);
-    for (std::int64_t row = 0; row < n; row += heads_of.rows_at_once()) {
-      const std::int64_t rows = min_of(n - row, heads_of.rows_at_once());
-      heads_of.multiply_keys(q + row * stride, stride, rows);
-      const SoftmaxRows softmax = heads_of.softmax(logits.from(row), args.pv_factor, scale.from(row));
-      each_pass(rows, [&](std::int64_t first_row, std::int64_t count) { softmax_some(softmax, first_row, count); });
-      if (row == 0) heads_of.pack_values(q + 2 * c, stride);
-      heads_of.multiply_values(out + row * c, c, rows);
+    const LogitRows logits = logit_rows(args, bias, packed.starts_of_bias(), head, window);
+    const Scale scale = packed.scale_of(args, head, q, q + c, stride);
+    packed.pack_keys(q + c, stride);
+    packed.pack_values(q + 2 * c, stride);
+    for (std::int64_t row = 0; row < n; row += packed.rows_at_once()) {
+      const std::int64_t rows = min_of(n - row, packed.rows_at_once());
+      packed.attend(q + row * stride, stride, rows, logits.from(row), scale.from(row), args.pv_factor);
+      packed.multiply_values(out + row * c, c, rows);
     }
   }
 }
@@ -414,9 +172,8 @@ class TileHeads {
       if (rows.pass == 0) inverse_lengths(q + c_, 3 * c_, n_, d_, 1.0f, memory_->key_scale, kTokens);
       scale = {0, memory_->row_scale, memory_->key_scale};
     }
-    const SoftmaxRows softmax{memory_->scores[i % 2], logits.from(rows.first), memory_->p[i % 2], memory_->factor[i % 4],
-                              kTokens,                args_.pv_factor,         scale};
-    softmax_some(softmax, 0, rows.count);
+    const Probabilities to{memory_->p[i % 2], memory_->factor[i % 4], kTokens, args_.pv_factor};
+    softmax_some({memory_->scores[i % 2], logits.from(rows.first), scale, to}, 0, rows.count);
   }
 
   void multiply_values(std::int64_t i) {
@@ -478,10 +235,11 @@ class TileHeads {
 }  // namespace
 
 void window_attention(const WindowAttentionArgs& args, const ExecContext& context) {
-  const BiasRows bias = BiasRows::of(kOp, args.bias);
-  const std::int64_t n = bias.tokens, d = args.out.dim(1) / bias.heads;
-  parallel_rows(context, args.out.dim(0) / n * bias.heads, 1, [&](std::int64_t first, std::int64_t last) {
+  const BiasRows bias = BiasRows::of(kAttentionOp, args.bias);
+  const std::int64_t n = bias.tokens, heads = args.out.dim(0) / n * bias.heads;
+  parallel_rows(context, heads, 1, [&](std::int64_t first, std::int64_t last) {
 #if defined(__AMX_INT8__)
+    const std::int64_t d = args.out.dim(1) / bias.heads;
     if (TileHeads<64>::fits(n, d)) {
       TileHeads<64>(args, bias).attend(first, last);
       return;
@@ -491,8 +249,7 @@ void window_attention(const WindowAttentionArgs& args, const ExecContext& contex
       return;
     }
 #endif
-    VectorHeads vectors(bias, d);
-    attend(args, bias, vectors, first, last);
+    attend(args, bias, first, last);
   });
 }
 
