@@ -41,7 +41,15 @@ struct Constant {
 
 static inline std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 static inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-static inline Vf splat(float x) { return Vf{} + x; }
+static inline Vf splat(float x) {  // not Vf{} + x: adding to a zero is no copy, as -0 shows, and is computed
+#if defined(SWIN_MASKED_LANES)
+  return reinterpret_cast<Vf>(_mm512_set1_ps(x));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vf>(_mm256_set1_ps(x));
+#else
+  return Vf{x, x, x, x};
+#endif
+}
 // a > b ? a : b and a < b ? a : b, so b where one is NaN: what maxps and minps do.
 static inline Vf max_of(Vf a, Vf b) {
 #if defined(SWIN_MASKED_LANES)
