@@ -62,8 +62,9 @@ class Together {
     count_ = 0;
   }
 
- private:
   static constexpr int kTogether = 4;
+
+ private:
 
   const Rows rows_;
   typename Rows::Row row_[kTogether];

@@ -3,24 +3,45 @@
 #include "norm.h"
 
 namespace swin::cpu::SWIN_ISA {
+namespace {
+
+struct EmbeddedRows {
+  const float *bias, *gamma, *beta;  // null: not added; not normalized
+  std::int64_t c;
+
+  struct Row {
+    float* x;
+  };
+  template <int R>
+  void write(const Row* rows) const {
+    if (bias != nullptr) {
+      for_lanes(c, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
+        const Vf b = load(bias + i, n);
+        for (int r = 0; r < R; ++r) store(rows[r].x + i, load(rows[r].x + i, n) + b, n);
+      });
+    }
+    if (gamma == nullptr) return;
+    const float* x[R];
+    for (int r = 0; r < R; ++r) x[r] = rows[r].x;
+    RowStats stats[R];
+    row_stats_of<R>(x, c, stats);
+    for_lanes(c, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
+      const Vf scale = load(gamma + i, n), offset = load(beta + i, n);
+      for (int r = 0; r < R; ++r) {
+        store(rows[r].x + i, (load(rows[r].x + i, n) - stats[r].mean) * stats[r].rstd * scale + offset, n);
+      }
+    });
+  }
+};
+
+}  // namespace
 
 void patch_embed_norm(const PatchEmbedNormArgs& args, const ExecContext& context) {
   const std::int64_t c = args.x.dim(1);
-  const float* bias = args.bias.as<const float>();
-  const float* gamma = args.gamma.as<const float>();
-  const float* beta = args.beta.as<const float>();
   parallel_rows(context, args.x.dim(0), 16, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t row = first; row < last; ++row) {
-      float* x = args.x.as<float>() + row * c;
-      if (bias != nullptr) {
-        for_lanes(c, [&](std::int64_t i, std::int64_t n) { store(x + i, load(x + i, n) + load(bias + i, n), n); });
-      }
-      if (gamma == nullptr) continue;
-      const RowStats stats = row_stats(x, c);
-      for_lanes(c, [&](std::int64_t i, std::int64_t n) {
-        store(x + i, normalize(load(x + i, n), stats, gamma, beta, i, n), n);
-      });
-    }
+    Together<EmbeddedRows> norm(args.bias.as<const float>(), args.gamma.as<const float>(), args.beta.as<const float>(), c);
+    for (std::int64_t row = first; row < last; ++row) norm.add(args.x.as<float>() + row * c);
+    norm.flush();
   });
 }
 
