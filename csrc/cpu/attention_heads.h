@@ -1,13 +1,13 @@
-// Q K^T and P V of windows and heads with the micro-kernels of gemm_core.h, and the ways from scores to probabilities that
-// differ between instruction sets; window_attention.cc has AMX's.
+// Q K^T and P V of windows and heads with the micro-kernels of gemm_core.h, and the ways from scores to probabilities
+// that differ between instruction sets; window_attention.cc has AMX's.
 #pragma once
 
 #include "attention_softmax.h"
 
 namespace swin::cpu::SWIN_ISA {
 
-// Keys and values of one window and head as the micro-kernels read them, and probabilities of up to `rows_at_once` of its
-// queries; the scratch of one thread.
+// Keys and values of one window and head as the micro-kernels read them, and probabilities of up to `rows_at_once` of
+// its queries; the scratch of one thread.
 class PackedHeads {
  public:
   // What the scores of queries and keys that lie at q and k are multiplied with.
@@ -104,11 +104,12 @@ class PackedHeads {
 };
 
 #if !defined(SWIN_PASS_HEADS)
-// Scores of so many rows at a time that they stay in the second-level cache. (In the first-level cache they were no faster, and on
-// AVX2 3 % slower.)
+// Scores of so many rows at a time that they stay in the second-level cache. (In the first-level cache they were no
+// faster, and on AVX2 3 % slower.)
 class VectorHeads : public PackedHeads {
  public:
-  VectorHeads(const BiasRows& bias, std::int64_t d) : PackedHeads(bias, d, rows_of(bias.tokens), score_bytes(bias.tokens)) {}
+  VectorHeads(const BiasRows& bias, std::int64_t d)
+      : PackedHeads(bias, d, rows_of(bias.tokens), score_bytes(bias.tokens)) {}
 
   void pack_keys(const std::int8_t* k, std::int64_t stride) { PackedHeads::pack_keys(k, stride, units_of(n_)); }
 
@@ -132,7 +133,9 @@ class VectorHeads : public PackedHeads {
  private:
   static constexpr std::int64_t kScoreBytes = 96 << 10;
 
-  static std::int64_t rows_of(std::int64_t n) { return ceil_div(n, ceil_div(n * units_of(n) * kLanes * 4, kScoreBytes)); }
+  static std::int64_t rows_of(std::int64_t n) {
+    return ceil_div(n, ceil_div(n * units_of(n) * kLanes * 4, kScoreBytes));
+  }
   static std::int64_t score_bytes(std::int64_t n) { return rows_of(n) * units_of(n) * kLanes * 4; }
 };
 #endif

@@ -1,5 +1,5 @@
-// From the scores of one window and head to its probabilities: what all ways to attend have in common (window_attention.cc,
-// pass_heads.h).
+// From the scores of one window and head to its probabilities: what all ways to attend have in common
+// (window_attention.cc, pass_heads.h).
 #pragma once
 
 #include "gemm_core.h"
@@ -18,7 +18,7 @@ inline constexpr float kLog2Of127 = 6.98868469f;
 
 // What the rows of one head and window add; `starts`: those of `bias`, null where it is not compact.
 static inline LogitRows logit_rows(const WindowAttentionArgs& args, const BiasRows& bias, const std::int32_t* starts,
-                            std::int64_t head, std::int64_t window) {
+                                   std::int64_t head, std::int64_t window) {
   const float* mask = nullptr;
   if (args.mask) {
     std::int64_t which = window % (args.mask_of ? args.mask_of : args.mask).dim(0);
@@ -35,10 +35,10 @@ static inline const std::int32_t* bias_starts(const BiasRows& bias, std::int32_t
   return starts;
 }
 
-// out[r] = factor / max(1, length of row r), 0 from row `rows` to `padded`; rows s8 [rows, d], `stride` apart. The sums of
-// squares, at most 2^14 d, are whole numbers that float32 holds.
-static inline void inverse_lengths(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t d, float factor,
-                            float* out, std::int64_t padded) {
+// out[r] = factor / max(1, length of row r), 0 from row `rows` to `padded`; rows s8 [rows, d], `stride` apart. The sums
+// of squares, at most 2^14 d, are whole numbers that float32 holds.
+static inline void inverse_lengths(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t d,
+                                   float factor, float* out, std::int64_t padded) {
   for (std::int64_t first = 0; first < padded; first += kSoftmaxRows) {
     const std::int64_t count = min_of(kSoftmaxRows, rows - first);
     RowVectors squares;
@@ -54,7 +54,8 @@ static inline void inverse_lengths(const std::int8_t* x, std::int64_t stride, st
     squares.reduce_to(sums, count < 0 ? 0 : count, sums_of);
     for (std::int64_t v = 0; v < kRowVectors && first + v * kLanes < padded; ++v) {
       const Vf inverse = splat(factor) / sqrt_of(max_of(sums.vector(v), splat(1.0f)));
-      store(out + first + v * kLanes, keep(inverse, count - v * kLanes, 0.0f), min_of(kLanes, padded - first - v * kLanes));
+      store(out + first + v * kLanes, keep(inverse, count - v * kLanes, 0.0f),
+            min_of(kLanes, padded - first - v * kLanes));
     }
   }
 }
@@ -67,7 +68,8 @@ struct Scale {
   Scale from(std::int64_t row) const { return {factor, rows == nullptr ? rows : rows + row, columns}; }
 };
 
-// The logits of a pass's rows, one after the other in whole vectors, with the largest of each; in `lone` the lone column.
+// The logits of a pass's rows, one after the other in whole vectors, with the largest of each; in `lone` the lone
+// column.
 struct PassLogits {
   Vf* x;
   RowNumbers largest, lone;
@@ -83,79 +85,45 @@ struct Probabilities {
   Probabilities from(std::int64_t row) const { return {p + row * pitch, factor + row, pitch, pv_factor}; }
 };
 
-// Vectors whose exponentials go together, step by step: one after the other they fill the queue of what waits for results.
-#if defined(SWIN_MASKED_LANES) && !defined(__AMX_INT8__)
-inline constexpr int kTogether = 6;
-#else
-inline constexpr int kTogether = 1;
-#endif
-
-static inline Vf exponent_of(Vf logit, float largest) { return (logit - largest) * kLog2E + kLog2Of127; }
-
-// rounded(127 * exp(logit - the row's largest)) of kVectors vectors of each of R rows.
-template <int R, int kVectors>
-SWIN_INLINE static inline void probabilities_of(const Vf* logits, const float* largest, Vi (*p)[kVectors]) {
-  constexpr int kAll = R * kVectors, kWhole = kAll / kTogether * kTogether;
-  Vf t[kAll];
-#pragma GCC unroll 16
-  for (int i = 0; i < kAll; ++i) t[i] = exponent_of(logits[i], largest[i / kVectors]);
-#pragma GCC unroll 16
-  for (int i = 0; i < kWhole; i += kTogether) exp2_of<kTogether>(t + i);
-  if constexpr (kWhole < kAll) exp2_of<kAll - kWhole>(t + kWhole);
-#pragma GCC unroll 16
-  for (int i = 0; i < kAll; ++i) p[i / kVectors][i % kVectors] = rounded(t[i]);
-}
-
-// Rows `row` to row + R - 1 of a pass; the sums of their probabilities' lanes go to `sums`.
-template <int R, int kVectors, bool kLone>
-SWIN_INLINE static inline void write_probabilities(const PassLogits& logits, const std::int32_t* lone_p, std::int64_t row,
-                                                   const Probabilities& to, RowVectors& sums) {
-  Vi q[R][kVectors];
-  probabilities_of<R, kVectors>(logits.x + row * kVectors, logits.largest.of + row, q);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    Vi sum = q[r][0], all[kVectors + kLone];
-    std::memcpy(all, q[r], sizeof q[r]);
-#pragma GCC unroll 9
-    for (int v = 1; v < kVectors; ++v) sum += q[r][v];
-    if constexpr (kLone) all[kVectors] = first_lane(lone_p[row + r]);
-    store_bytes(to.p + (row + r) * to.pitch, all, kVectors + kLone);
-    sums.of[row + r] = __builtin_convertvector(sum, Vf);
-  }
+// rounded(127 * exp(logit - the row's largest)); `largest`: a number, or one for each lane.
+template <class Largest>
+static inline Vi probability_of(Vf logit, Largest largest) {
+  return rounded(exp2_of((logit - largest) * kLog2E + kLog2Of127));
 }
 
 // The `rows` rows of a pass, of kVectors vectors each, or where that is 0 of `vectors`.
 template <int kVectors, bool kLone>
 static inline void probabilities_pass(const PassLogits& logits, std::int64_t rows, std::int64_t vectors,
                                       const Probabilities& to) {
+  const std::int64_t count = kVectors > 0 ? kVectors : vectors;
   alignas(64) std::int32_t lone_p[kSoftmaxRows];
   if constexpr (kLone) {
     for (std::int64_t v = 0; v < kRowVectors; ++v) {
-      const Vi q = rounded(exp2_of((logits.lone.vector(v) - logits.largest.vector(v)) * kLog2E + kLog2Of127));
+      const Vi q = probability_of(logits.lone.vector(v), logits.largest.vector(v));
       std::memcpy(lone_p + v * kLanes, &q, sizeof q);
     }
   }
   RowVectors parts;
-  if constexpr (kVectors > 0) {
-    constexpr int kRows = kVectors < kTogether ? kTogether / kVectors : 1;
-    std::int64_t r = 0;
-    for (; r + kRows <= rows; r += kRows) write_probabilities<kRows, kVectors, kLone>(logits, lone_p, r, to, parts);
-    if constexpr (kRows > 1) {
-      for (; r < rows; ++r) write_probabilities<1, kVectors, kLone>(logits, lone_p, r, to, parts);
-    }
-  } else {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      std::int8_t* p = to.p + r * to.pitch;
-      Vi sum{};
-      for (std::int64_t v = 0; v < vectors; ++v) {
-        Vi q[1][1];
-        probabilities_of<1, 1>(logits.x + r * vectors + v, logits.largest.of + r, q);
-        store_bytes(p + v * kLanes, q[0][0]);
-        sum += q[0][0];
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::int8_t* p = to.p + r * to.pitch;
+    const auto probability = [&](std::int64_t v)
+                                 SWIN_INLINE { return probability_of(logits.x[r * count + v], logits.largest.of[r]); };
+    Vi sum{};
+    if constexpr (kVectors > 0) {
+      Vi q[kVectors + kLone];
+#pragma GCC unroll 9
+      for (int v = 0; v < kVectors; ++v) sum += q[v] = probability(v);
+      if constexpr (kLone) q[kVectors] = first_lane(lone_p[r]);
+      store_bytes(p, q, kVectors + kLone);
+    } else {
+      for (std::int64_t v = 0; v < count; ++v) {
+        const Vi q = probability(v);
+        store_bytes(p + v * kLanes, q);
+        sum += q;
       }
-      if constexpr (kLone) store_lone(p + vectors * kLanes, lone_p[r]);
-      parts.of[r] = __builtin_convertvector(sum, Vf);
+      if constexpr (kLone) store_lone(p + count * kLanes, lone_p[r]);
     }
+    parts.of[r] = __builtin_convertvector(sum, Vf);
   }
   RowNumbers sums;
   parts.reduce_to(sums, rows, sums_of);
@@ -179,7 +147,8 @@ static inline void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::i
   const std::int64_t n = s.logits.n, pitch = s.to.pitch, count = kVectors > 0 ? kVectors : vectors;
   std::int32_t* scores = s.scores + first * pitch;
   const float* row_scale = kCosine ? s.scale.rows + first : nullptr;
-  // Rows of logits are as long as those of scores, or shorter by the lone column: each row is read before it is written.
+  // Rows of logits are as long as those of scores, or shorter by the lone column: each row is read before it is
+  // written.
   PassLogits logits{reinterpret_cast<Vf*>(scores), {}, {}};
   if constexpr (kLone) {
     for (std::int64_t r = 0; r < rows; ++r) {

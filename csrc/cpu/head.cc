@@ -26,8 +26,8 @@ void classes_of(const HeadArgs& args, std::int64_t first) {
 }  // namespace
 
 void head(const HeadArgs& args, const ExecContext& context) {
-  // One class alone waits for its sum. But of one image it is the weights' way from memory that takes the time, and one stream of
-  // them is fetched ahead better than four.
+  // One class alone waits for its sum. But of one image it is the weights' way from memory that takes the time, and one
+  // stream of them is fetched ahead better than four.
   constexpr int kTogether = 4;
   const bool together = args.features.dim(0) > 1;
   parallel_rows(context, args.weight.dim(0), 16, [&](std::int64_t first, std::int64_t last) {

@@ -65,7 +65,6 @@ class Together {
   static constexpr int kTogether = 4;
 
  private:
-
   const Rows rows_;
   typename Rows::Row row_[kTogether];
   int count_ = 0;

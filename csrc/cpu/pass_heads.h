@@ -1,5 +1,6 @@
-// Attention of AVX-512 VNNI. A window's queries go in passes of as many rows as a vector has lanes, and the products of one
-// pass stand between the largest logits of the pass before and its exponentials: what these wait for is filled with those.
+// Attention of AVX-512 VNNI. A window's queries go in passes of as many rows as a vector has lanes, and the products of
+// one pass stand between the largest logits of the pass before and its exponentials: what these wait for is filled with
+// those.
 #pragma once
 
 #include "attention_heads.h"
@@ -46,7 +47,8 @@ class PassHeads : public PackedHeads {
   }
 
  private:
-  static constexpr std::int64_t kRowsAtOnce = 4 * kSoftmaxRows;  // whose probabilities are kept until they meet the values
+  static constexpr std::int64_t kRowsAtOnce =
+      4 * kSoftmaxRows;  // whose probabilities are kept until they meet the values
 
   // Accumulators of as many rows and vectors, the vectors' keys and a word of a row fill the registers.
   static constexpr int kAtOnce = 4;
@@ -116,7 +118,8 @@ class PassHeads : public PackedHeads {
         for (std::int64_t r = 0; r < pass.rows; ++r) lone_mask[r] = logits.mask[r * n_ + n_ - 1];
       }
     }
-    const Rows rows = prepare_rows<SignedDot>(queries.q + pass.first * queries.stride, queries.stride, pass.rows, d_, rows_);
+    const Rows rows =
+        prepare_rows<SignedDot>(queries.q + pass.first * queries.stride, queries.stride, pass.rows, d_, rows_);
     multiply_keys(rows, pass.rows, at_once(kVectors));
     whole_logits_of<kVectors, kLone>(
         logits, pass.rows, vectors_,

@@ -1,5 +1,6 @@
-// patch_embed: the patch embedding's convolution (kernel and stride p) as a float32 GEMM whose rows are read where they lie in
-// the image. image f32 [B, in_chans, H*p, W*p], weight f32 [C, in_chans*p*p] -> out f32 [B*H*W, C]. Formula: swin/ops.h.
+// patch_embed: the patch embedding's convolution (kernel and stride p) as a float32 GEMM whose rows are read where they
+// lie in the image. image f32 [B, in_chans, H*p, W*p], weight f32 [C, in_chans*p*p] -> out f32 [B*H*W, C]. Formula:
+// swin/ops.h.
 #include "kernels.h"
 #include "simd.h"
 
@@ -15,8 +16,8 @@ constexpr int kRows = 6, kVectors = 2;
 constexpr int kRows = 4, kVectors = 1;
 #endif
 
-// Patches of an image that lie side by side, the first with its upper left corner at `corner`: in_chans planes, of which each has p
-// of their lines.
+// Patches of an image that lie side by side, the first with its upper left corner at `corner`: in_chans planes, of
+// which each has p of their lines.
 struct Patches {
   const float* corner;
   std::int64_t chans, p, plane, width;
@@ -30,8 +31,8 @@ struct Patches {
   }
 };
 
-// out[r, i ...] = patch r @ weight_t[:, i ...] of R patches, for V vectors of channels, of which the last may be partial; weight_t
-// is [in_chans*p*p, c_padded], c_padded a multiple of kLanes. kSize: p, 0: any.
+// out[r, i ...] = patch r @ weight_t[:, i ...] of R patches, for V vectors of channels, of which the last may be
+// partial; weight_t is [in_chans*p*p, c_padded], c_padded a multiple of kLanes. kSize: p, 0: any.
 template <int R, int V, int kSize>
 inline void multiply_columns(const Patches& patches, const float* weight_t, std::int64_t c_padded, float* out,
                              std::int64_t c, std::int64_t i) {
@@ -85,9 +86,8 @@ void dispatch(std::int64_t count, const Patches& patches, const float* weight_t,
 inline bool any_not_finite(const Patches& patches, std::int64_t count) {
   Vi bad{};
   patches.each_line([&](const float* line) SWIN_INLINE {
-    for_lanes(count * patches.p, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
-      bad |= (bits_of(load(line + i, n)) & 0x7f800000) == 0x7f800000;
-    });
+    for_lanes(count * patches.p, [&](std::int64_t i, std::int64_t n)
+                                     SWIN_INLINE { bad |= (bits_of(load(line + i, n)) & 0x7f800000) == 0x7f800000; });
   });
   return sum_of(__builtin_convertvector(bad, Vf)) != 0.0f;
 }

@@ -39,7 +39,8 @@ struct EmbeddedRows {
 void patch_embed_norm(const PatchEmbedNormArgs& args, const ExecContext& context) {
   const std::int64_t c = args.x.dim(1);
   parallel_rows(context, args.x.dim(0), 16, [&](std::int64_t first, std::int64_t last) {
-    Together<EmbeddedRows> norm(args.bias.as<const float>(), args.gamma.as<const float>(), args.beta.as<const float>(), c);
+    Together<EmbeddedRows> norm(args.bias.as<const float>(), args.gamma.as<const float>(), args.beta.as<const float>(),
+                                c);
     for (std::int64_t row = first; row < last; ++row) norm.add(args.x.as<float>() + row * c);
     norm.flush();
   });

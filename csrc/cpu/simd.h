@@ -452,30 +452,17 @@ SWIN_INLINE static inline void store_bytes(std::int8_t* target, const Vi* x, std
 
 // 2^t for t < 127, within 4e-7 of it, relatively; at most 2^-124 for t below -125, NaN for NaN. A polynomial of degree 5.
 #if defined(SWIN_MASKED_LANES)
-template <int N>
-SWIN_INLINE static inline void exp2_of(Vf* t) {  // of N vectors in place, each step of all of them after the other
-  constexpr float kFactors[] = {0.00898933969f, 0.0558263175f, 0.240153611f, 0.693153083f, 0.99999994f};
-  Vf r[N], p[N];
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {  // t - floor(t)
-    r[i] = reinterpret_cast<Vf>(
-        _mm512_reduce_ps(reinterpret_cast<__m512>(t[i]), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-    p[i] = splat(0.00187757669f);
-  }
-#pragma GCC unroll 5
-  for (const float factor : kFactors) {
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) p[i] = p[i] * r[i] + splat(factor);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {  // p * 2^floor(t). A result below the least normal number would take the processor a hundred cycles.
-    const __m512 x = _mm512_max_ps(_mm512_set1_ps(-125.0f), reinterpret_cast<__m512>(t[i]));
-    t[i] = reinterpret_cast<Vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p[i]), x));
-  }
-}
 static inline Vf exp2_of(Vf t) {
-  exp2_of<1>(&t);
-  return t;
+  const __m512 x = reinterpret_cast<__m512>(t);
+  const Vf r = reinterpret_cast<Vf>(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));  // t - floor(t)
+  Vf p = splat(0.00187757669f);
+  p = p * r + splat(0.00898933969f);
+  p = p * r + splat(0.0558263175f);
+  p = p * r + splat(0.240153611f);
+  p = p * r + splat(0.693153083f);
+  p = p * r + splat(0.99999994f);
+  // p * 2^floor(t). A result below the least normal number would take the processor a hundred cycles.
+  return reinterpret_cast<Vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), _mm512_max_ps(_mm512_set1_ps(-125.0f), x)));
 }
 #else
 static inline Vf exp2_of(Vf t) {  // on [-1/2, 1/2], times 2^n by its exponent's bits
@@ -491,10 +478,6 @@ static inline Vf exp2_of(Vf t) {  // on [-1/2, 1/2], times 2^n by its exponent's
   p = p * r + splat(0.693147182f);
   p = p * r + splat(1.00000012f);
   return p * float_of(bits_of(shifted) << 23);
-}
-template <int N>
-SWIN_INLINE static inline void exp2_of(Vf* t) {
-  for (int i = 0; i < N; ++i) t[i] = exp2_of(t[i]);
 }
 #endif
 

@@ -64,11 +64,11 @@ struct RowVectors {
   }
 };
 
-// x[r, v] = score(r, v * kLanes) + bias + mask for `vectors` vectors, -3e38 beyond column n, and the largest of each lane.
-// kLone: they are n / kLanes whole vectors, and column n - 1 is left out.
+// x[r, v] = score(r, v * kLanes) + bias + mask for `vectors` vectors, -3e38 beyond column n, and the largest of each
+// lane. kLone: they are n / kLanes whole vectors, and column n - 1 is left out.
 template <int kVectors, bool kLone, class Score>
-SWIN_INLINE static inline void whole_logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors, Score score,
-                                               Vf* x, RowVectors& most_of) {
+SWIN_INLINE static inline void whole_logits_of(const LogitRows& of, std::int64_t rows, std::int64_t vectors,
+                                               Score score, Vf* x, RowVectors& most_of) {
   const std::int64_t count = kVectors > 0 ? kVectors : vectors, last = kLone ? kLanes : of.n - (count - 1) * kLanes;
   const auto each_row = [&](auto add_mask) SWIN_INLINE {
     for (std::int64_t r = 0; r < rows; ++r) {
