@@ -1,6 +1,6 @@
-// Attention of AVX-512 VNNI. A window's queries go in passes of as many rows as a vector has lanes, and the products of
-// one pass stand between the largest logits of the pass before and its exponentials: what these wait for is filled with
-// those.
+// Attention with AVX-512 VNNI, and with AMX what its tiles do not take. A window's queries go in passes of as many rows
+// as a vector has lanes, and the products of one pass stand between the largest logits of the pass before and its
+// exponentials: what these wait for is filled with those.
 #pragma once
 
 #include "attention_heads.h"
@@ -48,7 +48,7 @@ class PassHeads : public PackedHeads {
 
  private:
   static constexpr std::int64_t kRowsAtOnce =
-      4 * kSoftmaxRows;  // whose probabilities are kept until they meet the values
+      4 * kSoftmaxRows;  // probabilities are kept of, until they meet the values
 
   // Accumulators of as many rows and vectors, the vectors' keys and a word of a row fill the registers.
   static constexpr int kAtOnce = 4;

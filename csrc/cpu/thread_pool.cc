@@ -65,21 +65,25 @@ class ThreadPool {
   // Takes tasks of job `job`, of one's own share first, until there are none. Of the next job a late worker takes none: it
   // begins that one with its own share too.
   void work(int own, int threads, std::uint64_t job) {
-    for (int i = 0; i < threads; ++i) work_on(shares_[(own + i) % threads].ticket, job);
+    std::int64_t done = 0;  // told at the end: each telling takes the counter's cache line from the other cores
+    for (int i = 0; i < threads; ++i) done += work_on(shares_[(own + i) % threads].ticket, job);
+    if (done != 0) done_.fetch_add(done, std::memory_order_acq_rel);
   }
 
-  void work_on(std::atomic<std::uint64_t>& shared, std::uint64_t job) {
+  // Returns how many tasks it did.
+  std::int64_t work_on(std::atomic<std::uint64_t>& shared, std::uint64_t job) {
     std::uint64_t ticket = shared.load(std::memory_order_acquire);
+    std::int64_t done = 0;
     for (;;) {
       const TaskFn fn = fn_.load(std::memory_order_relaxed);
       void* closure = closure_.load(std::memory_order_relaxed);
       const std::uint64_t task = ticket & kMostTasks, end = ticket >> kTaskBits & kMostTasks;
-      if (task == end || (ticket >> (2 * kTaskBits) ^ job) << (2 * kTaskBits) != 0) return;
+      if (task == end || (ticket >> (2 * kTaskBits) ^ job) << (2 * kTaskBits) != 0) return done;
       if (!shared.compare_exchange_strong(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
       fn(closure, static_cast<std::int64_t>(task));
-      done_.fetch_add(1, std::memory_order_acq_rel);
+      ++done;
       ticket = shared.load(std::memory_order_acquire);
     }
   }
@@ -104,11 +108,12 @@ class ThreadPool {
   std::mutex busy_;
   int size_ = 0;
   std::uint64_t job_ = 0;
-  std::atomic<std::uint32_t> wake_{0};
-  std::atomic<TaskFn> fn_{nullptr};
+  // What is written while others read what lies beside it has a cache line of its own.
+  alignas(64) std::atomic<std::uint32_t> wake_{0};
+  alignas(64) std::atomic<TaskFn> fn_{nullptr};  // the job: read for each task
   std::atomic<void*> closure_{nullptr};
   std::atomic<int> threads_{0};
-  std::atomic<std::int64_t> done_{0};
+  alignas(64) std::atomic<std::int64_t> done_{0};
   Share shares_[kMostThreads];
 };
 
