@@ -16,6 +16,7 @@ if not __package__:  # run as a file: Python put this folder on the path in the 
 import argparse
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -240,6 +241,8 @@ def write(folder: Path, meta: Mapping[str, Any], rows: Sequence[RooflineRow]) ->
 GEMM_COLOUR, OTHER_COLOUR = "#0072B2", "#D55E00"
 SAME_HEIGHT = 1.1
 """Ceilings no further apart share a label in the picture."""
+ROOM_ABOVE = 1.4
+"""A ceiling that is nearer to the one above has its label below its line."""
 LABELLED = 0.03
 """Operations with at least this share of the time have their name in the picture."""
 
@@ -256,8 +259,6 @@ def ceiling_labels(ceilings: Mapping[str, float]) -> list[tuple[str, float]]:
 
 def _place_labels(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Names beside their points, moved down where two would lie on each other."""
-    import math
-
     used: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: -row["attained_gop_s"]):
         x, y = math.log10(row["intensity"]), math.log10(row["attained_gop_s"])
@@ -291,15 +292,19 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
             mine = [row for row in of_batch if (row["graph"], row["isa"]) == (graph, isa)]
             axis.set_visible(bool(mine))
             whole = sum(row["direct_ms"] for row in mine)
-            x = np.logspace(-1, 4.3, 200)
+            x = np.logspace(-1, 5.1, 200)  # far enough for the ceilings' names beside the operations'
             arithmetic = {name: value for name, value in ceilings.items() if name != "copy_gb_s"}
             for name, value in arithmetic.items():
                 dash = "--" if name == "f32_gflop_s" else "-"
                 axis.plot(x, np.minimum(x * ceilings["copy_gb_s"], value), dash, color="#444444", linewidth=1.1)
+            above = math.inf
             for label, value in ceiling_labels(arithmetic):
+                below = above < ROOM_ABOVE * value  # there is no room between this line and the next
                 axis.annotate(
-                    label, (x[-1], value), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8
-                )
+                    label, (x[-1], value), xytext=(-2, -3 if below else 3), textcoords="offset points", ha="right",
+                    va="top" if below else "bottom", fontsize=8,
+                )  # fmt: skip
+                above = value
             axis.annotate(
                 f"copy {ceilings['copy_gb_s']:.1f} GB/s", (5, 5 * ceilings["copy_gb_s"]), xytext=(-6, 6),
                 textcoords="offset points", ha="right", fontsize=8,
