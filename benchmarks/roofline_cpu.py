@@ -241,8 +241,6 @@ def write(folder: Path, meta: Mapping[str, Any], rows: Sequence[RooflineRow]) ->
 GEMM_COLOUR, OTHER_COLOUR = "#0072B2", "#D55E00"
 SAME_HEIGHT = 1.1
 """Ceilings no further apart share a label in the picture."""
-ROOM_ABOVE = 1.4
-"""A ceiling that is nearer to the one above has its label below its line."""
 LABELLED = 0.03
 """Operations with at least this share of the time have their name in the picture."""
 
@@ -255,6 +253,17 @@ def ceiling_labels(ceilings: Mapping[str, float]) -> list[tuple[str, float]]:
             groups.append({})
         groups[-1][name.removesuffix("_gop_s").removesuffix("_gflop_s")] = value
     return [(f"{', '.join(group)} {max(group.values()):.0f} GOP/s", max(group.values())) for group in groups]
+
+
+def _name_ceilings(axis: Any, labels: Sequence[tuple[str, float]], end: float, gap: float) -> None:
+    """Names right of the lines' ends, in turn from the highest, at least `gap` decades apart."""
+    y = math.inf
+    for label, value in labels:
+        y = min(y - gap, math.log10(value))
+        axis.annotate(
+            label, (end, value), xytext=(end * 1.6, 10**y), ha="left", va="center", fontsize=8,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#666666", "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
 
 
 def _place_labels(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -282,6 +291,8 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
     rows = [row for row in document["rows"] if row["attained_gop_s"] and row["operations"]]
     for batch in dict.fromkeys(row["batch"] for row in rows):
         of_batch = [row for row in rows if row["batch"] == batch]
+        lowest_point = min(row["attained_gop_s"] for row in of_batch)
+        highest = max(value for found in meta["ceilings"].values() for value in found.values())
         graphs, variants = (list(dict.fromkeys(row[name] for row in of_batch)) for name in ("graph", "isa"))
         figure, axes = plt.subplots(
             len(graphs), len(variants), figsize=(5.6 * len(variants), 4.3 * len(graphs) + 0.6), squeeze=False,
@@ -292,19 +303,12 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
             mine = [row for row in of_batch if (row["graph"], row["isa"]) == (graph, isa)]
             axis.set_visible(bool(mine))
             whole = sum(row["direct_ms"] for row in mine)
-            x = np.logspace(-1, 5.1, 200)  # far enough for the ceilings' names beside the operations'
+            x = np.logspace(-1, 4.3, 200)
             arithmetic = {name: value for name, value in ceilings.items() if name != "copy_gb_s"}
             for name, value in arithmetic.items():
                 dash = "--" if name == "f32_gflop_s" else "-"
                 axis.plot(x, np.minimum(x * ceilings["copy_gb_s"], value), dash, color="#444444", linewidth=1.1)
-            above = math.inf
-            for label, value in ceiling_labels(arithmetic):
-                below = above < ROOM_ABOVE * value  # there is no room between this line and the next
-                axis.annotate(
-                    label, (x[-1], value), xytext=(-2, -3 if below else 3), textcoords="offset points", ha="right",
-                    va="top" if below else "bottom", fontsize=8,
-                )  # fmt: skip
-                above = value
+            _name_ceilings(axis, ceiling_labels(arithmetic), x[-1], 0.05 * math.log10(highest / lowest_point))
             axis.annotate(
                 f"copy {ceilings['copy_gb_s']:.1f} GB/s", (5, 5 * ceilings["copy_gb_s"]), xytext=(-6, 6),
                 textcoords="offset points", ha="right", fontsize=8,
