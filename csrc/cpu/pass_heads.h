@@ -16,7 +16,6 @@ class PassHeads : public PackedHeads {
         vectors_(lone_ ? n_ / kLanes : units_of(n_)) {
     lone_key_ = static_cast<std::int8_t*>(own_);
     lone_unit_ = lone_key_ + lone_key_bytes(d);
-    std::memset(lone_key_, 0, lone_key_bytes(d));
     scores_ = reinterpret_cast<Vi*>(lone_unit_ + unit_bytes<SignedDot>(d));
     x_[0] = reinterpret_cast<Vf*>(scores_ + kSoftmaxRows * ceil_div(vectors_, kAtOnce) * kAtOnce);
     x_[1] = x_[0] + kSoftmaxRows * vectors_;
@@ -27,7 +26,7 @@ class PassHeads : public PackedHeads {
     PackedHeads::pack_keys(k, stride, vectors_);
     if (!lone_) return;
     const std::int8_t* last = k + (n_ - 1) * stride;
-    std::memcpy(lone_key_, last, d_);
+    std::memcpy(lone_key_, last, d_);  // what lies behind it meets zeros
     std::int32_t sum = 0;
     for (std::int64_t i = 0; i < d_; ++i) sum += last[i];
     lone_start_ = -SignedDot::kOffset * sum;
