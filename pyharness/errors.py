@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class HarnessError(Exception):
@@ -46,11 +47,21 @@ def run_cli(main: Callable[[], int | None]) -> None:
         if os.environ.get("SWIN_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
     sys.exit(status or 0)
+
+
+def _leave(status: int) -> NoReturn:
+    """`sys.exit`; but a process that torchrun started beside others ends at once. The error still holds what it met on
+    its way, the process group among it, and PyTorch has been seen to abort while that was taken apart at the very end."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,26 @@ def test_run_cli(error: BaseException, status: int, capsys: pytest.CaptureFixtur
         run_cli(main)
     assert stop.value.code == status
     assert capsys.readouterr().err in ("error: found x, need y\n", "interrupted\n")
+
+
+ABORTS_AT_ITS_END = """
+import atexit, os
+from pyharness.errors import HarnessError, run_cli
+
+def main():
+    raise HarnessError("found x, need y")
+
+atexit.register(os.abort)
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize(("processes", "status"), [("2", 2), ("1", -signal.SIGABRT)])
+def test_one_of_several_processes_ends_at_once(repository: Path, processes: str, status: int) -> None:
+    """What PyTorch does while Python ends cannot change the status; a process alone ends as any program."""
+    done = run(repository, "-c", ABORTS_AT_ITS_END, WORLD_SIZE=processes)
+    assert done.returncode == status
+    assert done.stderr.startswith("error: found x, need y\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
