@@ -59,7 +59,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
 
 def _leave(status: int) -> NoReturn:
     """`sys.exit`; but a process that torchrun started beside others ends at once. The error still holds what it met on
-    its way, the process group among it, and PyTorch has been seen to abort while that was taken apart at the very end."""
+    its way, the process group among it, and PyTorch has been seen to abort while that was taken apart at the end."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()
