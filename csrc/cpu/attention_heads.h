@@ -57,15 +57,11 @@ class PackedHeads {
 
   // Units of keys, k s8 [n, d], `stride` apart.
   void pack_keys(const std::int8_t* k, std::int64_t stride, std::int64_t units) {
+    const std::int64_t steps = steps_of<SignedDot>(d_), unit = unit_bytes<SignedDot>(d_);
     for (std::int64_t u = 0; u < units; ++u) {
-      pack_unit(k, stride, n_, u, packed_k_ + u * unit_bytes<SignedDot>(d_), starts_k_ + u * kLanes);
+      pack_unit_nk<SignedDot>(k, stride, n_, d_, u * kLanes, packed_k_ + u * unit);
+      store_start<SignedDot>(starts_k_ + u * kLanes, packed_k_ + u * unit, steps);
     }
-  }
-  // Rows u * kLanes and following of x s8 [rows, d].
-  void pack_unit(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t u, std::int8_t* unit,
-                 std::int32_t* starts) {
-    pack_unit_nk<SignedDot>(x, stride, rows, d_, u * kLanes, unit);
-    store_start<SignedDot>(starts, unit, steps_of<SignedDot>(d_));
   }
 
   Probabilities probabilities(float pv_factor) const { return {p_, factor_, pitch_, pv_factor}; }

@@ -1,6 +1,6 @@
 // The integer GEMM micro-kernels, exact in int32 on every instruction set.
 //
-// Computes acc[r, n] = sum_k a[r, k] * w[n, k] for a few rows and one or two vectors of columns, in registers. One step
+// Computes acc[r, n] = sum_k a[r, k] * w[n, k] for a few rows and vectors of columns, in registers. One step
 // handles kStepK values of k from one 32-bit word of `a`, broadcast. There are two ways to multiply, since what is
 // exact and fast depends on the range of `a`:
 //
@@ -9,7 +9,8 @@
 //   (AVX-512,    saturation. The offset is taken back by
 //   AVX)         starting from -128 * sum_k w[n, k]
 //   AVX2         2 x s16 times 2 x s16, vpmaddwd: a pair's sum   4 x u8 times 4 x s8, vpmaddubsw, then vpmaddwd by 1: a
-//                fits int32                                      pair's sum is at most 2 * 127 * 128 < 2^15, so int16 holds it
+//                fits int32                                      pair's sum is at most 2 * 127 * 128 < 2^15, so int16
+//                holds it
 //   SSE2, other  the same, pmaddwd or plain integers             as SignedDot
 //   NEON with    4 x s8 times 4 x s8, sdot, read from where it   as SignedDot
 //   dotprod      lies

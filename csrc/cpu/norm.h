@@ -30,6 +30,14 @@ static inline void row_stats_of(const float* const* x, std::int64_t c, RowStats*
   }
 }
 
+// The same of rows that have an x.
+template <int R, class Row>
+static inline void stats_of_rows(const Row* rows, std::int64_t c, RowStats* stats) {
+  const float* x[R];
+  for (int r = 0; r < R; ++r) x[r] = rows[r].x;
+  row_stats_of<R>(x, c, stats);
+}
+
 static inline RowStats row_stats(const float* x, std::int64_t c) {
   RowStats stats;
   row_stats_of<1>(&x, c, &stats);
@@ -82,14 +90,13 @@ struct NormedRows {
   };
   template <int R>
   void write(const Row* rows) const {
-    const float* x[R];
-    for (int r = 0; r < R; ++r) x[r] = rows[r].x;
     RowStats stats[R];
-    row_stats_of<R>(x, c, stats);
+    stats_of_rows<R>(rows, c, stats);
     for_lanes(c, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
       const Vf scale = load(gamma + i, n), offset = load(beta + i, n);
       for (int r = 0; r < R; ++r) {
-        store_s8(rows[r].out + i, ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * scale + offset) * quant, n);
+        store_s8(rows[r].out + i, ((load(rows[r].x + i, n) - stats[r].mean) * stats[r].rstd * scale + offset) * quant,
+                 n);
       }
     });
   }
@@ -109,15 +116,13 @@ struct AddedRows {
   };
   template <int R>
   void write(const Row* rows) const {
-    const float* x[R];
-    for (int r = 0; r < R; ++r) x[r] = rows[r].x;
     RowStats stats[R];
-    row_stats_of<R>(x, c, stats);
+    stats_of_rows<R>(rows, c, stats);
     for_lanes(c, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
       const Vf scale = load(gamma + i, n), offset = load(beta + i, n);
       for (int r = 0; r < R; ++r) {
         float* residual = rows[r].residual + i;
-        const Vf sum = load(residual, n) + ((load(x[r] + i, n) - stats[r].mean) * stats[r].rstd * scale + offset);
+        const Vf sum = load(residual, n) + ((load(rows[r].x + i, n) - stats[r].mean) * stats[r].rstd * scale + offset);
         store(residual, sum, n);
         if (rows[r].out != nullptr) store_s8(rows[r].out + i, sum * quant, n);
       }

@@ -21,10 +21,8 @@ struct EmbeddedRows {
       });
     }
     if (gamma == nullptr) return;
-    const float* x[R];
-    for (int r = 0; r < R; ++r) x[r] = rows[r].x;
     RowStats stats[R];
-    row_stats_of<R>(x, c, stats);
+    stats_of_rows<R>(rows, c, stats);
     for_lanes(c, [&](std::int64_t i, std::int64_t n) SWIN_INLINE {
       const Vf scale = load(gamma + i, n), offset = load(beta + i, n);
       for (int r = 0; r < R; ++r) {
