@@ -12,7 +12,7 @@ from pyharness.results import markdown_table, milliseconds, read_document
 
 INSTRUCTIONS = {
     "amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2",
-    "neon_dotprod": "NEON dot product", "portable": "none",
+    "neon_i8mm": "NEON int8 matrix", "neon_dotprod": "NEON dot product", "portable": "none",
 }  # fmt: skip
 """Of an engine's variant, for people."""
 

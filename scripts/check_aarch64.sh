@@ -8,8 +8,8 @@
 #
 # Needs aarch64-linux-gnu-g++, qemu-aarch64, cmake and a Python >= 3.10, and installs none of them. Builds to
 # build/aarch64, the C library and swin_run too, without PyTorch and the tests of the CUDA kernels. The kernels are tested
-# twice: on a processor with the dot-product instructions, where the engine has to find neon_dotprod, and on one without,
-# where only portable is left.
+# thrice: on a processor with the 8-bit matrix instructions, where the engine has to find neon_i8mm, on one with no more than
+# the dot product, and on one without both, where only portable is left.
 # What qemu takes says nothing about an ARM processor's speed.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -60,9 +60,16 @@ said="$(qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/bin/swin_run --vers
 # variants_on CPU: what test_cpu_kernels says it ran, one line, on qemu's CPU; it fails where the test does.
 variants_on() { qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu "$1" build/aarch64/bin/test_cpu_kernels "${@:2}"; }
 
-with="$(variants_on max --variants)"
-[ "$with" = "neon_dotprod portable" ] || die "a processor with dot products runs '$with'; 'neon_dotprod portable' is needed. See has_dotprod in csrc/cpu/backend.cc."
-without="$(variants_on cortex-a53 --variants)"
-[ "$without" = "portable" ] || die "a processor without dot products runs '$without'; 'portable' is needed. See has_dotprod in csrc/cpu/backend.cc."
-run_step "Kernels on a processor without dot products" "Its words are in that log." variants_on cortex-a53
+# needs CPU NAMES: the instruction sets found on that processor.
+needs() {
+  local found
+  found="$(variants_on "$1" --variants)"
+  [ "$found" = "$2" ] || die "on qemu's '$1' the engine finds '$found'; '$2' is needed. See has_i8mm and has_dotprod in csrc/cpu/backend.cc."
+}
+needs max "neon_i8mm neon_dotprod portable"
+needs neoverse-n1 "neon_dotprod portable"
+needs cortex-a53 "portable"
+for cpu in neoverse-n1 cortex-a53; do
+  run_step "Kernels on $cpu" "Its words are in that log." variants_on "$cpu"
+done
 say "aarch64: all passed"

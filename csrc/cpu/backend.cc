@@ -143,6 +143,15 @@ bool has_dotprod() {
   return false;
 #endif
 }
+
+bool has_i8mm() {
+#if defined(__linux__)
+  constexpr unsigned long kI8mm = 1ul << 13;  // HWCAP2_I8MM, which older headers do not name
+  return has_dotprod() && (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 const std::vector<CpuBackend>& backends() {
@@ -165,6 +174,7 @@ const std::vector<CpuBackend>& backends() {
     }
 #endif
 #elif defined(SWIN_HAVE_ARM_VARIANTS)
+    if (has_i8mm()) found.emplace_back("neon_i8mm", cpu::neon_i8mm::kernels());
     if (has_dotprod()) found.emplace_back("neon_dotprod", cpu::neon_dotprod::kernels());
 #endif
     found.emplace_back("portable", cpu::portable::kernels());

@@ -293,7 +293,10 @@ template <int kStep>
 static inline void transpose_words(const std::int8_t* rows, std::int64_t stride, std::int8_t* unit, std::int64_t = kLanes) {
   const int8x16_t r[4] = {vld1q_s8(rows), vld1q_s8(rows + stride), vld1q_s8(rows + 2 * stride),
                           vld1q_s8(rows + 3 * stride)};
-  if constexpr (kStep == 4) {
+  if constexpr (kStep == 8) {
+    const auto word = [&](int i) { return vreinterpretq_s64_s8(r[i]); };
+    vst4q_s64(reinterpret_cast<std::int64_t*>(unit), {{word(0), word(1), word(2), word(3)}});
+  } else if constexpr (kStep == 4) {
     const auto word = [&](int i) { return vreinterpretq_s32_s8(r[i]); };
     vst4q_s32(reinterpret_cast<std::int32_t*>(unit), {{word(0), word(1), word(2), word(3)}});
   } else {

@@ -25,13 +25,13 @@ void requantize(const GemmS8Args& args, const ExecContext& context) {
   const std::int64_t n = args.w->n;
   std::int8_t* out = args.out.as<std::int8_t>();
   const float factor = args.factor;
-  with_bound(results_below_2_to_31(args.w->k, factor < 0 ? -factor : factor, 0), [&](auto below) {
+  with_known(results_below_2_to_31(args.w->k, factor < 0 ? -factor : factor, 0), n, [&](auto known) {
     run(args, context, [=](std::int64_t first) {
       return [=, rows = out + first * n]<int V>(std::int64_t column) SWIN_INLINE {
         return [=](std::int64_t row, const Vi* acc) SWIN_INLINE {
           Vf y[V];
           for (int v = 0; v < V; ++v) y[v] = __builtin_convertvector(acc[v], Vf) * factor;
-          store_s8_columns<V, Relu, below.value>(rows + row * n + column, y, n - column);
+          store_s8_columns<V, Relu, known.below_2_to_31>(rows + row * n + column, y, columns_left<V>(n, column, known));
         };
       };
     });

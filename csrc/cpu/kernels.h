@@ -38,6 +38,9 @@ const Kernels& kernels();
 namespace amx_int8 {
 const Kernels& kernels();
 }
+namespace neon_i8mm {
+const Kernels& kernels();
+}
 namespace neon_dotprod {
 const Kernels& kernels();
 }

@@ -37,12 +37,12 @@ struct Channels {
     return results_below_2_to_31(k, max_lane(most_scale), max_lane(most_bias));
   }
 
-  // Calls body(v, channel, lanes) for the vectors that begin below `count`.
-  template <int V, class Body>
+  // Calls body(v, channel, lanes) for the vectors that begin below `count`; kWhole: for all V, whole ones.
+  template <int V, bool kWhole = false, class Body>
   SWIN_INLINE void each(std::int64_t column, Body&& body) const {
     for (int v = 0; v < V; ++v) {
       const std::int64_t i = column + v * kLanes;
-      if (i + kLanes <= count) {
+      if (kWhole || i + kLanes <= count) {
         body(v, i, static_cast<std::int64_t>(kLanes));
       } else if (i < count) {
         body(v, i, count - i);

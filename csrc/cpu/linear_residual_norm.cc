@@ -9,7 +9,7 @@
 namespace swin::cpu::SWIN_ISA {
 namespace {
 
-template <bool kAdd>
+template <bool kAdd, bool kWhole>
 struct EmitFloats {
   FloatRows to;
 
@@ -17,7 +17,7 @@ struct EmitFloats {
   SWIN_INLINE auto operator()(std::int64_t column) const {
     return [columns = to.channels.at<V>(column), to = to, column](std::int64_t row, const Vi* acc) SWIN_INLINE {
       float* x = to.rows + to.target[row];
-      to.channels.each<V>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
+      to.channels.each<V, kWhole>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
         const Vf y = columns.value(acc, v);
         store(x + i, kAdd ? load(x + i, lanes) + y : y, lanes);
       });
@@ -35,11 +35,15 @@ void gather_rows(const WindowGeometry& g, const std::int8_t* x, std::int64_t k, 
 
 void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
                       const FloatRows& to) {
-  multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<true>{to});
+  with_known(false, w.n, [&](auto known) {
+    multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<true, known.whole>{to});
+  });
 }
 void multiply_and_store(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
                         const FloatRows& to) {
-  multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<false>{to});
+  with_known(false, w.n, [&](auto known) {
+    multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<false, known.whole>{to});
+  });
 }
 
 void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext& context) {

@@ -14,12 +14,13 @@ void linear_s8(const LinearS8Args& args, const ExecContext& context) {
     const std::int8_t* x = args.x.as<const std::int8_t>() + task.first * k;
     if (args.out.dtype == DType::kS8) {
       std::int8_t* out = args.out.as<std::int8_t>() + task.first * n;
-      with_bound(bounded, [&](auto below) {
+      with_known(bounded, n, [&](auto known) {
         multiply_block<Inputs::kSigned>(w, x, k, task, scratch, [=]<int V>(std::int64_t column) SWIN_INLINE {
           return [=, columns = channels.at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
             Vf y[V];
             for (int v = 0; v < V; ++v) y[v] = columns.value(acc, v);
-            store_s8_columns<V, false, below.value>(out + row * n + column, y, n - column);
+            store_s8_columns<V, false, known.below_2_to_31>(out + row * n + column, y,
+                                                            columns_left<V>(n, column, known));
           };
         });
       });

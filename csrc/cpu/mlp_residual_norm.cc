@@ -31,24 +31,26 @@ struct Mlp {
 
   // Hidden columns of `task`'s rows, to `hidden` [rows, f].
   void first(const BlockTask& task, std::int8_t* hidden, void* scratch) const {
-    const auto multiply = [&]<bool kRelu, bool kBelow2To31>(auto activate) {
+    const auto multiply = [&]<bool kRelu>(auto known, auto activate) {
       multiply_block<Inputs::kSigned>(
           w1, args.x.as<const std::int8_t>() + task.first * c, c, task, scratch,
           [=, channels = channels1, f = f]<int V>(std::int64_t column) SWIN_INLINE {
             return [=, columns = channels.template at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
               Vf y[V];
               for (int v = 0; v < V; ++v) y[v] = activate(columns.value(acc, v));
-              store_s8_columns<V, kRelu, kBelow2To31>(hidden + row * f + column, y, f - column);
+              store_s8_columns<V, kRelu, known.below_2_to_31>(hidden + row * f + column, y,
+                                                              columns_left<V>(f, column, known));
             };
           });
     };
     if (args.activation == Activation::kRelu) {
-      with_bound(bounded1, [&](auto below) {
-        multiply.template operator()<true, below.value>([](Vf y) SWIN_INLINE { return y; });
-      });
+      with_known(bounded1, f,
+                 [&](auto known) { multiply.template operator()<true>(known, [](Vf y) SWIN_INLINE { return y; }); });
     } else {
       const float quant = args.hidden_quant;
-      multiply.template operator()<false, false>([quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
+      with_known(false, f, [&](auto known) {
+        multiply.template operator()<false>(known, [quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
+      });
     }
   }
 

@@ -55,11 +55,15 @@ std::unique_ptr<PackedWeight> pack_weight(const std::int8_t* w, std::int64_t n, 
 #if defined(SWIN_GROUPED)
   if (pack_groups(w, *packed)) return packed;
 #endif
+#if defined(SWIN_MMLA)
+  pack_units<MatrixDot>(w, *packed);
+#else
   if (input == InputRange::kNonNegative) {
     pack_units<NonNegativeDot>(w, *packed);
   } else {
     pack_units<SignedDot>(w, *packed);
   }
+#endif
 #endif
   return packed;
 }

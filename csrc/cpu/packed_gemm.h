@@ -1,9 +1,11 @@
 // Weights packed at load, and a block of rows multiplied by some of their columns: what gemm_s8 and the fused linear
-// operations share. With AMX the block runs on tiles (gemm_amx.h), elsewhere on the micro-kernels of gemm_core.h.
+// operations share. With AMX the block runs on tiles (gemm_amx.h), with ARM's matrix instructions on pairs of rows
+// (gemm_mmla.h), elsewhere on the micro-kernels of gemm_core.h.
 #pragma once
 
 #include "gemm_core.h"
 #include "gemm_grouped.h"
+#include "gemm_mmla.h"
 #include "memory.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
@@ -32,6 +34,9 @@ class CpuPackedWeight : public PackedWeight {
 #if defined(__AMX_INT8__)
     static_cast<void>(input);
     return tile_padded(k) * kLanes;
+#elif defined(SWIN_MMLA)
+    static_cast<void>(input);
+    return unit_bytes<MatrixDot>(k);
 #else
     return input == InputRange::kNonNegative ? unit_bytes<NonNegativeDot>(k) : unit_bytes<SignedDot>(k);
 #endif
@@ -48,6 +53,8 @@ class CpuPackedWeight : public PackedWeight {
 static inline std::int64_t block_bytes(const CpuPackedWeight& w, std::int64_t rows) {
 #if defined(__AMX_INT8__)
   return tile_scratch_bytes(rows, w.k);
+#elif defined(SWIN_MMLA)
+  return ceil_div(ceil_div(rows, 2) * pair_bytes(w.k), 64) * 64;
 #else
 #if defined(SWIN_GROUPED)
   if (w.grouped != nullptr) return panels_of(rows) * panel_bytes(w.k, w.grouped->forms);
@@ -72,13 +79,28 @@ static inline bool results_below_2_to_31(std::int64_t k, float scale, float bias
   return static_cast<float>(k) * 16384.0f * scale + bias < 2.0e9f;
 }
 
-// Calls body(Constant<1>{}) where results are known to be below 2^31 and it is worth kernels of its own, else body(Constant<0>{}).
+// What is known ahead of results and worth kernels of its own: that they are below 2^31, and that all columns are there
+// of each two units, so that nothing has to ask how many are left.
+template <bool kBelow2To31, bool kWhole>
+struct Known {
+  static constexpr bool below_2_to_31 = kBelow2To31, whole = kWhole;
+};
+
+// Calls body(Known) for results of n columns.
 template <class Body>
-static inline void with_bound([[maybe_unused]] bool below_2_to_31, Body&& body) {
+static inline void with_known([[maybe_unused]] bool below_2_to_31, [[maybe_unused]] std::int64_t n, Body&& body) {
 #if defined(__AMX_INT8__)
-  if (below_2_to_31) return body(Constant<1>{});
+  if (below_2_to_31) return body(Known<true, false>{});
+#elif defined(__aarch64__)  // where GCC keeps rows in memory for the sake of columns that are not there
+  if (n % (2 * kLanes) == 0) return body(Known<false, true>{});
 #endif
-  body(Constant<0>{});
+  body(Known<false, false>{});
+}
+
+// Of `count` columns those from `column` on, which V vectors take.
+template <int V, class Known>
+static inline std::int64_t columns_left(std::int64_t count, std::int64_t column, Known) {
+  return Known::whole ? V * kLanes : count - column;
 }
 
 // The weights that an operation takes: kSigned none that were packed for inputs of 0..127, whose kernels are then not compiled.
@@ -93,6 +115,10 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 #if defined(__AMX_INT8__)
   multiply_tiles(x, stride, task.rows, w.k, w.units, task.first_unit, task.last_unit, scratch, task.same_rows,
                  task.new_weights, emit_columns);
+#elif defined(SWIN_MMLA)
+  std::int8_t* pairs = static_cast<std::int8_t*>(scratch);
+  if (!task.same_rows) pack_pairs(x, stride, task.rows, w.k, pairs);
+  pairs_block(pairs, task.rows, w.k, w.units, task.first_unit, task.last_unit, emit_columns);
 #else
 #if defined(SWIN_GROUPED)
   if (w.grouped != nullptr) {
@@ -120,6 +146,8 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 // larger block reads the weights less often.
 #if defined(__AMX_INT8__)
 inline constexpr std::int64_t kBlockRows = kTileBlockRows, kRowAlign = kPairRows;
+#elif defined(SWIN_MMLA)
+inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 2;
 #else
 inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 1;
 #endif

@@ -2,6 +2,7 @@
 // hide their latency. The ceilings that docs and benchmarks compare with.
 #include "gemm_core.h"
 #include "gemm_grouped.h"
+#include "gemm_mmla.h"
 #include "kernels.h"
 #if defined(__AMX_INT8__)
 #include "gemm_amx.h"
@@ -55,6 +56,8 @@ std::int64_t spin_dot(std::int64_t iterations) {
 std::int64_t spin_s8(std::int64_t iterations) {
 #if defined(__AMX_INT8__)
   return spin_tiles(iterations / 16);
+#elif defined(SWIN_MMLA)
+  return spin_dot<MatrixDot>(iterations);
 #else
   return spin_dot<SignedDot>(iterations);
 #endif
@@ -63,6 +66,8 @@ std::int64_t spin_s8(std::int64_t iterations) {
 std::int64_t spin_u8(std::int64_t iterations) {
 #if defined(__AMX_INT8__)
   return spin_tiles(iterations / 16);
+#elif defined(SWIN_MMLA)
+  return spin_dot<MatrixDot>(iterations);
 #else
   return spin_dot<NonNegativeDot>(iterations);
 #endif

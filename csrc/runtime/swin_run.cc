@@ -49,7 +49,8 @@ measures on random images.
   --batch N          images a call (default 1)
   --img-size HxW     measure with images of this size (default: the model's)
   --threads N        threads a call (default: one for each processor this one may run on)
-  --isa NAME         instruction set: amx_int8, avx512_vnni, avx_vnni, avx2, neon_dotprod, portable
+  --isa NAME         instruction set: amx_int8, avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod,
+                     portable
   --callers N        measure with N callers at a time, each with `--threads` of its own (default 1)
   --seconds S        measure for S seconds (default 3 without --images, 0 with)
   --json             say everything as one JSON object

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyharness import engine
 
-CPU_VARIANTS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "neon_dotprod", "portable")
+CPU_VARIANTS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 CUDA_TYPES = {"cuda_fp16": torch.float16, "cuda_bf16": torch.bfloat16}
 CUDA_PARAMS = [pytest.param(name, marks=pytest.mark.gpu) for name in CUDA_TYPES]
 
