@@ -9,8 +9,9 @@
 namespace swin {
 namespace {
 
-// Idle plans kept: enough for a few input shapes and callers; their workspaces are the engine's largest memory.
-constexpr std::size_t kMaxIdlePlans = 4;
+// Plans of one stream that are kept while idle, for a few input shapes, and streams whose plans are; their workspaces
+// are the engine's largest memory. Where more calls than that were at work at once, as many as they were.
+constexpr std::size_t kIdlePlans = 4, kIdleStreams = 4;
 
 const char* kind_name(OpKind kind) {
   switch (kind) {
@@ -53,55 +54,109 @@ std::string shape_of(const Node& node) {
 
 class Engine::Lease {
  public:
-  Lease(Engine& engine, const InputShape& input, void* stream) : engine_(engine) {
+  Lease(Engine& engine, const InputShape& input, const ExecContext& context)
+      : engine_(engine), queue_{context.stream, engine.graph_->backend().callers_recording(context)} {
     SWIN_CHECK(ShapeError, "forward", input.batch > 0, "batch is ", input.batch, "; at least 1 image is needed");
-    if (take(input, stream)) return;
-    stage_geometries(engine_.config(), input.height, input.width);  // throws before another shape's plan is given up
-    plan_ = engine_.graph_->make_plan(input, stream, retire(stream));
+    if (!take(input)) {
+      stage_geometries(engine_.config(), input.height, input.width);  // throws before another shape's plan is given up
+      make(input);
+    }
+    std::lock_guard lock(engine_.mutex_);
+    engine_.most_at_once_ = std::max(engine_.most_at_once_, ++engine_.at_work_);
   }
   ~Lease() {
+    std::vector<std::unique_ptr<Plan>> given_up;  // freed behind the lock, as a GPU waits for its work then
     std::lock_guard lock(engine_.mutex_);
-    auto& idle = engine_.idle_;
-    if (idle.size() >= kMaxIdlePlans) idle.erase(idle.begin());
-    idle.push_back(std::move(plan_));
+    --engine_.at_work_;
+    engine_.idle_.push_back(std::move(plan_));
+    if (of_recording(*engine_.idle_.back())) return;
+    const std::size_t kept = std::max(kIdlePlans, engine_.most_at_once_);
+    keep(kept, [&](const Plan& p) { return p.queue() == queue_; }, given_up);
+    keep(kIdleStreams * kept, [](const Plan& p) { return !of_recording(p); }, given_up);
   }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
   Plan* operator->() { return plan_.get(); }
 
  private:
-  // Takes the idle plan of that shape, if there is one. Another stream's may still have work under way in its buffers.
-  bool take(const InputShape& input, void* stream) {
+  // Such a plan stays as long as the engine: replays of the caller's graph go on using its memory, and nothing else
+  // may.
+  static bool of_recording(const Plan& plan) { return plan.queue().recording != 0; }
+
+  // Takes the idle plan of that shape, if there is one. Another queue's may still have work under way in its buffers.
+  bool take(const InputShape& input) {
     std::lock_guard lock(engine_.mutex_);
     auto& idle = engine_.idle_;
     for (auto it = idle.rbegin(); it != idle.rend(); ++it) {
-      if ((*it)->input() != input || (*it)->stream() != stream) continue;
+      if ((*it)->input() != input || (*it)->queue() != queue_) continue;
       plan_ = std::move(*it);
       idle.erase(std::next(it).base());
       return true;
     }
     return false;
   }
-  // Where as many plans are idle as are kept, the one of this stream that was used longest ago: images of ever other sizes
-  // are then computed in the same memory.
-  std::unique_ptr<Plan> retire(void* stream) {
+
+  void make(const InputShape& input) {
+    const Graph& graph = *engine_.graph_;
+    if (queue_.recording != 0) {  // memory of its own
+      plan_ = graph.make_plan(input, queue_);
+      return;
+    }
+    try {
+      plan_ = graph.make_plan(input, queue_, retire());
+    } catch (const std::bad_alloc&) {
+      if (!give_up_idle()) throw;
+      plan_ = graph.make_plan(input, queue_);
+    }
+  }
+
+  // Where as many plans are idle as are kept, the one of this queue that was used longest ago: images of ever other
+  // sizes are then computed in the same memory.
+  std::unique_ptr<Plan> retire() {
     std::lock_guard lock(engine_.mutex_);
     auto& idle = engine_.idle_;
-    if (idle.size() < kMaxIdlePlans) return nullptr;
-    const auto oldest = std::find_if(idle.begin(), idle.end(), [&](const auto& p) { return p->stream() == stream; });
-    if (oldest == idle.end()) return nullptr;
+    const auto of_queue = [&](const auto& p) { return p->queue() == queue_; };
+    const auto count = static_cast<std::size_t>(std::count_if(idle.begin(), idle.end(), of_queue));
+    if (count < std::max(kIdlePlans, engine_.most_at_once_)) return nullptr;
+    const auto oldest = std::find_if(idle.begin(), idle.end(), of_queue);
     std::unique_ptr<Plan> plan = std::move(*oldest);
     idle.erase(oldest);
     return plan;
   }
 
+  // Gives up all idle plans but those of recordings; whether there were any.
+  bool give_up_idle() {
+    std::vector<std::unique_ptr<Plan>> given_up;
+    std::lock_guard lock(engine_.mutex_);
+    keep(0, [](const Plan& p) { return !of_recording(p); }, given_up);
+    return !given_up.empty();
+  }
+
+  // Moves to `given_up` what is more than `count` of the idle plans that are `such`, those used longest ago.
+  template <class Such>
+  void keep(std::size_t count, Such&& such, std::vector<std::unique_ptr<Plan>>& given_up) {
+    auto& idle = engine_.idle_;
+    auto found =
+        static_cast<std::size_t>(std::count_if(idle.begin(), idle.end(), [&](const auto& p) { return such(*p); }));
+    for (auto it = idle.begin(); found > count;) {
+      if (!such(**it)) {
+        ++it;
+        continue;
+      }
+      given_up.push_back(std::move(*it));
+      it = idle.erase(it);
+      --found;
+    }
+  }
+
   Engine& engine_;
+  const Queue queue_;
   std::unique_ptr<Plan> plan_;
 };
 
 void Engine::forward(const void* image, const InputShape& input, void* features, void* logits, const RunOptions& options,
                      const ExecContext& context) {
-  Lease plan(*this, input, context.stream);
+  Lease plan(*this, input, context);
   for (const std::string& name : options.skip) {
     const auto& nodes = plan->nodes();
     const bool known = std::any_of(nodes.begin(), nodes.end(), [&](const Node& n) { return n.name == name; });
@@ -121,13 +176,13 @@ void Engine::forward_stages(const void* image, const InputShape& input, const st
                             const ExecContext& context) {
   SWIN_CHECK(ShapeError, "forward_stages", out.size() == config().depths.size(), "there are ", out.size(),
              " places; one for each of the ", config().depths.size(), " stages is needed");
-  Lease plan(*this, input, context.stream);
+  Lease plan(*this, input, context);
   plan->bind(image, nullptr, nullptr);
   plan->run_stages(context, out);
 }
 
 std::string Engine::describe(const InputShape& input) {
-  Lease plan(*this, input, nullptr);
+  Lease plan(*this, input, {});
   // Costs are read off the views, which need not be bound to memory of the caller's for that.
   int placeholder = 0;
   plan->bind(&placeholder, &placeholder, &placeholder);
@@ -146,12 +201,12 @@ std::string Engine::describe(const InputShape& input) {
   return json.str();
 }
 
-std::int64_t Engine::workspace_bytes(const InputShape& input) { return Lease(*this, input, nullptr)->workspace_bytes(); }
+std::int64_t Engine::workspace_bytes(const InputShape& input) { return Lease(*this, input, {})->workspace_bytes(); }
 
 std::vector<double> Engine::time_nodes(const void* image, const InputShape& input, int runs,
                                        const ExecContext& context) {
   SWIN_CHECK(ValueError, "time_ops", runs > 0, "runs is ", runs, "; at least 1 is needed");
-  Lease plan(*this, input, context.stream);
+  Lease plan(*this, input, context);
   const Backend& backend = graph_->backend();
   const DeviceBuffer features = backend.allocate(input.batch * config().num_features() * sizeof(float));
   const std::int64_t outputs = std::max<std::int64_t>(1, config().num_classes);

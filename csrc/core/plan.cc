@@ -35,8 +35,8 @@ constexpr unsigned char kGuard = 0xA5;
 constexpr unsigned char kPoison = 0x7D;  // 125 as int8, 2.1e37 as float32: visible wherever it leaks into a result
 }  // namespace
 
-Plan::Plan(const Backend& backend, const InputShape& input, void* stream, std::unique_ptr<Plan> retired)
-    : backend_(&backend), input_(input), stream_(stream) {
+Plan::Plan(const Backend& backend, const InputShape& input, const Queue& queue, std::unique_ptr<Plan> retired)
+    : backend_(&backend), input_(input), queue_(queue) {
   if (retired != nullptr) spare_ = std::move(retired->buffers_);
 }
 
@@ -57,7 +57,6 @@ void* Plan::buffer(std::string name, DType dtype, std::int64_t elements) {
     buffer.memory = backend_->allocate(buffer.capacity);
   }
   void* data = buffer.memory.get();
-  backend_->fill(static_cast<char*>(data) + buffer.bytes, kGuard, kGuardBytes);
   buffers_.push_back(std::move(buffer));
   return data;
 }
@@ -88,10 +87,14 @@ void Plan::bind(const void* image, void* features, void* logits) {
   }
 }
 
-void Plan::check_guards(const Node& node) const {
+void Plan::set_guards(const ExecContext& context) const {
+  for (const Buffer& buffer : buffers_) backend_->fill(buffer.guard(), kGuard, kGuardBytes, context);
+}
+
+void Plan::check_guards(const Node& node, const ExecContext& context) const {
   for (const Buffer& buffer : buffers_) {
     unsigned char bytes[kGuardBytes];
-    backend_->copy_to_host(bytes, static_cast<char*>(buffer.memory.get()) + buffer.bytes, kGuardBytes);
+    backend_->copy_to_host(bytes, buffer.guard(), kGuardBytes, context);
     const bool intact = std::all_of(bytes, bytes + kGuardBytes, [](unsigned char b) { return b == kGuard; });
     SWIN_CHECK(Error, node.name, intact, "wrote past the end of buffer '", buffer.name, "' (stage ", node.stage,
                ", block ", node.block, ")");
@@ -101,13 +104,14 @@ void Plan::check_guards(const Node& node) const {
 void Plan::run(const ExecContext& context, const std::vector<std::string>& skip, bool poison,
                const Observer& observe) const {
   const std::string backend = backend_->name();
+  if (poison) set_guards(context);
   for (const Node& node : nodes_) {
     if (!skip.empty() && std::find(skip.begin(), skip.end(), node.name) != skip.end()) continue;
     if (poison && !updates_in_place(node.args)) {
-      for (const TensorView& out : op_outputs(node.args)) backend_->fill(out.data, kPoison, out.nbytes());
+      for (const TensorView& out : op_outputs(node.args)) backend_->fill(out.data, kPoison, out.nbytes(), context);
     }
     run_op(backend_->ops(), backend.c_str(), node.args, context);
-    if (poison) check_guards(node);
+    if (poison) check_guards(node, context);
     if (observe) observe(node);
   }
 }
@@ -135,12 +139,17 @@ void Plan::run_stages(const ExecContext& context, const std::vector<void*>& out)
 }
 
 void Plan::run_recorded(const ExecContext& context) {
+  if (queue_.recording != 0) {
+    run_range(context, 0, nodes_.size());
+    return;
+  }
   std::size_t first = 0, last = nodes_.size();
   while (first < last && is_bound(nodes_[first])) ++first;
   while (last > first && is_bound(nodes_[last - 1])) --last;
   // The first call runs as it is: GEMMs may still have to be chosen, which allocates and waits.
-  if (warm_ && !recording_) {
-    recording_ = backend_->record(context, [&] { run_range(context, first, last); });
+  if (warm_ && !recording_ && recordings_left_ > 0) {
+    --recordings_left_;
+    recording_ = backend_->record(context, [&](const ExecContext& c) { run_range(c, first, last); });
   }
   run_range(context, 0, first);
   if (recording_) {

@@ -40,8 +40,12 @@ class CpuBackend : public Backend {
     std::memset(owner.get(), 0, bytes);
     return owner;
   }
-  void fill(void* data, int byte, std::size_t bytes) const override { std::memset(data, byte, bytes); }
-  void copy_to_host(void* host, const void* data, std::size_t bytes) const override { std::memcpy(host, data, bytes); }
+  void fill(void* data, int byte, std::size_t bytes, const ExecContext&) const override {
+    std::memset(data, byte, bytes);
+  }
+  void copy_to_host(void* host, const void* data, std::size_t bytes, const ExecContext&) const override {
+    std::memcpy(host, data, bytes);
+  }
   void copy(void* to, const void* from, std::size_t bytes, const ExecContext& context) const override {
     struct Job {
       char* to;

@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -11,6 +12,7 @@
 
 #include "kernels_table.h"
 #include "packed_weight.h"
+#include "relaxed_capture.h"
 #include "row_blocks.h"
 #include "swin/cuda.h"
 #include "swin/error.h"
@@ -28,6 +30,8 @@ void check(const char* where, const char* call, cudaError_t status) {
 }
 #define SWIN_CUDA(where, call) check(where, #call, call)
 
+cudaStream_t stream_of(const ExecContext& context) { return static_cast<cudaStream_t>(context.stream); }
+
 class GraphRecording : public Recording {
  public:
   explicit GraphRecording(cudaGraph_t graph) {
@@ -37,11 +41,20 @@ class GraphRecording : public Recording {
   }
   ~GraphRecording() override { cudaGraphExecDestroy(executable_); }
   void replay(const ExecContext& context) const override {
-    SWIN_CUDA("replay", cudaGraphLaunch(executable_, static_cast<cudaStream_t>(context.stream)));
+    SWIN_CUDA("replay", cudaGraphLaunch(executable_, stream_of(context)));
   }
 
  private:
   cudaGraphExec_t executable_ = nullptr;
+};
+
+// A stream that neither waits for the legacy default stream nor is waited for by it.
+struct OwnStream {
+  cudaStream_t handle = nullptr;
+  OwnStream() { SWIN_CUDA("cuda backend", cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
+  ~OwnStream() { cudaStreamDestroy(handle); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
 };
 
 class CudaBackend : public Backend {
@@ -53,57 +66,75 @@ class CudaBackend : public Backend {
     variant_ = detail::concat("sm_", properties.major, properties.minor, " ", name_of(float_dtype));
     const CudaDeviceGuard guard(device);
     cuda::require_kernels(device, properties.major * 10 + properties.minor);
+    memory_ = std::make_unique<OwnStream>();
   }
 
   std::string name() const override { return "cuda"; }
   std::string variant() const override { return variant_; }
   const OpTable& ops() const override { return ops_; }
 
+  // Memory is made ready on a stream of the backend's own, never by waiting for the device or on the legacy default
+  // stream: either would break a recording that another thread, or the caller, has under way.
   DeviceBuffer allocate(std::size_t bytes) const override {
+    const cuda::RelaxedCapture relaxed;
     void* memory = nullptr;
     SWIN_CUDA("allocate", cudaMalloc(&memory, bytes > 0 ? bytes : 1));
     DeviceBuffer owner(memory, [](void* p) { cudaFree(p); });
-    SWIN_CUDA("allocate", cudaMemset(memory, 0, bytes));
-    SWIN_CUDA("allocate", cudaDeviceSynchronize());  // cudaMemset's stream is not the one that will use the memory
+    SWIN_CUDA("allocate", cudaMemsetAsync(memory, 0, bytes, memory_->handle));
+    SWIN_CUDA("allocate", cudaStreamSynchronize(memory_->handle));
     return owner;
   }
-  void fill(void* data, int byte, std::size_t bytes) const override {
-    SWIN_CUDA("fill", cudaDeviceSynchronize());
-    SWIN_CUDA("fill", cudaMemset(data, byte, bytes));
-    SWIN_CUDA("fill", cudaDeviceSynchronize());
-  }
-  void copy_to_host(void* host, const void* data, std::size_t bytes) const override {
-    SWIN_CUDA("copy_to_host", cudaDeviceSynchronize());
-    SWIN_CUDA("copy_to_host", cudaMemcpy(host, data, bytes, cudaMemcpyDeviceToHost));
-  }
 
+  void fill(void* data, int byte, std::size_t bytes, const ExecContext& context) const override {
+    SWIN_CUDA("fill", cudaMemsetAsync(data, byte, bytes, stream_of(context)));
+  }
   void copy(void* to, const void* from, std::size_t bytes, const ExecContext& context) const override {
-    SWIN_CUDA("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(context.stream)));
+    SWIN_CUDA("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(context)));
+  }
+  void copy_to_host(void* host, const void* data, std::size_t bytes, const ExecContext& context) const override {
+    SWIN_CUDA("copy_to_host", cudaMemcpyAsync(host, data, bytes, cudaMemcpyDeviceToHost, stream_of(context)));
+    SWIN_CUDA("copy_to_host", cudaStreamSynchronize(stream_of(context)));
   }
 
-  std::unique_ptr<Recording> record(const ExecContext& context, const std::function<void()>& work) const override {
-    const cudaStream_t stream = static_cast<cudaStream_t>(context.stream);
-    if (stream == nullptr) return nullptr;  // the legacy default stream cannot be captured
-    cudaStreamCaptureStatus status{};
-    SWIN_CUDA("record", cudaStreamIsCapturing(stream, &status));
-    if (status != cudaStreamCaptureStatusNone) return nullptr;
-    // Thread-local: what other threads do to the device meanwhile is none of this recording's business.
-    SWIN_CUDA("record", cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  // On a stream of its own: the caller's may be the legacy default stream, which cannot be captured, and what other
+  // threads put on it meanwhile would become part of the recording instead of running.
+  std::unique_ptr<Recording> record(const ExecContext& context, const Work& work) const override {
+    const char* wanted = std::getenv("SWIN_CUDA_GRAPHS");
+    if (wanted != nullptr && std::strcmp(wanted, "0") == 0) return nullptr;
+    const OwnStream own;
+    // Thread-local: what other threads allocate and free meanwhile is none of this recording's business.
+    SWIN_CUDA("record", cudaStreamBeginCapture(own.handle, cudaStreamCaptureModeThreadLocal));
     cudaGraph_t graph = nullptr;
     try {
-      work();
+      work({context.threads, own.handle});
     } catch (...) {
-      cudaStreamEndCapture(stream, &graph);
+      const bool spoilt = is_spoilt(own.handle);
+      cudaStreamEndCapture(own.handle, &graph);
       if (graph != nullptr) cudaGraphDestroy(graph);
       cudaGetLastError();
+      if (spoilt) return nullptr;
       throw;
     }
-    SWIN_CUDA("record", cudaStreamEndCapture(stream, &graph));
+    const bool spoilt = is_spoilt(own.handle);  // by a thread that waited for the device, say
+    const cudaError_t status = cudaStreamEndCapture(own.handle, &graph);
+    if (spoilt) {
+      cudaGetLastError();
+      return nullptr;
+    }
+    check("record", "cudaStreamEndCapture", status);
     return std::make_unique<GraphRecording>(graph);
   }
 
+  std::uint64_t callers_recording(const ExecContext& context) const override {
+    if (context.stream == nullptr) return 0;  // the legacy default stream is never captured
+    cudaStreamCaptureStatus status{};
+    unsigned long long number = 0;
+    SWIN_CUDA("forward", cudaStreamGetCaptureInfo(stream_of(context), &status, &number));
+    return status == cudaStreamCaptureStatusNone ? 0 : number + 1;
+  }
+
   double time_ms(const ExecContext& context, const std::function<void()>& work) const override {
-    const cudaStream_t stream = static_cast<cudaStream_t>(context.stream);
+    const cudaStream_t stream = stream_of(context);
     const Event start, stop;
     SWIN_CUDA("time_ms", cudaEventRecord(start.handle, stream));
     work();
@@ -130,8 +161,7 @@ class CudaBackend : public Backend {
     Parameter p{allocate(values.size() * sizeof(std::uint16_t)), host};
     p.view.data = p.owner.get();
     p.view.dtype = ops_.float_dtype;
-    SWIN_CUDA("upload_parameter",
-              cudaMemcpy(p.view.data, values.data(), values.size() * sizeof(std::uint16_t), cudaMemcpyHostToDevice));
+    upload("upload_parameter", p.view.data, values.data(), values.size() * sizeof(std::uint16_t));
     return p;
   }
 
@@ -148,7 +178,7 @@ class CudaBackend : public Backend {
     SWIN_CHECK(DTypeError, "pack_weight", host.dtype == DType::kS8 && host.rank == 2, "found ", host.describe(),
                "; int8 [N, K] is needed");
     DeviceBuffer memory = allocate(host.nbytes());
-    SWIN_CUDA("pack_weight", cudaMemcpy(memory.get(), host.data, host.nbytes(), cudaMemcpyHostToDevice));
+    upload("pack_weight", memory.get(), host.data, host.nbytes());
     return std::make_unique<cuda::CudaPackedWeight>(host.dim(0), host.dim(1), input, std::move(memory));
   }
 
@@ -159,10 +189,22 @@ class CudaBackend : public Backend {
   }
 
  private:
+  static bool is_spoilt(cudaStream_t captured) {
+    cudaStreamCaptureStatus status{};
+    return cudaStreamIsCapturing(captured, &status) != cudaSuccess || status == cudaStreamCaptureStatusInvalidated;
+  }
+
+  // There when it returns, for every stream.
+  void upload(const char* where, void* to, const void* host, std::size_t bytes) const {
+    const cuda::RelaxedCapture relaxed;
+    SWIN_CUDA(where, cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, memory_->handle));
+    SWIN_CUDA(where, cudaStreamSynchronize(memory_->handle));
+  }
+
   Parameter upload_bytes(const char* where, const TensorView& host) const {
     Parameter p{allocate(host.nbytes()), host};
     p.view.data = p.owner.get();
-    SWIN_CUDA(where, cudaMemcpy(p.view.data, host.data, host.nbytes(), cudaMemcpyHostToDevice));
+    upload(where, p.view.data, host.data, host.nbytes());
     return p;
   }
 
@@ -176,6 +218,7 @@ class CudaBackend : public Backend {
 
   const OpTable ops_;
   std::string variant_;
+  std::unique_ptr<OwnStream> memory_;  // where memory is cleared and filled
 };
 
 }  // namespace

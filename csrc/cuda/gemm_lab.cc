@@ -23,6 +23,7 @@
 
 #include "gemm_reference.h"
 #include "gemm_tuner.h"
+#include "relaxed_capture.h"
 #include "swin/error.h"
 
 namespace swin {
@@ -66,18 +67,6 @@ Memory allocate(std::int64_t bytes) {
   SWIN_CUDA(cudaMalloc(&memory, static_cast<std::size_t>(bytes)));
   return Memory(memory);
 }
-
-// Lets this thread allocate and synchronize while another captures a graph: nothing here is part of one.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { SWIN_CUDA(cudaThreadExchangeStreamCaptureMode(&mode_)); }
-  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 struct Queue {
   Queue() { SWIN_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }

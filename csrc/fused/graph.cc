@@ -53,9 +53,10 @@ class FusedInt8 : public Graph {
   const ModelConfig& config() const override { return config_; }
   const Backend& backend() const override { return backend_; }
 
-  std::unique_ptr<Plan> make_plan(const InputShape& input, void* stream, std::unique_ptr<Plan> retired) const override {
+  std::unique_ptr<Plan> make_plan(const InputShape& input, const Queue& queue,
+                                  std::unique_ptr<Plan> retired) const override {
     const std::vector<StageGeometry> stages = stage_geometries(config_, input.height, input.width);
-    auto plan = std::make_unique<Plan>(backend_, input, stream, std::move(retired));
+    auto plan = std::make_unique<Plan>(backend_, input, queue, std::move(retired));
     Buffers buffers(*plan, stages, post_norm());
     plan->release_spare();
     append_patch_embed(*plan, stages.front(), buffers);

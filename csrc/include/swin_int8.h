@@ -82,8 +82,10 @@ SWIN_API swin_status swin_get_info(const swin_model* model, swin_info* info);
 /* float32 images [batch, channels, height, width], normalized as in training -> float32 out [batch, outputs].
  *
  * On the CPU, `stream` is NULL, and an image with NaN or infinity is refused by name. On CUDA, both are memory of the
- * model's device and `stream` is a cudaStream_t; the call enqueues the work and returns (the first calls of a batch size
- * wait for the device, to choose and record kernels). The calling thread's current device is left as it was. */
+ * model's device and `stream` is a cudaStream_t; the call enqueues the work and returns (the first call of a batch size
+ * waits, to choose kernels). While `stream` is captured, the call becomes part of the caller's graph, which needs the
+ * model for as long as it is launched; there has to be a call of that batch size before. The calling thread's current
+ * device is left as it was. */
 SWIN_API swin_status swin_forward(swin_model* model, const float* images, int64_t batch, float* out, void* stream);
 
 /* The same up to the pooled features: float32 out [batch, features]. */

@@ -150,28 +150,32 @@ struct Loaded {
 
   const swin::ModelConfig& config() const { return engine->config(); }
 
-  // Memory for the pooled features of a call that wants the logits alone. One of another stream may still be in use.
+  // Memory for the pooled features of a call that wants the logits alone. One of another queue may still be in use, and
+  // that of a recording is as long as the model lives.
   struct Features {
     DeviceBuffer memory;
     std::int64_t batch;
-    void* stream;
+    swin::Queue queue;
   };
   Features take(std::int64_t batch, void* stream) {
+    const swin::Queue queue{stream, backend.callers_recording({.threads = threads, .stream = stream})};
     {
       std::lock_guard lock(mutex_);
       for (auto it = idle_.begin(); it != idle_.end(); ++it) {
-        if (it->stream != stream || it->batch < batch) continue;
+        if (it->queue != queue || it->batch < batch) continue;
         Features found = std::move(*it);
         idle_.erase(it);
         return found;
       }
     }
-    return {backend.allocate(batch * config().num_features() * sizeof(float)), batch, stream};
+    return {backend.allocate(batch * config().num_features() * sizeof(float)), batch, queue};
   }
   void give_back(Features features) {
     std::lock_guard lock(mutex_);
-    if (idle_.size() >= kMostIdle) idle_.erase(idle_.begin());
     idle_.push_back(std::move(features));
+    const auto recorded = [](const Features& f) { return f.queue.recording != 0; };
+    if (idle_.size() - std::count_if(idle_.begin(), idle_.end(), recorded) <= kMostIdle) return;
+    idle_.erase(std::find_if_not(idle_.begin(), idle_.end(), recorded));
   }
 
  private:

@@ -143,7 +143,7 @@ struct Call {
         device(device_of(weights)),
         guard(device.is_cpu() ? std::optional<at::Device>() : device),
         backend(backend_for(device, residual)),
-        engine(cached_engine(graph, config, weights, backend)) {}
+        engine(cached_engine(graph, config, weights, backend, backend.callers_recording(context(device)) != 0)) {}
 };
 
 at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS, const std::vector<std::string>& skip,
@@ -196,7 +196,7 @@ std::vector<at::Tensor> trace(const at::Tensor& images, at::TensorList weights, 
     options.observe = [&](const Node& node) {
       for (const TensorView& out : op_outputs(node.args)) {
         at::Tensor copy = at::empty(at::IntArrayRef(out.shape.data(), out.rank), scalar_type_of(out.dtype));
-        call.backend.copy_to_host(copy.mutable_data_ptr(), out.data, out.nbytes());
+        call.backend.copy_to_host(copy.mutable_data_ptr(), out.data, out.nbytes(), context(call.device));
         copies.push_back(copy);
       }
     };

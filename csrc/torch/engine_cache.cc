@@ -4,6 +4,7 @@
 #include <mutex>
 #include <vector>
 
+#include "swin/error.h"
 #include "views.h"
 
 namespace swin::binding {
@@ -65,9 +66,12 @@ std::shared_ptr<Engine> find(const std::string& graph, const ModelConfig& config
 }  // namespace
 
 std::shared_ptr<Engine> cached_engine(const std::string& graph, const ModelConfig& config, at::TensorList weights,
-                                      const Backend& backend) {
+                                      const Backend& backend, bool recording) {
   std::lock_guard lock(g_mutex);
   if (auto engine = find(graph, config, weights, backend)) return engine;
+  SWIN_CHECK(Error, "swin_int8", !recording,
+             "the stream is being recorded into a CUDA graph, and these weights are not packed "
+             "yet, which cannot be part of it; run one forward pass before the capture");
   std::erase_if(entries(), [](const Entry& e) { return e.expired(); });
 
   std::vector<at::Tensor> host;  // keeps copies alive until the engine has packed them

@@ -203,8 +203,10 @@ class TestBackend : public swin::Backend {
   std::string variant() const override { return "test"; }
   const swin::OpTable& ops() const override { return table_; }
   swin::DeviceBuffer allocate(std::size_t n) const override { return swin::cpu_backend().allocate(n); }
-  void fill(void* d, int byte, std::size_t n) const override { std::memset(d, byte, n); }
-  void copy_to_host(void* h, const void* d, std::size_t n) const override { std::memcpy(h, d, n); }
+  void fill(void* d, int byte, std::size_t n, const swin::ExecContext&) const override { std::memset(d, byte, n); }
+  void copy_to_host(void* h, const void* d, std::size_t n, const swin::ExecContext&) const override {
+    std::memcpy(h, d, n);
+  }
   void copy(void* to, const void* from, std::size_t n, const swin::ExecContext&) const override { std::memcpy(to, from, n); }
   swin::Parameter upload_parameter(const swin::TensorView& t) const override {
     return swin::cpu_backend().upload_parameter(t);
@@ -275,7 +277,7 @@ void a_plan_takes_over_the_memory_of_another() {
   void* small = first->buffer("small", swin::DType::kS8, 100);
   void* large = first->buffer("large", swin::DType::kS8, 5000);
   void* middle = first->buffer("middle", swin::DType::kS8, 1000);
-  swin::Plan second(backend, {2, 8, 8}, nullptr, std::move(first));
+  swin::Plan second(backend, {2, 8, 8}, {}, std::move(first));
   EXPECT(second.buffer("as large", swin::DType::kS8, 900) == middle);  // the smallest that does
   void* fresh = second.buffer("larger than all", swin::DType::kS8, 6000);
   EXPECT(fresh != small && fresh != large && fresh != middle);

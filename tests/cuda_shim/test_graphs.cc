@@ -36,8 +36,12 @@ class ShimBackend : public swin::Backend {
   std::string variant() const override { return "host shim"; }
   const swin::OpTable& ops() const override { return table_; }
   swin::DeviceBuffer allocate(std::size_t bytes) const override { return swin::cpu_backend().allocate(bytes); }
-  void fill(void* data, int byte, std::size_t bytes) const override { std::memset(data, byte, bytes); }
-  void copy_to_host(void* host, const void* data, std::size_t bytes) const override { std::memcpy(host, data, bytes); }
+  void fill(void* data, int byte, std::size_t bytes, const swin::ExecContext&) const override {
+    std::memset(data, byte, bytes);
+  }
+  void copy_to_host(void* host, const void* data, std::size_t bytes, const swin::ExecContext&) const override {
+    std::memcpy(host, data, bytes);
+  }
   void copy(void* to, const void* from, std::size_t bytes, const swin::ExecContext&) const override {
     std::memcpy(to, from, bytes);
   }
@@ -313,7 +317,7 @@ Outputs forward_at(const swin::InputShape& input, const std::string& graph_name,
   const std::unique_ptr<swin::Graph> graph = swin::make_graph(graph_name, config, weights.views, backend);
   std::unique_ptr<swin::Plan> before = graph->make_plan({input.batch, config.img_h, config.img_w});
   run(*before, config, images);
-  return run(*graph->make_plan(input, nullptr, std::move(before)), config, images);
+  return run(*graph->make_plan(input, {}, std::move(before)), config, images);
 }
 
 // Signal to quantization noise, in dB; NaN counts as nothing right.

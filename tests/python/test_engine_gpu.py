@@ -53,8 +53,16 @@ def test_every_op_of_swin_tiny(record_ties, graph, seed):
     assert sqnr_db(model(images.cuda()).cpu(), walk(file, images, model, place, record_ties)) > SQNR_BOUND_DB
 
 
+@pytest.fixture(params=["default stream", "own stream"])
+def stream(request):
+    own = torch.cuda.Stream() if request.param == "own stream" else torch.cuda.current_stream()
+    with torch.cuda.stream(own):
+        yield own
+    torch.cuda.synchronize()
+
+
 @pytest.mark.parametrize("graph", ENGINE_GRAPHS)
-def test_recorded_calls_equal_the_first(place, graph, seed):
+def test_recorded_calls_equal_the_first(place, graph, stream, seed):
     """The first call of a batch size runs as it is, the second records, those after it replay."""
     model = model_on(place, random_engine_file(SMALL, graph, seed=seed))
     inputs = [images_for(SMALL, batch, seed + batch).cuda() for batch in (3, 1, 2)]
@@ -64,6 +72,56 @@ def test_recorded_calls_equal_the_first(place, graph, seed):
             assert torch.equal(model(x), expected)
     other = images_for(SMALL, 3, seed + 9).cuda()
     assert torch.equal(model(other), model.forward_checked(other)), "a replay must read the new images"
+
+
+def test_a_later_call_launches_one_graph(micro, stream, seed):
+    images = images_for(MICRO_DIGITS, 2, seed).cuda()
+    for _ in range(3):
+        micro(images)
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        micro(images)
+        torch.cuda.synchronize()
+    calls = {event.key: event.count for event in profile.key_averages() if event.key.startswith("cuda")}
+    if not any("Launch" in name for name in calls):
+        pytest.skip("PyTorch's profiler sees no launches on this machine")
+    assert sum(count for name, count in calls.items() if name.startswith("cudaGraphLaunch")) == 1, calls
+    outside = sum(count for name, count in calls.items() if name.startswith("cudaLaunchKernel"))
+    assert outside <= 6, f"patch embedding, pooling and head alone are no part of it: {calls}"
+
+
+@pytest.mark.parametrize("graph", ENGINE_GRAPHS)
+@pytest.mark.parametrize("calls_before", [1, 2, 4])
+def test_a_callers_cuda_graph_takes_forward_passes(graph, calls_before, seed):
+    """As PyTorch's notes have it: warm up on a side stream, capture, replay; what other shapes do meanwhile changes nothing."""
+    model = SwinInt8.from_engine_file(random_engine_file(SMALL, graph, seed=seed)).to("cuda")
+    static = images_for(SMALL, 3, seed).cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(calls_before):
+            model(static)
+    torch.cuda.current_stream().wait_stream(side)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        doubled = 2 * model(static)
+    for i in range(8):
+        other = images_for(SMALL, 3, seed + i).cuda()
+        static.copy_(other)
+        recorded.replay()
+        found = doubled.clone()
+        assert torch.equal(found, 2 * model(other))
+        model(images_for(SMALL, 1 + i, seed).cuda())
+
+
+def test_a_capture_without_a_call_before_it_is_refused(micro, seed):
+    images = images_for(MICRO_DIGITS, 2, seed).cuda()
+    with pytest.raises(RuntimeError, match="run one forward pass before the capture"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            micro(images)
+    torch.cuda.synchronize()
+    assert micro(images).isfinite().all()
 
 
 @pytest.mark.parametrize("provider", ["swin_plain", "swin_tiles", "cutlass"])

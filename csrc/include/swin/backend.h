@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,18 +35,21 @@ class Backend {
   virtual std::string variant() const = 0;  // the instruction set or GPU architecture its kernels were built for
   virtual const OpTable& ops() const = 0;
 
-  // Zeroed memory aligned to at least 64 bytes; std::bad_alloc where there is none.
+  // Zeroed memory aligned to at least 64 bytes; std::bad_alloc where there is none. It may be asked for while streams
+  // are being recorded, and is part of no recording; but freeing it is an error then.
   virtual DeviceBuffer allocate(std::size_t bytes) const = 0;
-  // These two wait for everything enqueued before them and are done when they return: for tests, not for forward
-  // passes.
-  virtual void fill(void* data, int byte, std::size_t bytes) const = 0;
-  virtual void copy_to_host(void* host, const void* data, std::size_t bytes) const = 0;
-  // Within the backend's memory, as work among the operations.
+  // These two are work among the operations of context.stream.
+  virtual void fill(void* data, int byte, std::size_t bytes, const ExecContext& context) const = 0;
   virtual void copy(void* to, const void* from, std::size_t bytes, const ExecContext& context) const = 0;
+  // Waits for everything enqueued on context.stream before: for tests, not for forward passes.
+  virtual void copy_to_host(void* host, const void* data, std::size_t bytes, const ExecContext& context) const = 0;
 
-  // What `work` enqueues on context.stream, recorded and not run. None where the backend records nothing, or where the
-  // stream is being recorded by the caller's caller.
-  virtual std::unique_ptr<Recording> record(const ExecContext&, const std::function<void()>&) const { return nullptr; }
+  // What `work` enqueues on the stream of the context that it is given, recorded and not run. Null where the backend
+  // records nothing, or where something that another thread did spoilt the recording.
+  using Work = std::function<void(const ExecContext&)>;
+  virtual std::unique_ptr<Recording> record(const ExecContext&, const Work&) const { return nullptr; }
+  // Which recording of the caller's own context.stream is part of at the moment; 0: of none.
+  virtual std::uint64_t callers_recording(const ExecContext&) const { return 0; }
   // Milliseconds that `work` takes on context.stream, from start to end.
   virtual double time_ms(const ExecContext& context, const std::function<void()>& work) const;
 

@@ -40,6 +40,7 @@ class Engine {
   std::unique_ptr<Graph> graph_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Plan>> idle_;  // most recently used last
+  std::size_t at_work_ = 0, most_at_once_ = 0;  // calls
 };
 
 }  // namespace swin

@@ -34,7 +34,7 @@ class Graph {
   virtual const ModelConfig& config() const = 0;
   virtual const Backend& backend() const = 0;
   // For images of any size that the model's windows fit (swin/geometry.h), else ShapeError. `retired`: see Plan.
-  virtual std::unique_ptr<Plan> make_plan(const InputShape& input, void* stream = nullptr,
+  virtual std::unique_ptr<Plan> make_plan(const InputShape& input, const Queue& queue = {},
                                           std::unique_ptr<Plan> retired = nullptr) const = 0;
 };
 

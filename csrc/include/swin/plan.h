@@ -28,13 +28,22 @@ struct InputShape {
   bool operator==(const InputShape&) const = default;
 };
 
+// Where calls run one after the other: a stream, and where the caller records it into a graph of his own, that
+// recording, whose replays go on using the memory of the calls in it.
+struct Queue {
+  void* stream = nullptr;
+  std::uint64_t recording = 0;  // Backend::callers_recording
+  bool operator==(const Queue&) const = default;
+};
+
 class Plan {
  public:
   using Observer = std::function<void(const Node&)>;
 
-  // A plan's buffers belong to one queue of work: `stream` is the ExecContext's it will run on. `retired`: a plan of the same
-  // stream that is no longer needed and leaves its memory to this one; null where there is none.
-  Plan(const Backend& backend, const InputShape& input, void* stream = nullptr, std::unique_ptr<Plan> retired = nullptr);
+  // A plan's buffers belong to one queue of work: `queue` is what it will run on. `retired`: a plan of the same queue
+  // that is no longer needed and leaves its memory to this one; null where there is none.
+  Plan(const Backend& backend, const InputShape& input, const Queue& queue = {},
+       std::unique_ptr<Plan> retired = nullptr);
 
   // Memory of `elements` of `dtype`, followed by guard bytes, owned by the plan. What it holds is left open.
   void* buffer(std::string name, DType dtype, std::int64_t elements);
@@ -47,14 +56,14 @@ class Plan {
   const Backend& backend() const { return *backend_; }
   const InputShape& input() const { return input_; }
   std::int64_t batch() const { return input_.batch; }
-  void* stream() const { return stream_; }
+  const Queue& queue() const { return queue_; }
   const std::vector<Node>& nodes() const { return nodes_; }
   std::int64_t workspace_bytes() const;
 
   // Where the first node reads its images and the last two write: valid until the next call.
   void bind(const void* image, void* features, void* logits);
   // Runs every node whose name is not in `skip`. With `poison`, every pure output is filled with a byte pattern before
-  // its node runs, and the guard bytes behind every buffer are checked after it (Error naming node and buffer).
+  // its node runs, and guard bytes behind every buffer are checked after it (Error naming node and buffer).
   // `observe`, where there is one, is called after each node that ran.
   void run(const ExecContext& context, const std::vector<std::string>& skip, bool poison,
            const Observer& observe) const;
@@ -64,6 +73,7 @@ class Plan {
   void run_stages(const ExecContext& context, const std::vector<void*>& out) const;
   // Runs every node. From the second call on, where the backend can, all nodes between those that read or write the
   // caller's memory are one recording: those addresses change from call to call, everything else belongs to the plan.
+  // While the caller records, all nodes become part of that.
   void run_recorded(const ExecContext& context);
   // Median milliseconds of each node by itself, over `runs` runs after one warm-up.
   std::vector<double> time_nodes(const ExecContext& context, int runs) const;
@@ -73,14 +83,17 @@ class Plan {
     std::string name;
     DeviceBuffer memory;
     std::int64_t bytes, capacity;  // of the buffer; of its memory, with the guard and what a larger buffer left
+    char* guard() const { return static_cast<char*>(memory.get()) + bytes; }
   };
-  void check_guards(const Node& node) const;
+  void set_guards(const ExecContext& context) const;
+  void check_guards(const Node& node, const ExecContext& context) const;
   void run_range(const ExecContext& context, std::size_t first, std::size_t last) const;
 
   const Backend* backend_;
   InputShape input_;
-  void* stream_;
+  Queue queue_;
   bool warm_ = false;
+  int recordings_left_ = 3;  // to try
   std::unique_ptr<Recording> recording_;
   std::vector<Buffer> buffers_, spare_;
   std::vector<Parameter> kept_;

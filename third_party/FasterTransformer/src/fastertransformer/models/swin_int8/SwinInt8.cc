@@ -99,10 +99,10 @@ SwinInt8::SwinInt8(const swin::ModelConfig& config, const std::vector<TensorView
                    const swin::Backend& backend)
     : config_(config), backend_(backend), weights_(load_weights(config, weights, backend)) {}
 
-std::unique_ptr<swin::Plan> SwinInt8::make_plan(const swin::InputShape& input, void* stream,
+std::unique_ptr<swin::Plan> SwinInt8::make_plan(const swin::InputShape& input, const swin::Queue& queue,
                                                 std::unique_ptr<swin::Plan> retired) const {
   const std::vector<StageGeometry> stages = stage_geometries(config_, input.height, input.width);
-  auto plan = std::make_unique<swin::Plan>(backend_, input, stream, std::move(retired));
+  auto plan = std::make_unique<swin::Plan>(backend_, input, queue, std::move(retired));
   Buffers buffers(*plan, config_, stages);
   plan->release_spare();
   append_patch_embed(*plan, config_, weights_, buffers);

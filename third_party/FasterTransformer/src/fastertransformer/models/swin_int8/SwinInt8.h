@@ -11,7 +11,7 @@ class SwinInt8 : public swin::Graph {
 
   const swin::ModelConfig& config() const override { return config_; }
   const swin::Backend& backend() const override { return backend_; }
-  std::unique_ptr<swin::Plan> make_plan(const swin::InputShape& input, void* stream,
+  std::unique_ptr<swin::Plan> make_plan(const swin::InputShape& input, const swin::Queue& queue,
                                         std::unique_ptr<swin::Plan> retired) const override;
 
  private:
