@@ -31,6 +31,9 @@ NO_GPU = 3
 """Exit status of `environment` without a GPU."""
 
 NEEDED = ("numpy", "safetensors", "timm", "torch")
+TIMM = "1.0.31"
+"""The oldest that pyproject.toml takes; older ones have no windows per stage, and some cannot make models' shapes."""
+
 OPTIONAL = {
     "pytest": "the GPU tests",
     "hypothesis": "the GPU tests",
@@ -64,11 +67,17 @@ def _first_line(command: Sequence[str]) -> str | None:
     return lines[-1] if done.returncode == 0 and lines else None
 
 
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+
+
 def environment() -> dict[str, Any]:
     """Machine, GPU, tools and packages; "missing" says in words what is not there and what goes without it."""
     packages = {name: importlib.util.find_spec(name) is not None for name in (*NEEDED, *OPTIONAL)}
     tools = {name: find_tool(name) for name in TOOLS}
     missing = {name: "everything" for name in NEEDED if not packages[name]}
+    if packages["timm"] and _numbers(importlib.metadata.version("timm")) < _numbers(TIMM):
+        missing[f"timm >= {TIMM}"] = f"models, tests; this one is {importlib.metadata.version('timm')}"
     missing |= {name: what for name, what in OPTIONAL.items() if not packages[name]}
     missing |= {name: what for name, what in TOOLS.items() if not tools[name]}
     found: dict[str, Any] = {
@@ -155,8 +164,9 @@ def _tail(path: Path, lines: int) -> list[str]:
 
 
 def test_counts(folder: Path) -> str | None:
-    """pytest's own last line, e.g. `61 passed, 3 skipped in 40.1s`."""
-    found = [line for line in _tail(folder / "logs" / "tests.log", 60) if re.search(r"\d+ (passed|failed|error)", line)]
+    """The last line of gpu_tests.py, e.g. `61 passed, 3 skipped in 40.1s`."""
+    lines = _tail(folder / "logs" / "tests" / "tests.log", 60)
+    found = [line for line in lines if re.search(r"\d+ (passed|failed|error)", line)]
     return found[-1].strip("= ") if found else None
 
 

@@ -186,7 +186,8 @@ def cpu_name() -> str:
 def git_state(root: Path = ROOT) -> dict[str, object]:
     """`{"commit": hash or None, "dirty": bool or None}` of the checkout; None where it is no git checkout.
 
-    Files below results/ do not count as changes: the measurement itself writes them.
+    Files below results/ do not count as changes: the measurement itself writes them. A copy without git's folder may
+    say what it was made from by the environment variable SWIN_COMMIT; whether it was changed since is not known.
     """
 
     def git(*arguments: str) -> str | None:
@@ -198,6 +199,7 @@ def git_state(root: Path = ROOT) -> dict[str, object]:
 
     commit = git("rev-parse", "HEAD")
     changes = git("status", "--porcelain", "--", ".", ":(exclude)results") if commit else None
+    commit = commit or os.environ.get("SWIN_COMMIT") or None
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 

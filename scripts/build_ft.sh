@@ -156,7 +156,13 @@ find_nvcc() {
 
 # Compute capabilities of this machine's GPUs, without the dot and with ; between them. Nothing where there is none.
 native_architectures() {
-  { nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true; } |
+  {
+    nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null ||
+      "$python" -c '
+import torch
+for device in range(torch.cuda.device_count()):
+    print("{}.{}".format(*torch.cuda.get_device_capability(device)))' 2>/dev/null || true
+  } |
     awk '/^[0-9]+\.[0-9]$/ { sub(/\./, ""); if (!seen[$0]++) { printf "%s%s", sep, $0; sep = ";" } }'
 }
 
@@ -183,7 +189,7 @@ choose_cuda() {
   if [ -z "$architectures" ] || [ "$architectures" = native ]; then
     native="$(native_architectures)"
     if [ -z "$native" ] && [ "$cuda_arch" = native ]; then
-      die "--cuda-arch native was given, but nvidia-smi finds no GPU on this machine. Name the architecture, e.g. --cuda-arch 90."
+      die "--cuda-arch native was given, but neither nvidia-smi nor PyTorch finds a GPU on this machine. Name the architecture, e.g. --cuda-arch 90."
     fi
     architectures="${native:-80}"
   fi

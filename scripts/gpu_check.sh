@@ -66,7 +66,7 @@ parts="${only:-$ALL_PARTS}"
 IFS=, read -r -a model_list <<<"$models"
 
 # The most seconds a part may take in the default form; together more than there are, since most end early.
-declare -A LIMIT=([build]=300 [tests]=200 [tune]=120 [table2]=240 [table1]=60 [sanitizer]=120 [batches]=80 [peers]=600)
+declare -A LIMIT=([build]=300 [tests]=200 [tune]=120 [table2]=240 [table1]=90 [sanitizer]=120 [batches]=80 [peers]=600)
 LEAST=8 # seconds worth beginning a part for
 
 find_environment() {
@@ -93,9 +93,11 @@ limit_of() {
 
 summarize() {
   "$python" benchmarks/gpu_report.py summary "$out" || say "note: no summary could be written"
-  if [ -n "$pack" ]; then
-    tar -czf "$pack.part" -C "$(dirname "$out")" "$(basename "$out")" && mv "$pack.part" "$pack"
-  fi
+  pack_all || say "note: $pack could not be written"
+}
+
+pack_all() {
+  [ -z "$pack" ] || { tar -czf "$pack.part" -C "$(dirname "$out")" "$(basename "$out")" && mv "$pack.part" "$pack"; }
 }
 
 # note PART STATUS SECONDS TEXT: a line of parts.tsv, and the summary anew.
@@ -152,7 +154,8 @@ part_tests() {
     why="pytest or hypothesis is not installed"
     return 3
   fi
-  logged env SWIN_SKIP_REPORT="$out/logs/skipped_tests.txt" "$python" -m pytest -q -m gpu --durations=10 tests/python
+  local left=$((part_end - SECONDS - 20)) # it interrupts its tests, so that they still say what failed
+  logged "$python" benchmarks/gpu_tests.py "$out/logs/tests" --seconds $((left > 5 ? left : 5))
 }
 
 part_tune() {
@@ -174,7 +177,7 @@ part_table2() {
 }
 
 part_table1() {
-  local each=$(((part_end - SECONDS - 25) / 2))
+  local each=$(((part_end - SECONDS - 25) / 3)) # graphs
   logged "$python" pyharness/latency_breakdown.py --device cuda --model "${model_list[0]}" --batch 128 --runs "$runs" \
     --seconds $((each > 2 ? each : 2)) --out "$out"
 }
@@ -202,7 +205,9 @@ part_sanitizer() {
   logged "$python" benchmarks/sanitize_gpu.py || return "$?" # tunes its GEMMs, so that none is tuned under a tool
   for tool in memcheck synccheck racecheck initcheck; do
     code=0
-    logged "$sanitizer" --tool "$tool" --error-exitcode 99 --log-file "$out/sanitizer/$tool.txt" \
+    # initcheck sees what is read before it was written only where the engine does not clear its memory.
+    logged env SWIN_CUDA_CLEAR="$([ "$tool" = initcheck ] && echo 0 || echo 1)" \
+      "$sanitizer" --tool "$tool" --error-exitcode 99 --log-file "$out/sanitizer/$tool.txt" \
       "$python" benchmarks/sanitize_gpu.py || code=$?
     [ "$code" != 99 ] || why="${why:+$why, }$tool found something: sanitizer/$tool.txt"
     worst "$code"
@@ -218,6 +223,11 @@ part_peers() {
 find_environment
 mkdir -p "$out/logs"
 out="$(cd "$out" && pwd)"
+if [ -n "$pack" ]; then
+  mkdir -p "$(dirname "$pack")"
+  pack="$(cd "$(dirname "$pack")" && pwd)/$(basename "$pack")"
+  trap 'summarize; exit 143' TERM INT HUP # stopped from outside: what there is
+fi
 [ -n "$only" ] || rm -f "$out/parts.tsv"
 export SWIN_GEMM_CONFIG="${SWIN_GEMM_CONFIG:-$out/gemm.json}"
 failed=0

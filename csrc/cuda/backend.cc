@@ -30,6 +30,12 @@ void check(const char* where, const char* call, cudaError_t status) {
 }
 #define SWIN_CUDA(where, call) check(where, #call, call)
 
+// Whether the environment does not switch it off: with 0.
+bool wanted_by(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value == nullptr || std::strcmp(value, "0") != 0;
+}
+
 cudaStream_t stream_of(const ExecContext& context) { return static_cast<cudaStream_t>(context.stream); }
 
 class GraphRecording : public Recording {
@@ -73,6 +79,7 @@ class CudaBackend : public Backend {
   std::string variant() const override { return variant_; }
   const OpTable& ops() const override { return ops_; }
 
+  // SWIN_CUDA_CLEAR=0 leaves out what nothing needs, for initcheck, which else takes all memory for written.
   // Memory is made ready on a stream of the backend's own, never by waiting for the device or on the legacy default
   // stream: either would break a recording that another thread, or the caller, has under way.
   DeviceBuffer allocate(std::size_t bytes) const override {
@@ -80,7 +87,7 @@ class CudaBackend : public Backend {
     void* memory = nullptr;
     SWIN_CUDA("allocate", cudaMalloc(&memory, bytes > 0 ? bytes : 1));
     DeviceBuffer owner(memory, [](void* p) { cudaFree(p); });
-    SWIN_CUDA("allocate", cudaMemsetAsync(memory, 0, bytes, memory_->handle));
+    if (wanted_by("SWIN_CUDA_CLEAR")) SWIN_CUDA("allocate", cudaMemsetAsync(memory, 0, bytes, memory_->handle));
     SWIN_CUDA("allocate", cudaStreamSynchronize(memory_->handle));
     return owner;
   }
@@ -99,8 +106,7 @@ class CudaBackend : public Backend {
   // On a stream of its own: the caller's may be the legacy default stream, which cannot be captured, and what other
   // threads put on it meanwhile would become part of the recording instead of running.
   std::unique_ptr<Recording> record(const ExecContext& context, const Work& work) const override {
-    const char* wanted = std::getenv("SWIN_CUDA_GRAPHS");
-    if (wanted != nullptr && std::strcmp(wanted, "0") == 0) return nullptr;
+    if (!wanted_by("SWIN_CUDA_GRAPHS")) return nullptr;
     const OwnStream own;
     // Thread-local: what other threads allocate and free meanwhile is none of this recording's business.
     SWIN_CUDA("record", cudaStreamBeginCapture(own.handle, cudaStreamCaptureModeThreadLocal));

@@ -98,7 +98,7 @@ def test_all_parts_in_order(checkout: Path) -> None:
     assert statuses(checkout) == dict.fromkeys(PARTS, "passed")
     first = [
         next(i for i, call in enumerate(calls) if word in call)
-        for word in ("build --offline", "pytest", "tune_gemm.py", "reproduce_table2.py", "latency_breakdown.py",
+        for word in ("build --offline", "gpu_tests.py", "tune_gemm.py", "reproduce_table2.py", "latency_breakdown.py",
                      "sanitizer memcheck", "--batch 1 ", "peers_gpu.py")
         if word != "--batch 1 "
     ]  # fmt: skip
@@ -155,7 +155,7 @@ def test_a_finding_of_the_sanitizer_fails_its_part(checkout: Path) -> None:
 
 def test_a_part_that_hangs_is_stopped(checkout: Path) -> None:
     script = checkout / "scripts" / "gpu_check.sh"
-    script.write_text(script.read_text().replace("[table1]=60", "[table1]=9"))
+    script.write_text(script.read_text().replace("[table1]=90", "[table1]=9"))
     done, calls = check(checkout, "--only", "table1,peers", SLOW="latency_breakdown")
     assert done.returncode == 1 and statuses(checkout) == {"table1": "stopped", "peers": "passed"}
     assert "after 9 s" in done.stdout
@@ -170,10 +170,29 @@ def test_no_time_left_is_said(checkout: Path) -> None:
 
 
 def test_everything_goes_into_one_archive(checkout: Path) -> None:
-    archive = checkout / "all.tar.gz"
+    archive = checkout / "not" / "there" / "all.tar.gz"
     assert check(checkout, "--only", "tests", "--pack", str(archive))[0].returncode == 0
     with tarfile.open(archive) as files:
         assert {"gpu/summary.md", "gpu/parts.tsv", "gpu/logs/tests.log"} <= set(files.getnames())
+
+
+def test_an_archive_that_cannot_be_written_costs_nothing_else(checkout: Path) -> None:
+    (checkout / "bin" / "tar").write_text("#!/bin/bash\nexit 1\n")
+    (checkout / "bin" / "tar").chmod(0o755)
+    done, _ = check(checkout, "--only", "tests,table1", "--pack", "all.tar.gz")
+    assert done.returncode == 0 and statuses(checkout) == {"tests": "passed", "table1": "passed"}
+    assert "all.tar.gz could not be written" in done.stdout
+
+
+def test_stopped_from_outside_it_packs_what_there_is(checkout: Path) -> None:
+    archive = checkout / "all.tar.gz"
+    words = ["timeout", "3", "bash", str(checkout / "scripts" / "gpu_check.sh"), "--pack", str(archive), "--only", "tests,peers"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "SWIN_GEMM_CONFIG", "PYTHONPATH")}
+    environment |= {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "CALLS": str(checkout / "calls"), "SLOW": "peers_gpu"}
+    environment |= {"PYTHON": str(checkout / "bin" / "python"), "REAL_PYTHON": sys.executable}
+    subprocess.run(words, env=environment, capture_output=True)
+    with tarfile.open(archive) as files:
+        assert "gpu/logs/peers.log" in files.getnames(), "packed after the part before it, and no more"
 
 
 @pytest.mark.parametrize(
@@ -203,6 +222,13 @@ def test_without_a_gpu_it_says_so(repository: Path, tmp_path: Path) -> None:
     assert found["gpu"] is None and torch.__version__.startswith(found["versions"]["torch"])
 
 
+def test_an_old_timm_is_said(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    assert f'"timm>={gpu_report.TIMM}"' in (repository / "pyproject.toml").read_text()
+    assert not any("timm" in name for name in gpu_report.environment()["missing"])
+    monkeypatch.setattr(gpu_report.importlib.metadata, "version", lambda name: "1.0.9")
+    assert "this one is 1.0.9" in gpu_report.environment()["missing"]["timm >= 1.0.31"]
+
+
 # --- the summary -----------------------------------------------------------------------------------------------------
 
 META = dict.fromkeys(results.META_FIELDS) | {
@@ -229,8 +255,8 @@ def write_results(folder: Path, ratio: float, compiled: float) -> None:
         ("racecheck", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"), ("initcheck", "ERROR SUMMARY: 0 errors"),
     ):  # fmt: skip
         (folder / "sanitizer" / f"{tool}.txt").write_text(f"========= {text}\n")
-    (folder / "logs").mkdir()
-    (folder / "logs" / "tests.log").write_text("...\n61 passed, 3 skipped in 40.10s\n")
+    (folder / "logs" / "tests").mkdir(parents=True)
+    (folder / "logs" / "tests" / "tests.log").write_text("...\n61 passed, 3 skipped in 40.10s\n")
     (folder / "parts.tsv").write_text("tests\tFAILED\t10\t\ntests\tpassed\t41\t\n")
     counts = {"cublaslt": 4, "cutlass": 9}
     tuned = {"output": "s8_relu", "offered": counts, "proven": {**counts, "cublaslt": 0}, "chosen": "cutlass"}

@@ -121,12 +121,14 @@ def test_options_below_one_are_named() -> None:
         measure.need_positive(args, "--batch", "--runs")
 
 
-def test_git_state_of_a_checkout(tmp_path) -> None:
+def test_git_state_of_a_checkout(tmp_path, monkeypatch) -> None:
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
     assert measure.git_state(tmp_path) == {"commit": None, "dirty": None}
+    monkeypatch.setenv("SWIN_COMMIT", "abc")
+    assert measure.git_state(tmp_path) == {"commit": "abc", "dirty": None}
     git("init")
     (tmp_path / "file").write_text("one")
     git("add", "file")

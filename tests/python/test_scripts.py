@@ -223,7 +223,7 @@ def test_cuda_that_cannot_be_built(offline, torch_cuda: str, expected: str) -> N
 
 def test_cuda_architectures_of_this_machine(offline, compilers: Path) -> None:
     assert "CUDA backend: nvcc 13.0 for sm_80\n" in offline().stdout
-    assert "nvidia-smi finds no GPU" in error_line(offline("--cuda-arch", "native"), 1)
+    assert "neither nvidia-smi nor PyTorch finds a GPU" in error_line(offline("--cuda-arch", "native"), 1)
     provide(compilers, "nvidia-smi", "printf '9.0\\n8.9\\n9.0\\n[N/A]\\n'")
     for words in ([], ["--cuda-arch", "native"]):
         assert "CUDA backend: nvcc 13.0 for sm_90, sm_89\n" in offline(*words).stdout

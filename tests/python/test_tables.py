@@ -228,6 +228,22 @@ def test_table1_of_the_micro_model(work: Path, tmp_path: Path) -> None:
     assert (tmp_path / "table1.png").exists()
 
 
+def test_table1_keeps_the_graphs_it_has_when_it_is_stopped(work: Path, tmp_path: Path, monkeypatch) -> None:
+    time_graph = latency_breakdown.time_graph
+
+    def stopped_at_the_second(pipeline, graph, *rest):
+        if graph != ENGINE_GRAPHS[0]:
+            raise KeyboardInterrupt
+        return time_graph(pipeline, graph, *rest)
+
+    monkeypatch.setattr(latency_breakdown, "time_graph", stopped_at_the_second)
+    argv = ["--model", MICRO, "--runs", "1", "--batch", "1", "--out", str(tmp_path), "--work", str(work)]
+    with pytest.raises(KeyboardInterrupt):
+        latency_breakdown.main(argv)
+    document = results.load_table(tmp_path, "table1")
+    assert {row["graph"] for row in document["rows"]} == {ENGINE_GRAPHS[0]} == set(document["meta"]["latency_ms"])
+
+
 # --- the patch series ------------------------------------------------------------------------------------------------
 
 PATCH = """\

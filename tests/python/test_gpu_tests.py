@@ -1,0 +1,110 @@
+"""benchmarks/gpu_tests.py on small files of tests, without a GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_tests
+from pyharness.errors import HarnessError
+
+HEAD = "import os, time, pytest\nCUDA_PARAMS = [pytest.param(t, marks=pytest.mark.gpu) for t in ('cuda_fp16', 'cuda_bf16')]\n"
+EACH = "@pytest.mark.parametrize('place', CUDA_PARAMS)\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    return tmp_path
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, body in files.items():
+        (folder / "tests" / f"{name}.py").write_text(HEAD + body)
+
+
+def run(folder: Path, *words: str, seconds: float = 100) -> tuple[int, str]:
+    """Status and tests.log."""
+    argv = [str(folder / "logs"), "--seconds", str(seconds), "--tests", str(folder / "tests"), *words]
+    return gpu_tests.main(argv), (folder / "logs" / "tests.log").read_text()
+
+
+PASSING = EACH + "def test_it(place): pass\n@pytest.mark.gpu\ndef test_other(): pytest.skip('no such thing')\ndef test_cpu(): assert 0\n"
+
+
+def test_all_pass(folder: Path) -> None:
+    write(folder, test_a=PASSING, test_b=EACH + "def test_it(place): assert os.environ['SWIN_GEMM_CONFIG']\n")
+    (folder / "tests" / "test_c.py").write_text("def test_of_the_cpu(): assert 0\n")
+    status, log = run(folder, "--jobs", "2")
+    assert status == 0 and log.startswith("4 passed, 1 skipped in ") and log.count("\n") == 1, log
+
+
+def test_a_failure_is_told_and_costs_the_others_nothing(folder: Path) -> None:
+    broken = EACH + "def test_it(place):\n    if place == 'cuda_bf16': os.abort()\n    assert 2 * 2 == 5\n"
+    write(folder, test_a=broken, test_b=PASSING)
+    status, log = run(folder)
+    assert status == 1 and "1 failed, 2 passed, 1 skipped in" in log, log
+    assert "test_a rest, status 1" in log and "assert (2 * 2) == 5" in log
+    assert "test_a bf16, status -6" in log
+
+
+def test_a_file_that_cannot_be_read_is_a_failure(folder: Path) -> None:
+    write(folder, test_a="import no_such_module\n" + EACH + "def test_it(place): pass\n", test_b=PASSING)
+    status, log = run(folder)
+    assert status == 1 and "No module named 'no_such_module'" in log and "2 passed" in log, log
+
+
+def test_where_time_runs_out_failures_are_still_told(folder: Path) -> None:
+    slow = EACH + "def test_first(place): assert place == 'cuda_bf16', 'early'\n" + EACH + "def test_then(place): time.sleep(60)\n"
+    write(folder, test_a=slow, test_engine_gpu=PASSING)
+    started = time.monotonic()
+    status, log = run(folder, "--jobs", "2", seconds=4)
+    assert time.monotonic() - started < 30
+    assert status == 1 and "AssertionError: early" in log and "1 failed" in log, log
+    assert "not finished, time ran out: test_a rest" in log and "not begun, no time was left: test_engine_gpu rest" in log
+
+
+def test_out_of_time_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_tests, "GRACE_S", 1)
+    stubborn = "\n    while True:\n        try: time.sleep(60)\n        except KeyboardInterrupt: pass\n"
+    write(folder, test_a=EACH + f"def test_it(place):{stubborn}")
+    status, log = run(folder, "--jobs", "2", seconds=3)
+    assert status == gpu_tests.OUT_OF_TIME and log.count("not finished, time ran out") == 2, log
+
+
+def test_stopped_from_outside_nothing_goes_on(folder: Path, repository: Path) -> None:
+    write(folder, test_a=EACH + f"def test_it(place):\n    open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n")
+    argv = [str(folder / "logs"), "--seconds", "60", "--tests", str(folder / "tests"), "--jobs", "1"]
+    program = subprocess.Popen([sys.executable, str(repository / "benchmarks" / "gpu_tests.py"), *argv])
+    deadline = time.monotonic() + 60
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    program.terminate()
+    assert program.wait(30) == 143
+    pid = int((folder / "pid").read_text())
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        if state == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_order_and_mistakes(folder: Path, repository: Path) -> None:
+    names = [path.stem for path in gpu_tests.gpu_files(repository / "tests" / "python")]
+    assert names[:2] == ["test_ops", "test_fused_ops"] and names[-1] == "test_engine_gpu"
+    assert set(gpu_tests.ORDER) | set(gpu_tests.ALONE) <= set(names), "a file that went is still named"
+    with pytest.raises(HarnessError, match="no test that is marked gpu"):
+        run(folder)
+    with pytest.raises(HarnessError, match="--seconds must be above zero"):
+        run(folder, seconds=0)
