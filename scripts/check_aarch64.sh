@@ -4,6 +4,7 @@
 #   bash scripts/check_aarch64.sh [options]
 #
 #   --jobs N       compile N files at a time (default: as many as there are processors)
+#   --sanitize     with ASan and UBSan, into build/aarch64-sanitize
 #   -h, --help     show this text
 #
 # Needs aarch64-linux-gnu-g++, qemu-aarch64, cmake and a Python >= 3.10, and installs none of them. Builds to
@@ -15,13 +16,17 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-jobs="$(nproc)"
+jobs="$(nproc)" build=build/aarch64 flags=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --jobs)
       [ $# -ge 2 ] || usage_error "$0" "$1 needs a value"
       jobs="$2"
       shift
+      ;;
+    --sanitize)
+      build=build/aarch64-sanitize flags=(-DSWIN_SANITIZE=ON)
+      export ASAN_OPTIONS=detect_leaks=0 # which does not work under qemu
       ;;
     -h | --help)
       usage_from "$0"
@@ -46,19 +51,19 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 python="$(find_python)"
 generator=()
-if command -v ninja >/dev/null 2>&1 && [ ! -f build/aarch64/Makefile ]; then generator=(-G Ninja); fi
+if command -v ninja >/dev/null 2>&1 && [ ! -f "$build/Makefile" ]; then generator=(-G Ninja); fi
 
-run_step "Configuring for aarch64" "Remove build/aarch64 and try again." \
-  cmake -S . -B build/aarch64 "${generator[@]}" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DSWIN_TORCH=OFF \
+run_step "Configuring for aarch64" "Remove $build and try again." \
+  cmake -S . -B "$build" "${generator[@]}" "${flags[@]}" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DSWIN_TORCH=OFF \
   -DPython_EXECUTABLE="$python"
 run_step "Compiling for aarch64" "The compiler's message is in that log." \
-  cmake --build build/aarch64 --parallel "$jobs" --target test_runtime test_cpu_kernels test_engine_file swin_run
-ctest --test-dir build/aarch64 --output-on-failure --no-tests=error --tests-regex '^(runtime|cpu_kernels|engine_file)$'
-said="$(qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/bin/swin_run --version)"
-[ -n "$said" ] || die "swin_run --version says nothing on aarch64. It loads build/aarch64/lib/libswin_int8_c.so."
+  cmake --build "$build" --parallel "$jobs" --target test_runtime test_cpu_kernels test_engine_file swin_run
+ctest --test-dir "$build" --output-on-failure --no-tests=error --tests-regex '^(runtime|cpu_kernels|engine_file)$'
+said="$(qemu-aarch64 -L /usr/aarch64-linux-gnu "$build/bin/swin_run" --version)"
+[ -n "$said" ] || die "swin_run --version says nothing on aarch64. It loads $build/lib/libswin_int8_c.so."
 
 # variants_on CPU: what test_cpu_kernels says it ran, one line, on qemu's CPU; it fails where the test does.
-variants_on() { qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu "$1" build/aarch64/bin/test_cpu_kernels "${@:2}"; }
+variants_on() { qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu "$1" "$build/bin/test_cpu_kernels" "${@:2}"; }
 
 # needs CPU NAMES: the instruction sets found on that processor.
 needs() {

@@ -8,6 +8,13 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#define SWIN_TORCH_AT_LEAST(major, minor) \
+  (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
+#if defined(SWIN_HAVE_CUDA) && !SWIN_TORCH_AT_LEAST(2, 11)
+#define SWIN_STREAM_OF_C10_CUDA  // a stream's handle is PyTorch's CUDA library's to give: the one thing asked of it
+#include <c10/cuda/CUDAStream.h>
+#endif
+
 #include "engine_cache.h"
 #include "swin/cpu.h"
 #include "swin/cuda.h"
@@ -45,7 +52,15 @@ auto translate(F&& f) {
 // torch's current stream of `device`; none on the CPU.
 ExecContext context(const at::Device& device) {
   ExecContext c{.threads = at::get_num_threads(), .stream = nullptr};
-  if (!device.is_cpu()) c.stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+  if (device.is_cpu()) return c;
+  const c10::Stream stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+#if defined(SWIN_STREAM_OF_C10_CUDA)
+  c.stream = c10::cuda::CUDAStream(c10::cuda::CUDAStream::UNCHECKED, stream).stream();
+#elif SWIN_TORCH_AT_LEAST(2, 11)
+  c.stream = stream.native_handle();
+#else
+  static_cast<void>(stream);  // a build without CUDA has no backend to run there
+#endif
   return c;
 }
 
