@@ -63,12 +63,16 @@ class Run:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     status: int | None = None
-    interrupted: bool = False
+    interrupted_at: float | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def name(self) -> str:
         return f"{self.file.stem} {self.choice}"
+
+    @property
+    def interrupted(self) -> bool:
+        return self.interrupted_at is not None
 
     @property
     def failed(self) -> bool:
@@ -133,12 +137,12 @@ class Runner:
                 running.remove(run)
                 self.finish(run)
                 continue
-            late = time.monotonic() - self.deadline
-            if late >= 0 and not run.interrupted:
-                run.interrupted = True
-                run.process.send_signal(signal.SIGINT)
-            elif late >= GRACE_S:
+            now = time.monotonic()
+            if run.interrupted_at is not None and now - run.interrupted_at >= GRACE_S:
                 run.process.kill()
+            elif now >= self.deadline and not run.interrupted:
+                run.interrupted_at = now
+                run.process.send_signal(signal.SIGINT)
         time.sleep(patience)
 
     def finish(self, run: Run) -> None:

@@ -61,21 +61,28 @@ def test_a_file_that_cannot_be_read_is_a_failure(folder: Path) -> None:
     assert status == 1 and "No module named 'no_such_module'" in log and "2 passed" in log, log
 
 
-def test_where_time_runs_out_failures_are_still_told(folder: Path) -> None:
-    slow = EACH + "def test_first(place): assert place == 'cuda_bf16', 'early'\n" + EACH + "def test_then(place): time.sleep(60)\n"
-    write(folder, test_a=slow, test_engine_gpu=PASSING)
-    started = time.monotonic()
-    status, log = run(folder, "--jobs", "2", seconds=4)
-    assert time.monotonic() - started < 30
+@pytest.fixture
+def until(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A line of a test behind which the time that gpu_tests has is over, however long the machine took to come to it."""
+    now, begun = time.monotonic, folder / "begun"
+    begun.mkdir()
+    monkeypatch.setattr(gpu_tests.time, "monotonic", lambda: now() + (1000 if len(list(begun.iterdir())) == 2 else 0))
+    return f"open({str(begun)!r} + '/' + place, 'w').close()"
+
+
+def test_where_time_runs_out_failures_are_still_told(folder: Path, until: str) -> None:
+    slow = EACH + "def test_first(place): assert place == 'cuda_bf16', 'early'\n" + EACH
+    write(folder, test_a=f"{slow}def test_then(place):\n    {until}\n    time.sleep(600)\n", test_engine_gpu=PASSING)
+    status, log = run(folder, "--jobs", "2", seconds=500)
     assert status == 1 and "AssertionError: early" in log and "1 failed" in log, log
     assert "not finished, time ran out: test_a rest" in log and "not begun, no time was left: test_engine_gpu rest" in log
 
 
-def test_out_of_time_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_time_is_no_failure(folder: Path, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_tests, "GRACE_S", 1)
-    stubborn = "\n    while True:\n        try: time.sleep(60)\n        except KeyboardInterrupt: pass\n"
-    write(folder, test_a=EACH + f"def test_it(place):{stubborn}")
-    status, log = run(folder, "--jobs", "2", seconds=3)
+    stubborn = "\n    while True:\n        try: time.sleep(600)\n        except KeyboardInterrupt: pass\n"
+    write(folder, test_a=EACH + f"def test_it(place):\n    {until}{stubborn}")
+    status, log = run(folder, "--jobs", "2", seconds=500)
     assert status == gpu_tests.OUT_OF_TIME and log.count("not finished, time ran out") == 2, log
 
 
