@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyharness.atomic import atomic_path
 from pyharness.config import FUSED_GRAPH, MICRO_DIGITS, SwinConfig
+from pyharness.data import MAX_CORRUPT_SHARE, ImageSet, check_corrupt, check_images, need_share
 from pyharness.errors import DataError, HarnessError
 from pyharness.results import ROOT
 from pyharness.training import report
@@ -54,6 +56,10 @@ GRAPH_OF_METHOD = {
     "fused_int8": FUSED_GRAPH,
 }
 """The engine graph that runs each INT8 method."""
+
+IMAGES_FILE = "images.json"
+"""Beside what a step made of images: how many it asked for, and which of them could not be read. A later run may allow
+fewer than the one that made it."""
 
 CALIBRATED_AS = {"fused_int8_gelu": "ft_int8", "fused_int8": "geluless_int8"}
 """The fused graph runs the calibrated checkpoint of another method: weights and scales are the same."""
@@ -103,10 +109,23 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def note_images(folder: Path, dataset: Dataset) -> None:
+    """Write `folder`/IMAGES_FILE of all images that `dataset` was asked for; of sets without files it says none."""
+    is_files = isinstance(dataset, ImageSet)
+    unreadable = [dataset.filename(number) for number in dataset.corrupt()] if is_files else []
+    with atomic_path(folder / IMAGES_FILE) as temporary:
+        noted = {"asked": dataset.asked() if is_files else 0, "unreadable": unreadable}
+        temporary.write_text(json.dumps(noted) + "\n", encoding="utf-8")
+
+
 class Pipeline:
     """Makes, or finds again, everything that the rows of one model need. Nothing is made before it is asked for."""
 
-    def __init__(self, inputs: Inputs, work: Path = DEFAULT_WORK) -> None:
+    def __init__(
+        self, inputs: Inputs, work: Path = DEFAULT_WORK, max_corrupt: float = MAX_CORRUPT_SHARE
+    ) -> None:
+        """`max_corrupt`: the share of unreadable images beyond which a step, made or found again, is refused."""
+        need_share(max_corrupt)
         if inputs.weights is not None and inputs.data is None and inputs.model != MICRO_DIGITS.name:
             raise DataError(
                 f"{inputs.model} has weights but no images to calibrate and evaluate on; "
@@ -114,6 +133,7 @@ class Pipeline:
             )
         self.inputs = inputs
         self.work = Path(work) / inputs.model
+        self.max_corrupt = max_corrupt
 
     # --- models and data
 
@@ -141,7 +161,10 @@ class Pipeline:
     # --- steps
 
     def student_path(self, distilled: bool) -> Path:
-        """The GELU-less checkpoint: distilled by Algorithm 1, or with its blocks replaced and nothing trained."""
+        """The GELU-less checkpoint: distilled by Algorithm 1, or with its blocks replaced and nothing trained.
+
+        DataError where more of its training images than `max_corrupt` could not be read.
+        """
         from pyharness.distill import DistillOptions, distill
 
         if distilled and self.inputs.student is not None:
@@ -150,23 +173,29 @@ class Pipeline:
         options = DistillOptions(distill=distilled, **(DIGITS_DISTILLATION if is_digits else {}))
         folder = self._folder("student" if distilled else "student_no_kd", dataclasses.asdict(options))
         path = folder / "student.safetensors"
-        if not path.exists():
+        if not self._is_made(path):
             how = "distil block after block" if distilled else "replace all blocks, no distillation"
             report(f"{self.inputs.model}: make the GELU-less student ({how})")
+            images = self.dataset(train=True, augment=True)
             with threads(DIGITS_THREADS if is_digits else torch.get_num_threads()):
                 distill(
                     self.teacher,
                     self.inputs.model,
-                    self.dataset(train=True, augment=True),
+                    images,
                     options,
                     folder,
                     eval_dataset=self.dataset(train=False) if is_digits else None,
                     device="cuda" if not is_digits and torch.cuda.is_available() else "cpu",
+                    max_corrupt=self.max_corrupt,
                 )
+            note_images(folder, images)
         return path
 
     def calibrated_path(self, method: str) -> Path:
-        """The calibrated checkpoint of an INT8 method, by FasterTransformer's defaults."""
+        """The calibrated checkpoint of an INT8 method, by FasterTransformer's defaults.
+
+        DataError where more of its images than `max_corrupt` could not be read.
+        """
         from pyharness.calibrated import save_calibrated
         from pyharness.data import input_normalization, make_loader
         from pyharness.models import config_of
@@ -176,15 +205,18 @@ class Pipeline:
         source = None if method == "ft_int8" else self.student_path(distilled=method == "geluless_int8")
         options = {"int8_mode": self.inputs.int8_mode, "batches": BATCHES, "batch_size": BATCH_SIZE}
         path = self._folder(f"calibrated_{method}", options, source) / "calibrated.safetensors"
-        if not path.exists():
+        if not self._is_made(path):
             report(f"{self.inputs.model}: calibrate {method} on up to {BATCHES * BATCH_SIZE} images")
             model = self._model_of(source)
-            loader = make_loader(self.dataset(train=True), BATCH_SIZE, shuffle=True)
+            dataset = self.dataset(train=True)
+            loader = make_loader(dataset, BATCH_SIZE, shuffle=True)
             batches = (images for images, _ in itertools.islice(loader, BATCHES))
             config = config_of(model, self.inputs.model)
             normalization = input_normalization(self.inputs.data, self.inputs.model, self.teacher)  # as self.dataset's
             checkpoint = quantize(model, config, batches, int8_mode=self.inputs.int8_mode, normalization=normalization)
+            check_images(dataset, None, self.max_corrupt)  # each is named already
             save_calibrated(path, checkpoint)
+            note_images(path.parent, dataset)
         return path
 
     def engine_path(self, method: str) -> Path:
@@ -208,6 +240,16 @@ class Pipeline:
             return load_engine_file(self.engine_path(method))
         activation = "gelu" if method == "fused_int8_gelu" else "relu"
         return random_engine_file(self.config, GRAPH_OF_METHOD[method], self.inputs.int8_mode, activation=activation)
+
+    def _is_made(self, path: Path) -> bool:
+        """Whether a step was finished. DataError where it was, with more unreadable images than are allowed now."""
+        try:
+            noted = json.loads(path.with_name(IMAGES_FILE).read_text(encoding="utf-8"))
+            asked, unreadable = int(noted["asked"]), list(noted["unreadable"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        check_corrupt(unreadable, asked, None, self.max_corrupt)
+        return path.exists()
 
     def _model_of(self, source: Path | None) -> SwinTransformer:
         from pyharness.models import load_model

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyharness import gpu, measure, results
 from pyharness.config import GRAPHS, MICRO_DIGITS
-from pyharness.data import DATA_HELP
+from pyharness.data import DATA_HELP, add_max_corrupt, need_share
 from pyharness.errors import HarnessError, run_cli
 from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline
 from pyharness.results import METHODS, Table2Row
@@ -109,15 +109,20 @@ def names_that_run(names: Sequence[str], device: torch.device, version: int = 1)
 
 
 def evaluate(pipeline: Pipeline, methods: Mapping[str, Predictor], limit: int | None) -> dict:
-    """`EvalResult` by method on the held-out images; empty where there are no trained weights."""
-    from pyharness.data import make_loader
+    """`EvalResult` by method on the held-out images; empty where there are no trained weights.
+
+    DataError where more of the images than the pipeline allows cannot be read.
+    """
+    from pyharness.data import check_images, make_loader
     from pyharness.evaluate import accuracy
 
     if not pipeline.inputs.has_weights:
         return {}
     found = {}
     for name, predict in methods.items():
-        found[name] = accuracy(predict, make_loader(pipeline.dataset(train=False), EVAL_BATCH), limit)
+        dataset = pipeline.dataset(train=False)
+        found[name] = accuracy(predict, make_loader(dataset, EVAL_BATCH), limit)
+        check_images(dataset, None, pipeline.max_corrupt)  # each is named already
         report(f"{pipeline.inputs.model}: {name}: top-1 {found[name].top1:.2f} % of {found[name].n} images")
     return found
 
@@ -270,6 +275,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", metavar="DATA",
         help=f"for the models with --weights: {DATA_HELP}",
     )  # fmt: skip
+    add_max_corrupt(what)
     what.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
     what.add_argument(
         "--int8-mode", type=int, choices=(1, 2), default=1,
@@ -294,7 +300,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     measure.need_positive(args, "--batch", "--runs", "--limit", "--threads", "--seconds")
-    pipelines = [Pipeline(inputs, args.work) for inputs in inputs_from(args)]
+    need_share(args.max_corrupt)
+    pipelines = [Pipeline(inputs, args.work, args.max_corrupt) for inputs in inputs_from(args)]
     device = gpu.use_device(args.device)
     threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)
     settings = Settings(args.batch or DEFAULT_BATCH[device.type], args.runs, args.limit, device, args.seconds)

@@ -12,11 +12,12 @@ from PIL import Image
 from quant_helpers import one_thread
 
 from pyharness import distill as d
-from pyharness import models, qat, quantize, train, trainer
+from pyharness import models, qat, quantize, reproduce_table2, train, trainer
 from pyharness.calibrated import save_calibrated
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, get_dataset
 from pyharness.errors import DataError, HarnessError
+from pyharness.pipeline import Inputs, Pipeline
 from pyharness.train_options import Machine
 
 __all__ = ["one_thread"]
@@ -96,6 +97,37 @@ def test_calibration_refuses_a_result_past_one_per_cent(tmp_path):
         quantize.main(command)
     assert not out.exists()
     assert quantize.main([*command, "--max-corrupt", "0.1"]) == 0 and out.exists()
+
+
+def table_pipeline(data, work, **options):
+    """What Table 2's rows of the micro model are made from, with the images of `data`."""
+    return Pipeline(Inputs(MICRO, weights=models.MICRO_TEACHER, data=data), work, **options)
+
+
+@pytest.mark.parametrize("method", ["ft_int8", "geluless_int8"])
+def test_table2_keeps_no_step_made_of_damaged_images(method, tmp_path):
+    data, work = image_folder(tmp_path / "data", 8), tmp_path / "work"
+    cut_off(data, *(f"c{label}/{number:02}.png" for label in range(10) for number in range(0, 8, 2)))
+    with pytest.raises(DataError, match=r" of \d+ images cannot be read, more than 1 %"):
+        table_pipeline(data, work).calibrated_path(method)
+    assert not list(work.rglob("calibrated.safetensors")) and not list(work.rglob("student.safetensors"))
+    path = table_pipeline(data, work, max_corrupt=1.0).calibrated_path(method)
+    written = path.stat().st_mtime_ns
+    assert table_pipeline(data, work, max_corrupt=0.6).calibrated_path(method) == path
+    assert path.stat().st_mtime_ns == written, "what was made is found again"
+    with pytest.raises(DataError, match="more than 10 %"):
+        table_pipeline(data, work, max_corrupt=0.1).calibrated_path(method)
+
+
+def test_table2_gives_no_accuracy_on_damaged_images(tmp_path):
+    data = image_folder(tmp_path / "data", 1)
+    cut_off(data, *(f"c{label}/00.png" for label in range(0, 10, 2)), split="val")
+    pipeline = table_pipeline(data, tmp_path / "work")
+    methods = {"fp32": reproduce_table2.Predictor(pipeline.teacher)}
+    with pytest.raises(DataError, match=r"5 of 10 images cannot be read, more than 1 %"):
+        reproduce_table2.evaluate(pipeline, methods, None)
+    pipeline = table_pipeline(data, tmp_path / "work", max_corrupt=0.5)
+    assert reproduce_table2.evaluate(pipeline, methods, None)["fp32"].n == 5
 
 
 def test_what_was_damaged_before_a_stop_is_listed_although_it_was_mended(tmp_path):
@@ -183,6 +215,8 @@ def test_a_limit_that_is_no_share_is_explained(share, tmp_path, calibrated_file)
             main([*command, f"--max-corrupt={share}"])
     with pytest.raises(HarnessError, match=message):
         quantize.main(["--model", MICRO, "--out", str(tmp_path / "c.pth"), f"--max-corrupt={share}"])
+    with pytest.raises(HarnessError, match=message):
+        reproduce_table2.main(["--models", MICRO, "--out", str(tmp_path), f"--max-corrupt={share}"])
 
 
 def test_images_met_are_taken_over(tmp_path):
