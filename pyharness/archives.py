@@ -261,6 +261,7 @@ class ParquetReader(Reader):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__()
+        self.paths = [Path(path) for path in paths]
         try:
             import datasets
         except ImportError:

@@ -399,8 +399,10 @@ def open_predictors(
 
 def evaluate_one(predictor: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate one model as the command line says, print its line, and return its row."""
+    from pyharness.pipeline import file_digest
+
     dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model)
-    identity = {"weights": _weights_digest(Path(path)), "kind": predictor.kind, "data": str(args.data)}
+    identity = {"weights": file_digest(Path(path)), "kind": predictor.kind, "data": str(args.data)}
     evaluation = ShardedEvaluation(
         dataset, args.batch, limit=args.limit, workers=args.workers,
         folder=args.out and args.out / "partial",
@@ -430,16 +432,6 @@ def evaluate_one(predictor: Predictor, path: str, args: argparse.Namespace) -> d
         "device": predictor.device.type,
         "weights_sha256": identity["weights"],
     }
-
-
-def _weights_digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder's files (Hugging Face's checkpoints), of their names and digests."""
-    from pyharness.pipeline import file_digest
-
-    if not path.is_dir():
-        return file_digest(path)
-    parts = [f"{file.name} {file_digest(file)}" for file in sorted(path.iterdir()) if file.is_file()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _in_words(result: EvalResult) -> str:

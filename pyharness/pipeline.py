@@ -1,7 +1,9 @@
 """From a floating-point checkpoint to engine files, each step made once: distil, calibrate, convert.
 
-What a step makes is kept in a folder of its own whose name holds a digest of all that it depends on: options, input
-files and the source files of the harness that compute it. So nothing stale is ever used, and a killed run goes on.
+What a step makes is kept in a folder of its own whose name holds a digest of what it depends on: options, input files,
+the names and sizes of the images, the source files of the harness that compute it and the versions of the packages that
+these call. So what was made of other inputs is not used, and a killed run goes on. An image that changed and kept its
+name and size is not noticed.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +38,24 @@ if TYPE_CHECKING:
 
 DEFAULT_WORK = ROOT / "results" / "local" / "work"
 
+STEPS = ("calibrated", "convert", "data", "distill", "engine_file", "models", "pipeline", "quantize")
+"""Modules that the steps call. What they import, and so on, are the sources of what is kept."""
+
 SOURCES = (
-    "archives", "attention_geometry", "calibrated", "checkpoint", "config", "convert", "data", "distill", "engine_file",
-    "fakequant", "fakequant_v2", "ft_format", "fused_convert", "fused_format", "models", "position_bias", "procedural",
-    "quantize", "tensor_file", "train_options", "trainer", "training", "weight_steps",
+    *STEPS, "archives", "attention_geometry", "checkpoint", "config", "detector_format", "distributed", "fakequant",
+    "fakequant_v2", "ft_format", "fused_convert", "fused_format", "hf_format", "model_geometry", "pad_first",
+    "position_bias", "procedural", "swin_blocks", "tensor_file", "train_options", "trainer", "training", "weight_steps",
 )  # fmt: skip
-"""Modules that what is kept depends on."""
+"""Modules that what is kept depends on; a test compares them with what is imported."""
+
+NO_SOURCES = (
+    "atomic", "errors", "evaluate", "export", "model_card", "random_engine", "results", "signals",
+)  # fmt: skip
+"""Imported by SOURCES, but no part of what is kept: how files are written, errors, measuring, other formats to export
+to, random weights. Else every change of a table's layout would have the student distilled again."""
+
+PACKAGES = ("numpy", "nvidia-modelopt", "pillow", "scikit-learn", "timm", "torch", "torchvision")
+"""Packages whose versions what is kept depends on: models, images and their transforms, quantizers, the digits."""
 
 DIGITS_DISTILLATION = {"subset": 1.0, "epochs_per_block": 3}
 """The paper's 10 % and one epoch are 4 steps per block on the 1200 digits; all of them, three times, are 114."""
@@ -87,8 +103,14 @@ class Inputs:
 
 @functools.cache
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file. HarnessError where it cannot be read."""
+    """SHA-256 of a file; of a folder (Hugging Face's checkpoints), of its files' names and digests.
+
+    HarnessError where it cannot be read.
+    """
     try:
+        if path.is_dir():
+            parts = [f"{file.name} {file_digest(file)}" for file in sorted(path.iterdir()) if file.is_file()]
+            return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
         with open(path, "rb") as file:
             digest = hashlib.sha256()
             while chunk := file.read(1 << 20):
@@ -96,6 +118,45 @@ def file_digest(path: Path) -> str:
             return digest.hexdigest()
     except OSError as error:
         raise HarnessError(f"cannot read {path} ({error.strerror}); give an existing file") from None
+
+
+def package_versions() -> dict[str, str | None]:
+    """The versions of PACKAGES; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def listing_digest(dataset: Dataset) -> str | None:
+    """A digest of the names, sizes in bytes and class numbers of the images of `dataset`, in their order; no image is
+    read. Of parquet files, the files' names and sizes. None of sets without files: their names say what they are.
+    """
+    if not isinstance(dataset, ImageSet):
+        return None
+    from pyharness.archives import ParquetReader, TarReader
+
+    reader, digest = dataset.reader, hashlib.sha256()
+    if isinstance(reader, TarReader):
+        lines = ((reader.filename(i), sample.size, sample.label) for i, sample in enumerate(reader.samples))
+    elif isinstance(reader, ParquetReader):
+        lines = ((path.name, _size_of(path), None) for path in reader.paths)
+    else:
+        lines = ((reader.filename(i), _size_of(file), label) for i, (file, label) in enumerate(reader.samples))
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+def _size_of(file: str | Path) -> int | None:
+    """Bytes; None where there is nothing to read, as behind a link that leads nowhere."""
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager
@@ -256,6 +317,11 @@ class Pipeline:
 
         return self.teacher if source is None else load_model(source, self.inputs.model)[0]
 
+    @functools.cached_property
+    def _images_digest(self) -> str | None:
+        """`listing_digest` of the training images, which alone the steps see."""
+        return None if self.inputs.data is None else listing_digest(self.dataset(train=True))
+
     def _folder(self, step: str, options: Mapping[str, Any], *files: Path | None) -> Path:
         from pyharness.models import MICRO_TEACHER
 
@@ -263,8 +329,10 @@ class Pipeline:
         known = {
             "options": dict(options),
             "data": str(self.inputs.data),
+            "images": self._images_digest,
             "inputs": [file_digest(path) for path in inputs],
             "sources": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in SOURCES],
+            "packages": package_versions(),
         }
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
         return self.work / f"{step}-{digest[:12]}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchrun_helper
 
-from pyharness import evaluate, models
+from pyharness import evaluate, models, pipeline
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, make_loader
 from pyharness.errors import CheckpointError, DataError, EngineError, HarnessError
@@ -292,5 +292,5 @@ def test_a_folders_digest_follows_its_files(tmp_path):
     for folder, content in zip(folders, "112"):
         folder.mkdir()
         (folder / "model.safetensors").write_text(content)
-    same, again, other = map(evaluate._weights_digest, folders)
+    same, again, other = map(pipeline.file_digest, folders)
     assert same == again != other

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pyharness import diff_baseline, engine, latency_breakdown, pipeline, reproduce_table2, results
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
@@ -18,7 +22,7 @@ from pyharness.engine_file import load_engine_file
 from pyharness.errors import DataError, FormatError, HarnessError
 from pyharness.fused_reference import FusedReferenceSwin
 from pyharness.latency_breakdown import WHOLE, Ceilings, GraphTiming
-from pyharness.models import load_model
+from pyharness.models import MICRO_TEACHER, load_model
 from pyharness.pipeline import Inputs, Pipeline
 from pyharness.reference import ReferenceSwin
 
@@ -69,8 +73,66 @@ def test_other_options_or_sources_are_another_step(work: Path, monkeypatch: pyte
     assert folder() != before
 
 
-def test_every_source_that_is_listed_exists(repository: Path) -> None:
-    assert all((repository / "pyharness" / f"{name}.py").is_file() for name in pipeline.SOURCES)
+def imported_by(file: Path) -> set[str]:
+    """The harness's modules that a source file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "pyharness":
+            found |= {each.name for each in node.names if file.with_name(f"{each.name}.py").is_file()}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyharness."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def test_the_sources_are_what_the_steps_import(repository: Path) -> None:
+    found, new = set(), set(pipeline.STEPS)
+    while new:
+        found |= new
+        read = new - set(pipeline.NO_SOURCES)
+        new = set().union(*(imported_by(repository / "pyharness" / f"{name}.py") for name in read)) - found
+    assert sorted(found - set(pipeline.NO_SOURCES)) == sorted(pipeline.SOURCES), "add it to SOURCES or to NO_SOURCES"
+    assert sorted(found - set(pipeline.SOURCES)) == sorted(pipeline.NO_SOURCES)
+
+
+def test_another_version_of_a_package_is_another_step(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = pipeline.package_versions()
+    assert {"nvidia-modelopt", "timm", "torch"} <= versions.keys() and all(versions.values())
+    before = Pipeline(Inputs(MICRO), work)._folder("student", {})
+    monkeypatch.setattr(pipeline, "package_versions", lambda: {**versions, "timm": "0.0"})
+    assert Pipeline(Inputs(MICRO), work)._folder("student", {}) != before
+
+
+def png_of(size: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (size, size), 9).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_images_that_were_mended_added_or_sorted_anew_are_another_step(kind: str, tmp_path: Path) -> None:
+    files = {f"c{label}/{number}.png": png_of(8) for label in range(10) for number in range(2)}
+
+    def folder(images: dict[str, bytes]) -> Path:
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        for name, content in images.items():
+            path = tmp_path / "data" / "train" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if kind == "tar":
+            with tarfile.open(tmp_path / "data" / "all_train.tar", "w") as tar:
+                tar.add(tmp_path / "data" / "train", "")
+            shutil.rmtree(tmp_path / "data" / "train")
+        inputs = Inputs(MICRO, weights=MICRO_TEACHER, data=tmp_path / "data")
+        return Pipeline(inputs, tmp_path / "work")._folder("student", {})
+
+    before = folder(files)
+    assert folder(files) == before
+    found = [
+        folder({**files, "c3/1.png": png_of(8)[:-9]}),
+        folder({**files, "c3/2.png": png_of(8)}),
+        folder({name.replace("c3/1", "c4/2"): content for name, content in files.items()}),
+    ]
+    assert len({before, *found}) == 4
 
 
 def test_random_weights_without_a_checkpoint() -> None:
