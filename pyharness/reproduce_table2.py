@@ -25,6 +25,7 @@ from pyharness import gpu, measure, results
 from pyharness.config import GRAPHS, MICRO_DIGITS
 from pyharness.data import DATA_HELP, add_max_corrupt, need_share
 from pyharness.errors import HarnessError, run_cli
+from pyharness.hf_format import CONFIG_NAME
 from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline
 from pyharness.results import METHODS, Table2Row
 from pyharness.training import report
@@ -202,13 +203,20 @@ def rows_of(pipeline: Pipeline, settings: Settings, device: str, info: Mapping[s
 
 
 def named_paths(option: str, words: Sequence[str]) -> dict[str, Path]:
-    """`MODEL=FILE` words as a dict. HarnessError where one is not of that form or the file is not there."""
+    """`MODEL=FILE` words as a dict; FILE may be a Hugging Face folder.
+
+    HarnessError where a word is not of that form, or there is neither a file nor such a folder.
+    """
     found = {}
     for word in words:
         model, separator, file = word.partition("=")
         if not (model and separator and file):
             raise HarnessError(f"{option} needs MODEL=FILE, found {word!r}")
-        if not Path(file).is_file():
+        if Path(file).is_dir() and not (Path(file) / CONFIG_NAME).is_file():
+            raise HarnessError(
+                f"{option} {word}: {file} is a folder without {CONFIG_NAME}; give a checkpoint or a Hugging Face folder"
+            )
+        if not Path(file).exists():
             raise HarnessError(f"{option} {word}: there is no file {file}")
         found[model] = Path(file)
     return found
@@ -265,11 +273,11 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--weights", nargs="+", default=[], metavar="MODEL=FILE",
-        help="fp32 checkpoints; without one a model's weights are random and its accuracy empty",
+        help="fp32 checkpoints or Hugging Face folders; without one the weights are random and the accuracy is empty",
     )  # fmt: skip
     what.add_argument(
         "--student", nargs="+", default=[], metavar="MODEL=FILE",
-        help="GELU-less checkpoints of distill.py; without one the student is distilled live",
+        help="GELU-less checkpoints of distill.py, files or folders; without one the student is distilled live",
     )  # fmt: skip
     what.add_argument(
         "--data", metavar="DATA",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyharness import diff_baseline, engine, latency_breakdown, pipeline, reproduce_table2, results
+from pyharness import convert, diff_baseline, engine, latency_breakdown, pipeline, reproduce_table2, results
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
 from pyharness.diff_baseline import compare_logits, diffstat, side_by_side
 from pyharness.engine import OpInfo
@@ -232,6 +232,28 @@ def test_a_students_checkpoint_is_taken(work: Path, tmp_path: Path) -> None:
     assert given.student_path(distilled=True) == student
     assert given.calibrated_path("geluless_int8").is_file()
     assert [path.name.split("-")[0] for path in (tmp_path / MICRO).iterdir()] == ["calibrated_geluless_int8"]
+
+
+def test_hugging_face_folders_are_taken_as_weights_and_as_students(work: Path, tmp_path: Path) -> None:
+    student = Pipeline(Inputs(MICRO), work).student_path(distilled=True)
+    for source, name in ((MICRO_TEACHER, "teacher"), (student, "student")):
+        assert convert.main(["to-hf", str(source), str(tmp_path / name)]) == 0
+    data = ["--data", "procedural:classes=10,size=28,train=100,val=20"]
+    words = ["--models", MICRO, "--weights", f"{MICRO}={tmp_path}/teacher", "--student", f"{MICRO}={tmp_path}/student"]
+    args = reproduce_table2.build_parser().parse_args([*words, *data])
+    (inputs,) = reproduce_table2.inputs_from(args)
+    made = Pipeline(inputs, tmp_path / "work")
+    assert made.calibrated_path("geluless_int8").is_file()
+    expected = load_model(MICRO_TEACHER)[0].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in made.teacher.state_dict().items())
+
+    before = made._folder("calibrated", {}, inputs.student)
+    pipeline.file_digest.cache_clear()
+    (tmp_path / "student" / "config.json").write_text("{}")
+    assert made._folder("calibrated", {}, inputs.student) != before
+    (tmp_path / "student" / "config.json").unlink()
+    with pytest.raises(HarnessError, match=r"student is a folder without config\.json; give a checkpoint or a Hug"):
+        reproduce_table2.inputs_from(args)
 
 
 # --- Table 1 ---------------------------------------------------------------------------------------------------------
