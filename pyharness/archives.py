@@ -12,12 +12,13 @@ import hashlib
 import io
 import json
 import os
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
@@ -27,9 +28,9 @@ from pyharness.atomic import atomic_path
 from pyharness.errors import DataError
 from pyharness.training import report
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 LABEL_MEMBERS = ("cls", "json")
-"""Where a WebDataset sample keeps its label: a number, or an object with "label"."""
+"""Where a WebDataset sample keeps its label: a number, or an object with "label". The first that has one counts."""
 IMAGE_COLUMNS = ("image", "img", "jpg")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -77,7 +78,8 @@ class TarIndex:
 
 class TarReader(Reader):
     """Images in tar files, of either layout: a folder (or a tar file, also one inside another) per class; or WebDataset
-    shards, in which files of the same name up to the first dot belong together and `.cls` or `.json` has the label."""
+    shards, in which files of the same name up to the first dot belong together and `.cls` has the label, or where there
+    is none, `.json`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__()
@@ -168,26 +170,47 @@ def _members(path: Path, archive: int) -> Iterator[_Member]:
     """All files of a tar file, and of tar files inside it, at their place in `path`."""
     try:
         with tarfile.open(path, "r:") as outer:
-            for info in outer:
-                if not info.isfile():
-                    continue
+            for info, file in _files(outer, str(path)):
                 if info.name.endswith(".tar"):
                     stem = info.name.rsplit("/", 1)[-1].removesuffix(".tar")
-                    with tarfile.open(fileobj=outer.extractfile(info), mode="r:") as inner:
-                        for child in filter(tarfile.TarInfo.isfile, inner):
-                            yield _member(archive, child, info.offset_data, stem, f"{info.name.removeprefix('./')}/")
+                    prefix = f"{info.name.removeprefix('./')}/"
+                    with tarfile.open(fileobj=outer.extractfile(file), mode="r:") as inner:
+                        for child, data in _files(inner, f"{path}: {info.name}"):
+                            yield _member(archive, child, data, file.offset_data, stem, prefix)
                 else:
-                    yield _member(archive, info, 0, path.stem, "")
+                    yield _member(archive, info, file, 0, path.stem, "")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
             f"{path}: not a readable tar file ({error}); it must be complete and not compressed"
         ) from None
 
 
-def _member(archive: int, info: tarfile.TarInfo, begin: int, stem: str, prefix: str) -> _Member:
+def _files(tar: tarfile.TarFile, where: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo]]:
+    """Each file of `tar`, and the member that holds its bytes: itself, or of a hard link, which tar writes where a file
+    has several names, what it links to. DataError where that is not in the same archive."""
+    held: dict[str, tarfile.TarInfo] = {}
+    for info in tar:
+        if info.islnk():
+            file = held.get(posixpath.normpath(info.linkname))
+            if file is None:
+                raise DataError(
+                    f"{where}: {info.name} is a hard link to {info.linkname}, which does not stand before it in the "
+                    "archive; make the archive again, with both, or with `tar --hard-dereference`"
+                )
+        elif info.isfile():
+            file = info
+        else:
+            continue
+        held[posixpath.normpath(info.name)] = file
+        yield info, file
+
+
+def _member(
+    archive: int, info: tarfile.TarInfo, file: tarfile.TarInfo, begin: int, stem: str, prefix: str
+) -> _Member:
     name = info.name.removeprefix("./")
     folders = name.split("/")[:-1]
-    return _Member(archive, folders[-1] if folders else stem, prefix + name, begin + info.offset_data, info.size)
+    return _Member(archive, folders[-1] if folders else stem, prefix + name, begin + file.offset_data, file.size)
 
 
 def _build_index(paths: Sequence[Path]) -> TarIndex:
@@ -195,7 +218,10 @@ def _build_index(paths: Sequence[Path]) -> TarIndex:
     images = [m for m in members if Path(m.name).suffix.lower() in get_img_extensions(as_set=True)]
     if not images:
         raise DataError(f"{paths[0]}: no image in it (.jpg, .jpeg and .png are read); are these the right archives?")
-    labels = {_sample_key(m): m for m in members if _extension(m) in LABEL_MEMBERS}
+    labels: dict[tuple[int, str], dict[str, _Member]] = {}
+    for member in members:
+        if _extension(member) in LABEL_MEMBERS:
+            labels.setdefault(_sample_key(member), {})[_extension(member)] = member
     if labels:
         return _webdataset_index(paths, images, labels)
     classes = sorted({m.folder for m in images}, key=natural_key)
@@ -219,35 +245,54 @@ def _extension(member: _Member) -> str:
 
 
 def _webdataset_index(
-    paths: Sequence[Path], images: Sequence[_Member], labels: dict[tuple[int, str], _Member]
+    paths: Sequence[Path], images: Sequence[_Member], labels: dict[tuple[int, str], dict[str, _Member]]
 ) -> TarIndex:
     samples = []
     files = [open(path, "rb") for path in paths]
     try:
         for image in images:
-            where = labels.get(_sample_key(image))
-            if where is None:
+            found = labels.get(_sample_key(image))
+            if found is None:
                 raise DataError(
                     f"{paths[image.archive]}: {image.name} has no label beside it (.{' or .'.join(LABEL_MEMBERS)})"
                 )
-            text = os.pread(files[where.archive].fileno(), where.size, where.offset)
-            label = _label_from(text, f"{paths[where.archive]}: {where.name}")
-            samples.append(TarSample(image.archive, image.offset, image.size, image.name, label))
+            texts = {kind: os.pread(files[m.archive].fileno(), m.size, m.offset) for kind, m in found.items()}
+            names = {kind: f"{paths[m.archive]}: {m.name}" for kind, m in found.items()}
+            samples.append(TarSample(image.archive, image.offset, image.size, image.name, _label_of(texts, names)))
     finally:
         for file in files:
             file.close()
     return TarIndex(samples, None)
 
 
-def _label_from(text: bytes, where: str) -> int:
+def _label_of(texts: dict[str, bytes], names: dict[str, str]) -> int:
+    """The label of one sample, from its files by kind (LABEL_MEMBERS). A `.json` beside a `.cls` may hold none.
+
+    DataError where none is found, or two that differ.
+    """
+    labels = {kind: _label_from(texts[kind]) for kind in LABEL_MEMBERS if kind in texts}
+    first = next(iter(labels))
+    if labels[first] is None:
+        raise DataError(
+            f"{names[first]}: holds no label; a number from 0 up is needed, or JSON with one as \"label\""
+        )
+    for kind, label in labels.items():
+        if label not in (None, labels[first]):
+            raise DataError(
+                f"{names[first]} says label {labels[first]}, the .{kind} of the same sample {label}; "
+                "mend the sample, or leave one of them out of the archive"
+            )
+    return labels[first]
+
+
+def _label_from(text: bytes) -> int | None:
+    """The label that a file of a sample holds; None where there is none."""
     try:
         value = json.loads(text)
-        label = value["label"] if isinstance(value, dict) else value
-        if isinstance(label, int) and label >= 0:
-            return label
-    except (ValueError, KeyError):
-        pass
-    raise DataError(f"{where}: holds no label; a number from 0 up is needed, or JSON with one as \"label\"")
+    except ValueError:
+        return None
+    label = value.get("label") if isinstance(value, dict) else value
+    return label if isinstance(label, int) and not isinstance(label, bool) and label >= 0 else None
 
 
 # --- parquet ----------------------------------------------------------------------------------------------------------
@@ -283,8 +328,8 @@ class ParquetReader(Reader):
             rows = rows.cast_column(self.image, datasets.Image(decode=False))
         self.classes = getattr(rows.features[self.label], "names", None)
         self.rows, self.source = rows, paths[0].parent
-        highest = max(rows.with_format("numpy")[self.label][:], default=-1)
-        self.num_classes = len(self.classes) if self.classes else int(highest) + 1
+        highest = _highest_label(rows.data.column(self.label), self.label, paths[0])
+        self.num_classes = len(self.classes) if self.classes else highest + 1
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -306,3 +351,34 @@ def _column(rows: Any, names: Sequence[str], what: str, path: Path) -> str:
     raise DataError(
         f"{path}: has no {what} column ({', '.join(names)} are looked for); it has {', '.join(rows.column_names)}"
     )
+
+
+def _highest_label(column: Any, name: str, path: Path) -> int:
+    """The largest of the labels, a pyarrow column; -1 where there is none. DataError where one is no class number."""
+    import pyarrow
+    import pyarrow.compute
+
+    def refuse(found: str, advice: str) -> NoReturn:
+        raise DataError(f"{path}: column {name!r} holds {found}; class numbers from 0 up are needed: {advice}")
+
+    def first(wrong: Any) -> int:
+        return pyarrow.compute.index(wrong, True).as_py()
+
+    if column.null_count:
+        row = first(column.is_null())
+        refuse(f"no value in row {row}", "leave such rows out, or give a split that has labels")
+    try:
+        if not (pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type)):
+            raise pyarrow.ArrowInvalid
+        numbers = column.cast(pyarrow.int64())
+    except pyarrow.ArrowInvalid:
+        found = f"{str(column[0].as_py())[:40]!r} in row 0, " if len(column) else ""
+        refuse(f"{found}{column.type} values", "write the classes' numbers, as integers or as `datasets.ClassLabel`")
+    wrong = pyarrow.compute.less(numbers, 0)
+    if pyarrow.compute.any(wrong).as_py():
+        row = first(wrong)
+        refuse(
+            f"{numbers[row].as_py()} in row {row}",
+            "test splits without labels have such numbers; give a split that has labels",
+        )
+    return pyarrow.compute.max(numbers).as_py() if len(numbers) else -1

@@ -218,6 +218,90 @@ def test_broken_archives_are_explained(tmp_path, model):
         get_dataset(tmp_path, NAME, train=False, model=model)
 
 
+def test_a_caption_beside_the_label_is_no_label(tmp_path, model):
+    write_tar(tmp_path / "val.tar", {"1.cls": b"2", "1.json": b'{"caption": "a cat"}', "1.png": png(1)})
+    write_tar(tmp_path / "train.tar", {"1.cls": b"2", "1.jpg": png(1), "1.json": b'{"label": 2}', "2.cls": b"1", "2.png": png(9)})
+    assert [label for _, label in get_dataset(tmp_path, NAME, train=False, model=model)] == [2]
+    assert [label for _, label in get_dataset(tmp_path, NAME, train=True, model=model)] == [2, 1]
+
+
+@pytest.mark.parametrize("order", [("cls", "json"), ("json", "cls")])
+def test_two_labels_of_one_sample_are_refused(order, tmp_path, model):
+    contents = {"cls": b"2", "json": b'{"label": 1}'}
+    write_tar(tmp_path / "val.tar", {"a/1.png": png(1), **{f"a/1.{kind}": contents[kind] for kind in order}})
+    with pytest.raises(DataError, match=r"val.tar: a/1.cls says label 2, the .json of the same sample 1; mend"):
+        get_dataset(tmp_path, NAME, train=False, model=model)
+
+
+@pytest.mark.parametrize("text", [b'{"caption": "a cat"}', b'{"label": "cat"}', b'{"label": null}', b"true", b"-1", b"[2]", b"2.5"])
+def test_json_without_a_label_is_explained(text, tmp_path, model):
+    write_tar(tmp_path / "val.tar", {"1.json": text, "1.png": png(1)})
+    with pytest.raises(DataError, match="1.json: holds no label"):
+        get_dataset(tmp_path, NAME, train=False, model=model)
+
+
+def tar_with_links(links: dict[str, str], members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO(tar_bytes(members))
+    with tarfile.open(fileobj=out, mode="a") as tar:
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            tar.addfile(info)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_hard_links_are_read_as_what_they_link_to(nested, tmp_path, model):
+    members = {"ant/0.png": png(20), "./bee/0.png": png(60)}
+    links = {"./cat/0.png": "ant/0.png", "cat/1.png": "./bee/0.png", "cat/2.png": "cat/1.png"}
+    content = tar_with_links(links, members)
+    (tmp_path / "val.tar").write_bytes(tar_bytes({"x/all.tar": content}) if nested else content)
+    dataset = get_dataset(tmp_path, NAME, train=False, model=model)
+    found = sorted((label, level_of(image, model)) for image, label in dataset)
+    assert found == [(0, 20), (1, 60), (2, 20), (2, 60), (2, 60)]
+
+
+def test_a_hard_link_to_an_inner_tar_is_that_tar(tmp_path, model):
+    members = {"ant.tar": tar_bytes({"0.png": png(20)}), "bee.tar": tar_bytes({"0.png": png(60)})}
+    (tmp_path / "val.tar").write_bytes(tar_with_links({"cat.tar": "ant.tar"}, members))
+    found = [(label, level_of(image, model)) for image, label in get_dataset(tmp_path, NAME, train=False, model=model)]
+    assert found == [(0, 20), (1, 60), (2, 20)]
+
+
+def test_a_hard_link_out_of_the_archive_is_refused(tmp_path, model):
+    (tmp_path / "val.tar").write_bytes(tar_with_links({"bee/1.png": "cat/9.png"}, {"ant/0.png": png(20)}))
+    with pytest.raises(DataError, match=r"val.tar: bee/1.png is a hard link to cat/9.png, which does not stand before"):
+        get_dataset(tmp_path, NAME, train=False, model=model)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", "dog"], r"holds 'cat' in row 0, string values; .* write the classes' numbers"),
+        ([True, False], r"holds 'True' in row 0, bool values"),
+        ([0.0, 1.5], r"holds '0.0' in row 0, double values"),
+        ([0, None], r"holds no value in row 1; .* leave such rows out"),
+        ([None, None], r"holds no value in row 0"),
+        ([0, -1], r"holds -1 in row 1; .* test splits without labels"),
+    ],
+)
+def test_parquet_labels_that_are_no_class_numbers_are_explained(labels, message, tmp_path, model):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets")
+    (tmp_path / "val").mkdir()
+    pq.write_table(pa.table({"fine_label": labels, "image": [png(1), png(2)]}), tmp_path / "val" / "a.parquet")
+    with pytest.raises(DataError, match=f"a.parquet: column 'fine_label' {message}"):
+        get_dataset(tmp_path, NAME, train=False, model=model)
+
+
+def test_parquet_labels_may_be_whole_floating_point_numbers(tmp_path, model):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets")
+    (tmp_path / "val").mkdir()
+    pq.write_table(pa.table({"label": [2.0, 0.0], "image": [png(1), png(2)]}), tmp_path / "val" / "a.parquet")
+    assert [label for _, label in get_dataset(tmp_path, NAME, train=False, model=model)] == [2, 0]
+
+
 def test_broken_parquet_is_explained(tmp_path, model):
     pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     pytest.importorskip("datasets")
