@@ -184,7 +184,8 @@ def cpu_name() -> str:
 
 
 def git_state(root: Path = ROOT) -> dict[str, object]:
-    """`{"commit": hash or None, "dirty": bool or None}` of the checkout; None where it is no git checkout.
+    """`{"commit": hash or None, "dirty": bool or None}` of the checkout; None where it is no git checkout, be it within
+    one: an installed package may lie in a virtual environment inside some repository of the user's.
 
     Files below results/ do not count as changes: the measurement itself writes them. A copy without git's folder may
     say what it was made from by the environment variable SWIN_COMMIT; whether it was changed since is not known.
@@ -197,7 +198,9 @@ def git_state(root: Path = ROOT) -> dict[str, object]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
+    top = git("rev-parse", "--show-toplevel")
+    is_checkout = bool(top) and Path(top).resolve() == Path(root).resolve()
+    commit = git("rev-parse", "HEAD") if is_checkout else None
     changes = git("status", "--porcelain", "--", ".", ":(exclude)results") if commit else None
     commit = commit or os.environ.get("SWIN_COMMIT") or None
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}

@@ -142,6 +142,17 @@ def test_git_state_of_a_checkout(tmp_path, monkeypatch) -> None:
     assert measure.git_state(tmp_path) == {"commit": clean["commit"], "dirty": True}
 
 
+def test_the_repository_around_a_virtual_environment_is_not_ours(tmp_path) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for arguments in (["init"], ["commit", "--allow-empty", "-m", "the user's"]):
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+    packages = tmp_path / ".venv" / "lib" / "python3" / "site-packages"
+    packages.mkdir(parents=True)
+    assert measure.git_state(packages) == {"commit": None, "dirty": None}
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert measure.git_state(tmp_path / "link")["commit"], "the same folder by another name"
+
+
 def test_command_line_names_no_folder_of_this_machine() -> None:
     words = [str(measure.ROOT / "pyharness" / "x.py"), "--out", str(measure.ROOT / "results")]
     assert measure.command_line(words) == "python pyharness/x.py --out results"
