@@ -9,12 +9,12 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
     import _script  # noqa: F401
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -241,6 +241,16 @@ class ShardedEvaluation:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
+    def forget(self) -> None:
+        """Remove what the processes of this evaluation have kept, and the folder where nothing else is in it."""
+        if self.folder is None:
+            return
+        for pattern in (self.pattern, f".tmp-*-{self.pattern}"):  # the latter from a process that was killed writing
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another evaluation's counts are in it, or the user's files
+            self.folder.rmdir()
+
     def _write(self) -> None:
         if self.path:
             with atomic_path(self.path) as temporary:
@@ -291,7 +301,8 @@ class Predictor:
 def open_predictor(path: str | Path, name: str | None = None) -> Predictor:
     """The model in a file, whichever kind of file it is: engine file, calibrated checkpoint or fp32 checkpoint.
 
-    `name` is the timm name for fp32 checkpoints that do not hold it. Raises what the file's own loader raises.
+    `name` is the timm name, for files that do not hold it: published checkpoints and those of FasterTransformer's tool.
+    Raises what the file's own loader raises.
     """
     kind = _kind_of(Path(path))
     return {"engine": _open_engine, "calibrated": _open_calibrated, "fp32": _open_fp32}[kind](path, name)
@@ -323,8 +334,7 @@ def _open_calibrated(path: str | Path, name: str | None) -> Predictor:
     from pyharness.calibrated import load_calibrated
     from pyharness.models import model_from_config
 
-    model = load_calibrated(path).to_model().eval()
-    _check_name(path, model.config.name, name)
+    model = load_calibrated(path, name).to_model().eval()
     return Predictor(f"fake-quantized, {model.graph}", model.config.name, model, model_from_config(model.config))
 
 
@@ -374,18 +384,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     for flag, value in (("--batch", args.batch), ("--limit", args.limit), ("--threads", args.threads)):
         if value is not None and value < 1:
             raise HarnessError(f"{flag} must be at least 1, found {value}")
+    if args.workers < 0:
+        raise HarnessError(f"--workers must be at least 0, found {args.workers}")
     need_share(args.max_corrupt)
     if args.threads:
         torch.set_num_threads(args.threads)
     with distributed.session():
         device = distributed.device_for(args.device)
-        rows = [
+        done = [
             evaluate_one(predictor, path, args)
             for path in args.weights
             for predictor in open_predictors(path, args.model, device, args.dtype)
         ]
         if args.out and distributed.is_main():
-            write_results(args.out, rows, args)
+            write_results(args.out, [row for row, _ in done], args)
+            for _, evaluation in done:
+                evaluation.forget()
     return 0
 
 
@@ -397,8 +411,10 @@ def open_predictors(
     return (opened.on(device, dtype) for dtype in (dtypes if opened.is_float else dtypes[:1]))
 
 
-def evaluate_one(predictor: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate one model as the command line says, print its line, and return its row."""
+def evaluate_one(
+    predictor: Predictor, path: str, args: argparse.Namespace
+) -> tuple[dict[str, Any], ShardedEvaluation]:
+    """Evaluate one model as the command line says, print its line, and return its row, and what keeps its counts."""
     from pyharness.pipeline import file_digest
 
     dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model)
@@ -418,7 +434,7 @@ def evaluate_one(predictor: Predictor, path: str, args: argparse.Namespace) -> d
         args.out / "corrupt.txt" if args.out and distributed.is_main() else None,
         args.max_corrupt,
     )
-    return {
+    row = {
         "file": str(path),
         "model": predictor.model_name,
         "method": predictor.kind,
@@ -432,6 +448,7 @@ def evaluate_one(predictor: Predictor, path: str, args: argparse.Namespace) -> d
         "device": predictor.device.type,
         "weights_sha256": identity["weights"],
     }
+    return row, evaluation
 
 
 def _in_words(result: EvalResult) -> str:
@@ -444,7 +461,7 @@ def _in_words(result: EvalResult) -> str:
 
 
 def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
-    """evaluate.json (`{"meta", "rows"}`) and evaluate.md in `folder`; the partial counts are done with and go."""
+    """evaluate.json (`{"meta", "rows"}`) and evaluate.md in `folder`."""
     from pyharness.measure import environment
 
     meta = environment(None, torch.get_num_threads())
@@ -465,7 +482,6 @@ def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], args: argpars
     lines += ["", f"Data: {args.data or 'digits'}. {meta['device']}; torch {meta['torch']}; {meta['date'][:10]}."]
     with atomic_path(folder / "evaluate.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shutil.rmtree(folder / "partial", ignore_errors=True)
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:

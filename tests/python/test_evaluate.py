@@ -138,6 +138,20 @@ def test_calibrated_checkpoints_are_recognized(calibrated):
         evaluate.open_predictor(calibrated, "swin_tiny_patch4_window7_224")
 
 
+def test_a_calibrated_file_of_fastertransformers_tool_takes_its_models_name(calibrated, tmp_path):
+    from pyharness.calibrated import load_calibrated
+
+    state = load_calibrated(calibrated).state
+    torch.save({"model": state}, tmp_path / "ft.pth")
+    with pytest.raises(CheckpointError, match=r"give its timm name \(--model\)"):
+        evaluate.open_predictor(tmp_path / "ft.pth")
+    opened = evaluate.open_predictor(tmp_path / "ft.pth", MICRO)
+    assert (opened.kind, opened.model_name) == ("fake-quantized, ft_int8", MICRO)
+    images = DigitsDataset(train=False)[0][0][None]
+    with torch.inference_mode():
+        assert torch.equal(opened.predict(images), evaluate.open_predictor(calibrated).predict(images))
+
+
 def test_engine_files_run_on_the_engine(calibrated, tmp_path):
     from pyharness import engine
     from pyharness.calibrated import load_calibrated
@@ -161,6 +175,8 @@ def test_engine_files_run_on_the_engine(calibrated, tmp_path):
 def test_program_explains_mistakes(tmp_path):
     with pytest.raises(HarnessError, match="--batch"):
         evaluate.main([str(models.MICRO_TEACHER), "--batch", "0"])
+    with pytest.raises(HarnessError, match="--workers must be at least 0, found -1"):
+        evaluate.main([str(models.MICRO_TEACHER), "--workers", "-1"])
     with pytest.raises(CheckpointError, match="no such file"):
         evaluate.main([str(tmp_path / "none.safetensors")])
     with pytest.raises(CheckpointError, match="not of swin_tiny"):
@@ -244,6 +260,22 @@ def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path,
     other = evaluate.ShardedEvaluation(Numbered(), 10, limit=88, folder=tmp_path, identity={"weights": "v"})
     other.run(predict)
     assert len(asked) == before + 9, "counts of other weights must not be taken"
+
+
+def test_partial_counts_go_and_what_else_lies_there_stays(tmp_path, monkeypatch):
+    command = [str(models.MICRO_TEACHER), "--batch", "50", "--out", str(tmp_path)]
+
+    partial = tmp_path / "partial"
+    monkeypatch.setattr(evaluate, "SAVE_SECONDS", 0.0)
+    other = evaluate.ShardedEvaluation(Numbered(), 10, folder=partial, identity={"weights": "w"})
+    other.run(predictor([0] * 95))
+    (partial / "notes").mkdir()
+    (partial / "notes" / "mine.txt").write_text("kept")
+    assert evaluate.main([*command, "--limit", "100", "--dtype", "fp32", "bf16"]) == 0
+    assert sorted(path.name for path in partial.iterdir()) == [other.path.name, "notes"]
+    assert (partial / "notes" / "mine.txt").read_text() == "kept"
+    other.forget()
+    assert [path.name for path in partial.iterdir()] == ["notes"]
 
 
 def test_damaged_partial_counts_are_counted_again(tmp_path):
