@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -81,6 +83,31 @@ class StageGeometry:
         return self.shift if block % 2 else (0, 0)
 
 
+_WHOLE_NUMBERS = {"patch_size": 1, "in_chans": 1, "num_classes": 0, "embed_dim": 1, "version": 1}
+"""Fields of a `SwinConfig` that are one whole number, and the least that each may be."""
+
+_LISTS = {"img_size": 1, "depths": 1, "num_heads": 1, "window_size": 1, "pretrained_window_size": 0}
+"""The same of lists of whole numbers."""
+
+
+_LARGEST = 2**31 - 1
+"""What sizes are below in the engine."""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether `value` is a number that float64 holds."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond float64
+        return False
+
+
 @dataclass(frozen=True)
 class SwinConfig:
     """A Swin model. `window_size` has one entry per stage; `qk_scale` None means head_dim ** -0.5.
@@ -114,8 +141,7 @@ class SwinConfig:
             if not condition:
                 raise FormatError(f"model {self.name!r}: {message}")
 
-        for field in ("img_size", "depths", "num_heads", "window_size", "pretrained_window_size"):
-            object.__setattr__(self, field, tuple(int(v) for v in getattr(self, field)))
+        self._check_fields(need)
         need(len(self.img_size) == 2, f"img_size must be (height, width), found {self.img_size}")
         stages = len(self.depths)
         need(stages > 0, "depths is empty; at least one stage is needed")
@@ -123,9 +149,8 @@ class SwinConfig:
             found = len(getattr(self, field))
             need(found == stages, f"{field} has {found} entries, depths has {stages}; give one per stage")
         self._check_version(need)
-        need(min(self.depths) > 0, f"every stage needs at least one block, found depths {self.depths}")
         need(
-            all(size > 0 and size % self.patch_size == 0 for size in self.img_size),
+            all(size % self.patch_size == 0 for size in self.img_size),
             f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}",
         )
         for stage in self.stages():
@@ -133,6 +158,32 @@ class SwinConfig:
                 stage.dim % stage.heads == 0,
                 f"stage {stage.index}: {stage.dim} channels do not divide into {stage.heads} heads",
             )
+
+    def _check_fields(self, need: Callable[[bool, str], None]) -> None:
+        """Types and bounds of each field by itself; what a file holds may be anything. Whole numbers become int."""
+        need(isinstance(self.name, str), "name must be text")
+        for field, least in _WHOLE_NUMBERS.items():
+            value = getattr(self, field)
+            fits = _is_whole(value) and least <= value <= _LARGEST
+            need(fits, f"{field} must be a whole number from {least} to {_LARGEST}, found {value!r}")
+            object.__setattr__(self, field, int(value))
+        for field, least in _LISTS.items():
+            values = getattr(self, field)
+            fits = isinstance(values, (list, tuple)) and all(
+                _is_whole(v) and least <= v <= _LARGEST for v in values
+            )
+            need(fits, f"{field} must be a list of whole numbers from {least} to {_LARGEST}, found {values!r}")
+            object.__setattr__(self, field, tuple(int(value) for value in values))
+        for field in ("qkv_bias", "patch_norm", "pad_first"):
+            value = getattr(self, field)
+            need(isinstance(value, bool), f"{field} must be true or false, found {value!r}")
+        ratio, scale = self.mlp_ratio, self.qk_scale
+        need(
+            _is_finite(ratio) and 1 <= self.embed_dim * ratio <= _LARGEST,
+            f"mlp_ratio must be a number that gives at least one of embed_dim {self.embed_dim} hidden channels, "
+            f"found {ratio!r}",
+        )
+        need(scale is None or _is_finite(scale), f"qk_scale must be a finite number or null, found {scale!r}")
 
     def _check_version(self, need: Callable[[bool, str], None]) -> None:
         need(self.version in (1, 2), f"version {self.version!r} is unknown; Swin-V1 is 1, Swin-V2 is 2")

@@ -392,7 +392,10 @@ def _from_header(path: str, tensors: dict[str, torch.Tensor], header: dict[str, 
         raise FormatError(f"{path}: the header is not readable: {error}") from None
     if not isinstance(meta, dict):
         raise FormatError(f"{path}: meta must be a JSON object, found {_shown(meta)}; make the file again")
-    config, graph = SwinConfig.from_json(header["config"]), header["graph"]
+    try:
+        config, graph = SwinConfig.from_json(header["config"]), header["graph"]
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
     keys = [f"{position:04d}.{name}" for position, name in enumerate(weight_names(config, graph))]
     lacking, extra = sorted(set(keys) - tensors.keys()), sorted(tensors.keys() - set(keys))
     if lacking or extra:

@@ -222,7 +222,7 @@ def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: 
             qkv_bias=fields["qkv_bias"],
             pad_first=True,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FormatError) as error:
         raise FormatError(f"{source}: config.json does not describe a Swin ({error})") from None
     check_windows(config)
     return dataclasses.replace(config, name=published_name(config) or config.name), activation

@@ -142,6 +142,42 @@ def test_a_wrong_header_is_refused(change, message, tmp_path, engine_file):
         load_engine_file(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("patch_size", 0, "patch_size must be a whole number from 1 to 2147483647, found 0"),
+        ("patch_size", 2.0, "patch_size must be a whole number from 1 to 2147483647, found 2.0"),
+        ("in_chans", None, "in_chans must be a whole number from 1 to 2147483647, found None"),
+        ("num_classes", -1, "num_classes must be a whole number from 0 to 2147483647, found -1"),
+        ("embed_dim", 10**400, "embed_dim must be a whole number from 1 to 2147483647, found 1000"),
+        ("mlp_ratio", 1e308, "mlp_ratio must be a number that gives .*, found 1e"),
+        ("embed_dim", "32", "embed_dim must be a whole number from 1 to 2147483647, found '32'"),
+        ("version", True, "version must be a whole number from 1 to 2147483647, found True"),
+        ("num_heads", [0, 2], r"num_heads must be a list of whole numbers from 1 to 2147483647, found \[0, 2\]"),
+        ("window_size", [7, 0], r"window_size must be a list of whole numbers from 1 to 2147483647, found \[7, 0\]"),
+        ("window_size", 7, "window_size must be a list of whole numbers from 1 to 2147483647, found 7"),
+        ("depths", [2, None], r"depths must be a list of whole numbers from 1 to 2147483647, found \[2, None\]"),
+        ("depths", "22", "depths must be a list of whole numbers from 1 to 2147483647, found '22'"),
+        ("img_size", [28.5, 28], r"img_size must be a list of whole numbers from 1 to 2147483647, found \[28.5, 28\]"),
+        ("mlp_ratio", None, "mlp_ratio must be a number that gives .*, found None"),
+        ("mlp_ratio", 0.01, "mlp_ratio must be a number that gives .*, found 0.01"),
+        ("mlp_ratio", float("nan"), "mlp_ratio must be .*, found nan"),
+        ("mlp_ratio", 10**400, "mlp_ratio must be .*, found 1000"),
+        ("qk_scale", "a", "qk_scale must be a finite number or null, found 'a'"),
+        ("qkv_bias", None, "qkv_bias must be true or false, found None"),
+        ("name", 3, "name must be text"),
+    ],
+)
+def test_a_geometry_of_no_use_is_refused_by_its_field(field, value, message, tmp_path, engine_file):
+    path = tmp_path / "engine"
+    save_engine_file(path, engine_file)
+    tensors, header = load_tensors(path, FormatError)
+    header["config"] = json.dumps({**json.loads(header["config"]), field: value})
+    save_tensors(path, tensors, header)
+    with pytest.raises(FormatError, match=f"engine: model .*: {message}"):
+        load_engine_file(path)
+
+
 GOOD_INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9}
 
 
