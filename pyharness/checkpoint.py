@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyharness.atomic import atomic_path
 from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
 from pyharness.hf_format import CONFIG_NAME, is_huggingface, load_folder
-from pyharness.tensor_file import load_tensors, save_tensors
+from pyharness.tensor_file import load_tensors, save_tensors, save_torch
 
 FORMAT = "swin-checkpoint"
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
@@ -131,8 +130,7 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, Tensor], meta: Ma
     if path.suffix == ".safetensors":
         save_tensors(path, state_dict, {"format": FORMAT, "meta": json.dumps(meta, sort_keys=True)})
     elif path.suffix in (".pth", ".pt"):
-        with atomic_path(path) as temporary:
-            torch.save({"model": {k: v.detach().clone() for k, v in state_dict.items()}, "meta": dict(meta)}, temporary)
+        save_torch(path, {"model": {k: v.detach().clone() for k, v in state_dict.items()}, "meta": dict(meta)})
     else:
         raise CheckpointError(f"{path}: a checkpoint's name must end in .safetensors, .pth or .pt")
 

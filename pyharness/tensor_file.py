@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,8 +25,30 @@ _ALIGNMENT = 8
 """The header is padded with spaces so that the tensors behind it begin at a multiple of this many bytes."""
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """`atomic_path` for files that may not fit: HarnessError, and no file, where the disk takes no more.
+
+    The body writes and nothing else, since PyTorch's writer raises a bare RuntimeError.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise HarnessError(
+            f"{path} could not be written ({reason}); is the disk full? Make room, or choose another place"
+        ) from None
+
+
+def save_torch(path: str | Path, content: Any) -> None:
+    """`torch.save` of `content` to `path`, atomically. Raises as `writing`."""
+    with writing(path) as temporary:
+        torch.save(content, temporary)
+
+
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `tensors` and the header's `metadata` to `path`, atomically and reproducibly."""
+    """Write `tensors` and the header's `metadata` to `path`, atomically and reproducibly. Raises as `writing`."""
     from safetensors.torch import save
 
     content = memoryview(save({name: t.detach().contiguous() for name, t in tensors.items()}, dict(metadata)))
@@ -34,7 +58,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with writing(path) as temporary, open(temporary, "wb") as file:
         file.write(_LENGTH.pack(len(text)))
         file.write(text)
         file.write(body)

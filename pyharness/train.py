@@ -53,6 +53,7 @@ from pyharness.models import (
 )
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
+from pyharness.tensor_file import save_torch
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
 from pyharness.training import Stopwatch, derived_seed, progress, repeatable, report, write_csv
 
@@ -318,8 +319,7 @@ class Training:
             "seconds": self.watch.seconds(),
             "met": self.train.met.clone() if isinstance(self.train, ImageSet) else None,
         }
-        with atomic_path(self.state_path) as temporary:
-            torch.save(content, temporary)
+        save_torch(self.state_path, content)
 
     def _resume(self) -> None:
         if not self.state_path.exists():

@@ -32,12 +32,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyharness import distributed
-from pyharness.atomic import atomic_path
 from pyharness.checkpoint import load_pickle
 from pyharness.data import ImageSet, SeededImages, check_images, make_loader
 from pyharness.errors import CheckpointError, DataError, HarnessError
 from pyharness.evaluate import count_batches
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
+from pyharness.tensor_file import save_torch
 from pyharness.train_options import Machine, TrainOptions
 from pyharness.training import Stopwatch, derived_seed, progress, report, write_csv
 
@@ -490,8 +490,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "met": met,
         }
-        with atomic_path(self.state_path) as temporary:
-            torch.save(content, temporary)
+        save_torch(self.state_path, content)
         if self.state.curve:
             write_csv(self.out_dir / "curve.csv", CURVE_FIELDS, self.state.curve)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +31,7 @@ from pyharness.errors import CalibrationError, FormatError
 from pyharness.random_engine import random_engine_file
 from pyharness.tensor_file import load_tensors, save_tensors
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = pytest.mark.parametrize("config", [MICRO_DIGITS, NON_SQUARE, THREE_STAGES], ids=lambda c: c.name)
 
 
@@ -257,6 +262,31 @@ def test_foreign_files_are_refused(content, tmp_path):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(FormatError, match="not a readable safetensors file"):
         load_engine_file(tmp_path / "file")
+
+
+WRITERS = {
+    "engine.safetensors": "save_tensors(path, {'x': x}, {})",
+    "checkpoint.pth": "save_state_dict(path, {'x': x}, {})",
+    "state.pt": "save_torch(path, {'x': x})",
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_does_not_fit_is_one_error_and_leaves_nothing(name, tmp_path):
+    """The limit on a file's size stands for a full disk."""
+    (tmp_path / name).write_bytes(b"before")
+    code = f"""if True:
+        import resource, sys, torch
+        from pyharness.checkpoint import save_state_dict
+        from pyharness.errors import run_cli
+        from pyharness.tensor_file import save_tensors, save_torch
+        path, x = sys.argv[1], torch.zeros(1 << 18)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        run_cli(lambda: {WRITERS[name]})"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(rf"error: \S*/{name} could not be written \(.+\); is the disk full\? .*\n", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"before"
 
 
 def test_a_missing_file_is_named(tmp_path):
