@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyharness import distributed
-from pyharness.atomic import atomic_path
 from pyharness.data import CORRUPT, DATA_HELP, add_max_corrupt, check_corrupt, get_dataset, name_of, need_share
 from pyharness.errors import CheckpointError, DataError, HarnessError, run_cli
+from pyharness.tensor_file import writing
 from pyharness.training import progress, report
 
 Z_95 = 1.959963984540054
@@ -253,7 +253,7 @@ class ShardedEvaluation:
 
     def _write(self) -> None:
         if self.path:
-            with atomic_path(self.path) as temporary:
+            with writing(self.path) as temporary:
                 temporary.write_text(json.dumps({"identity": self.identity, "done": self.done}), encoding="utf-8")
 
 
@@ -466,7 +466,7 @@ def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], args: argpars
 
     meta = environment(None, torch.get_num_threads())
     meta |= {"batch": args.batch, "limit": args.limit, "processes": distributed.world_size()}
-    with atomic_path(folder / "evaluate.json") as temporary:
+    with writing(folder / "evaluate.json") as temporary:
         temporary.write_text(json.dumps({"meta": meta, "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
     lines = [
         "| file | model | method | top-1 % (95 % interval) | top-5 % (95 % interval) | images | unreadable |",
@@ -480,7 +480,7 @@ def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], args: argpars
             f"| {name} | {row['model']} | {row['method']} | {top1} | {top5} | {row['n_eval']} | {len(row['corrupt'])} |"
         )
     lines += ["", f"Data: {args.data or 'digits'}. {meta['device']}; torch {meta['torch']}; {meta['date'][:10]}."]
-    with atomic_path(folder / "evaluate.md") as temporary:
+    with writing(folder / "evaluate.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
