@@ -4,6 +4,7 @@ pyharness/convert.py.
 The source may be any file that these programs read: a floating-point checkpoint of any format, a calibrated checkpoint
 (its scales are left behind) or an engine file (its weights are dequantized). A GELU-less model keeps FC1 biases of
 zero, and says what it is: in Hugging Face's config.json as `"hidden_act": "relu"`, else in the meta data of the file.
+So does an ablation's student, ReLU with FC1 biases; but stripped of its meta data, that one reads as a GELU model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pyharness.engine_file import MAGIC, load_engine_file
 from pyharness.errors import CheckpointError, HarnessError, ModelError
 from pyharness.hf_format import check_one_window_rule, check_pads_first, published_name, save_folder
 from pyharness.model_card import write_card
+from pyharness.swin_blocks import RELU_WITH_FC1_BIAS
 from pyharness.tensor_file import load_header
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ class Source:
 
     @property
     def activation(self) -> str:
-        from pyharness.models import is_geluless
+        from pyharness.models import activation_name
 
-        return "relu" if is_geluless(self.model) else "gelu"
+        return activation_name(self.model)
 
 
 def is_engine_file(path: Path) -> bool:
@@ -99,12 +101,11 @@ def need_v1(config: SwinConfig, what: str) -> None:
 
 def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
     need_v1(checkpoint.config, "a calibrated model holds its position bias as tables, and goes back to a checkpoint")
-    from pyharness.models import load_state, make_geluless, model_from_config
+    from pyharness.models import load_state, model_from_config, set_activation
 
     model = model_from_config(checkpoint.config)
     activation = ACTIVATION_OF[checkpoint.graph]
-    if activation == "relu":
-        make_geluless(model)
+    set_activation(model, activation)
     own = model.state_dict()
     state = {key: t for key, t in to_timm_layout(checkpoint.state).items() if not key.endswith(AMAX_SUFFIX)}
     if activation == "relu":  # the GELU-less graph has no FC1 bias, timm's model has one of zero
@@ -128,7 +129,7 @@ def resized(
     """
     from timm.layers import resize_rel_pos_bias_table
 
-    from pyharness.models import load_state, make_geluless, model_from_config
+    from pyharness.models import load_state, model_from_config, set_activation
 
     old, notes = source.config, []
     windows = old.window_size if window is None else (window,) * len(old.depths)
@@ -156,8 +157,7 @@ def resized(
             name = f"layers.{before.index}.blocks.{block}.attn.relative_position_bias_table"
             state[name] = resize_rel_pos_bias_table(state[name], after.window, shape)
     model = model_from_config(config)
-    if source.activation == "relu":
-        make_geluless(model)
+    set_activation(model, source.activation)
     load_state(model, state, {"activation": source.activation}, old.name)
     return dataclasses.replace(source, model=model.eval(), config=config, notes=(*source.notes, *notes))
 
@@ -246,6 +246,15 @@ def microsoft_buffers(config: SwinConfig) -> Mapping[str, Tensor]:
     return buffers
 
 
+def _activation_notes(source: Source, command: str) -> list[str]:
+    """What is worth saying of an ablation's student: nothing in its weights shows that it has no GELU."""
+    if source.activation != RELU_WITH_FC1_BIAS:
+        return []
+    note = "ReLU with FC1 biases, which no INT8 graph runs"
+    whose = {"to-timm": "timm's", "to-microsoft": "Microsoft's"}.get(command)
+    return [note if whose is None else f"{note}; the meta data alone says so, {whose} own model would compute GELU"]
+
+
 # --- The commands -----------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +301,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
         source = resized(source, args.img_size, args.window, args.pad_first)
     meta = export(source, args.command, args.out)
     kind = f"{'GELU-less ' if source.activation == 'relu' else ''}{COMMANDS[args.command]}"
-    write_card(args.out, kind, meta=meta, inputs={"source": args.source}, notes=source.notes, argv=argv)
-    print(f"wrote {args.out}: {source.config.name}, {kind}", *source.notes, sep="; ")
+    notes = (*source.notes, *_activation_notes(source, args.command))
+    write_card(args.out, kind, meta=meta, inputs={"source": args.source}, notes=notes, argv=argv)
+    print(f"wrote {args.out}: {source.config.name}, {kind}", *notes, sep="; ")
     return 0

@@ -11,7 +11,7 @@ Read and written here without `transformers`, offline. Names, beside Microsoft's
 | `... .intermediate.dense`, `.output.dense` | `... .mlp.fc1`, `.mlp.fc2` |
 | `swin.layernorm`, `classifier` | `norm`, `head` |
 
-A GELU-less model is one with `"hidden_act": "relu"` and FC1 biases of zero.
+A GELU-less model is one with `"hidden_act": "relu"` and FC1 biases of zero; with others it is RELU_WITH_FC1_BIAS.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 from pyharness.atomic import atomic_path
 from pyharness.config import StageGeometry, SwinConfig
 from pyharness.errors import CheckpointError, FormatError, ModelError
+from pyharness.swin_blocks import RELU_WITH_FC1_BIAS
 from pyharness.tensor_file import load_tensors, save_tensors
 
 CONFIG_NAME = "config.json"
@@ -198,6 +199,8 @@ def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: 
     activation = fields["hidden_act"]
     if activation not in ("gelu", "relu"):
         raise ModelError(f"{source}: hidden_act is {activation!r}; the engine computes 'gelu' (erf) and 'relu'")
+    if activation == "relu" and any(t.any() for name, t in state.items() if name.endswith(".mlp.fc1.bias")):
+        activation = RELU_WITH_FC1_BIAS
     if fields["use_absolute_embeddings"]:
         raise ModelError(f"{source}: has absolute position embeddings; the engine cannot run this model")
     if abs(fields["layer_norm_eps"] - 1e-5) > 1e-12:
@@ -316,7 +319,7 @@ def write_config(config: SwinConfig, activation: str) -> dict[str, Any]:
         "window_size": config.window_size[0],
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
-        "hidden_act": activation,
+        "hidden_act": "gelu" if activation == "gelu" else "relu",
         "layer_norm_eps": 1e-5,
         "use_absolute_embeddings": False,
         "attention_probs_dropout_prob": 0.0,

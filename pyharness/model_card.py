@@ -22,6 +22,7 @@ from pyharness import __version__
 from pyharness.atomic import atomic_path
 from pyharness.errors import HarnessError
 from pyharness.measure import ROOT, git_state
+from pyharness.swin_blocks import RELU_WITH_FC1_BIAS
 from pyharness.tensor_file import load_header
 
 FORMAT = "swin-model-card"
@@ -237,7 +238,11 @@ def to_markdown(card: Mapping[str, Any]) -> str:
 
 
 def _rows(card: Mapping[str, Any]) -> list[str]:
-    activation = {"relu": "ReLU, no FC1 bias (GELU-less)", "gelu": "GELU", None: None}
+    activation = {
+        "relu": "ReLU, no FC1 bias (GELU-less)",
+        RELU_WITH_FC1_BIAS: "ReLU with FC1 biases (no INT8 graph runs it)",
+        "gelu": "GELU",
+    }
     entries = [
         ("sha256", f"`{card['file']['sha256']}`"),
         ("size", f"{card['file']['bytes'] / 1e6:.2f} MB"),

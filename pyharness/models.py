@@ -29,6 +29,8 @@ from pyharness.config import MICRO_DIGITS, SwinConfig
 from pyharness.errors import CheckpointError, ModelError
 from pyharness.model_geometry import config_of
 from pyharness.swin_blocks import (
+    RELU_WITH_FC1_BIAS,
+    activation_name,
     blocks_of,
     has_relu,
     is_geluless,
@@ -36,6 +38,7 @@ from pyharness.swin_blocks import (
     make_geluless_block,
     make_pad_first,
     make_relu_block,
+    set_activation,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVATIONS",
     "MICRO_TEACHER",
+    "RELU_WITH_FC1_BIAS",
+    "activation_name",
     "blocks_of",
     "checkpoint_meta",
     "config_of",
@@ -59,6 +64,7 @@ __all__ = [
     "make_relu_block",
     "model_from_config",
     "save_checkpoint",
+    "set_activation",
     "to_microsoft_layout",
     "to_timm_layout",
     "weights_source",
@@ -67,9 +73,6 @@ __all__ = [
 ACTIVATIONS = ("gelu", "relu")
 MICRO_TEACHER = Path(__file__).resolve().parent / "assets" / "swin_micro_digits.safetensors"
 """The trained GELU model of the digits, made by pyharness/train_teacher.py; "pretrained" of the micro model."""
-
-RELU_WITH_FC1_BIAS = "relu_with_fc1_bias"
-"""The activation, in meta data, of an ablation's student: ReLU, but with FC1 biases, which no graph has a place for."""
 
 
 def create_model(
@@ -210,11 +213,7 @@ def load_model(
         raise CheckpointError(f"{path}: says that its activation is {meta['activation']}, not {activation}")
     _need_floating_swin(state, str(path))
     model = model_from_config(config)
-    if (activation or meta.get("activation")) == "relu":
-        make_geluless(model)
-    elif meta.get("activation") == RELU_WITH_FC1_BIAS:
-        for block in blocks_of(model):
-            make_relu_block(block)
+    set_activation(model, activation or meta.get("activation"))
     load_state(model, state, meta, str(path))
     return model.eval(), meta
 
@@ -313,8 +312,7 @@ def exercise(model: nn.Module, seed: int) -> None:
 def checkpoint_meta(model: SwinTransformer, name: str, **extra: Any) -> dict[str, Any]:
     """Meta data of a checkpoint: model, activation, config, and whatever else describes its origin."""
     config = dataclasses.asdict(config_of(model, name))
-    activation = "relu" if is_geluless(model) else RELU_WITH_FC1_BIAS if has_relu(model) else "gelu"
-    return {"model": name, "activation": activation, "config": config, **extra}
+    return {"model": name, "activation": activation_name(model), "config": config, **extra}
 
 
 def save_checkpoint(path: str | Path, model: SwinTransformer, meta: Mapping[str, Any]) -> None:

@@ -10,6 +10,9 @@ from torch import nn
 if TYPE_CHECKING:
     from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 
+RELU_WITH_FC1_BIAS = "relu_with_fc1_bias"
+"""The activation, in meta data, of an ablation's student: ReLU, but with FC1 biases, which no graph has a place for."""
+
 
 def blocks_of(model: SwinTransformer) -> list[SwinTransformerBlock]:
     """All Transformer blocks, from the input to the output."""
@@ -43,6 +46,20 @@ def is_geluless(model: SwinTransformer) -> bool:
 def has_relu(model: SwinTransformer) -> bool:
     """True where every block has ReLU, with or without an FC1 bias."""
     return all(activation_of(block) == "relu" for block in blocks_of(model))
+
+
+def activation_name(model: SwinTransformer) -> str:
+    """What a model's meta data calls its activation: "gelu", "relu" (GELU-less) or RELU_WITH_FC1_BIAS."""
+    return "relu" if is_geluless(model) else RELU_WITH_FC1_BIAS if has_relu(model) else "gelu"
+
+
+def set_activation(model: SwinTransformer, activation: str | None) -> None:
+    """Give a GELU model, in place, the activation that `activation_name` names; None is GELU."""
+    if activation == "relu":
+        make_geluless(model)
+    elif activation == RELU_WITH_FC1_BIAS:
+        for block in blocks_of(model):
+            make_relu_block(block)
 
 
 def activation_of(block: SwinTransformerBlock) -> str | None:

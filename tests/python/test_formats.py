@@ -23,6 +23,7 @@ from pyharness.errors import CheckpointError, FormatError, HarnessError, ModelEr
 from pyharness.export import COMMANDS, Source, export, open_source, resized
 from pyharness.hf_format import DEFAULTS, published_name, to_huggingface_names
 from pyharness.model_card import read_card
+from pyharness.quantize import main as quantize_main
 from pyharness.random_engine import random_engine_file
 
 __all__ = ["one_thread"]
@@ -166,6 +167,50 @@ def test_one_bias_that_is_not_zero_makes_it_a_gelu_model(tmp_path, seed):
         models.load_model(tmp_path / "s.pth", MICRO, activation="relu")
 
 
+# --- An ablation's student: ReLU with FC1 biases ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def biased_student(tmp_path, seed):
+    """(model, file) of what `distill.py --drop-bias none` writes."""
+    model = exercised_model(MICRO_DIGITS, seed).eval()
+    models.set_activation(model, models.RELU_WITH_FC1_BIAS)
+    models.save_checkpoint(tmp_path / "student.safetensors", model, models.checkpoint_meta(model, MICRO))
+    return model, tmp_path / "student.safetensors"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_student_with_fc1_biases_stays_one_in_every_format(command, biased_student, tmp_path, capsys):
+    student, path = biased_student
+    out = path_for(command, tmp_path, ".safetensors")
+    assert main([command, str(path), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "ReLU with FC1 biases, which no INT8 graph runs" in printed and "GELU-less" not in printed
+    loaded, meta = models.load_model(out)
+    assert meta["activation"] == models.RELU_WITH_FC1_BIAS and same_function(student, loaded, MICRO_DIGITS)
+    assert not same_function(models.model_from_config(MICRO_DIGITS), loaded, MICRO_DIGITS)
+    assert read_card(out)["activation"] == models.RELU_WITH_FC1_BIAS
+    with pytest.raises(CheckpointError, match="FC1 biases that are not zero"):
+        quantize_main(["--weights", str(out), "--out", str(tmp_path / "c.pth"), "--batches", "1", "--batch-size", "2"])
+    assert not (tmp_path / "c.pth").exists()
+    again = path_for("to-timm", tmp_path, ".pth")
+    assert main(["to-timm", str(out), str(again), "--img-size", "56"]) == 0
+    bigger, meta = models.load_model(again)
+    assert meta["activation"] == models.RELU_WITH_FC1_BIAS
+    wanted = models.model_from_config(dataclasses.replace(MICRO_DIGITS, img_size=(56, 56)))
+    models.set_activation(wanted, models.RELU_WITH_FC1_BIAS)
+    wanted.load_state_dict(student.state_dict())
+    assert same_function(wanted, bigger, dataclasses.replace(MICRO_DIGITS, img_size=(56, 56)))
+
+
+def test_transformers_computes_a_student_with_fc1_biases(transformers, biased_student, tmp_path):
+    student, path = biased_student
+    assert main(["to-hf", str(path), str(tmp_path / "hf")]) == 0
+    theirs = transformers.SwinForImageClassification.from_pretrained(tmp_path / "hf")
+    assert theirs.config.hidden_act == "relu"
+    assert_same_logits(theirs, student, MICRO_DIGITS)
+
+
 # --- Hugging Face -----------------------------------------------------------------------------------------------------
 
 
@@ -232,11 +277,12 @@ def test_we_compute_what_transformers_saves(transformers, kind, name, tmp_path, 
     assert_same_logits(theirs, ours, config)
 
 
-def test_a_relu_model_of_transformers_has_to_be_geluless(transformers, tmp_path, seed):
+def test_a_relu_model_of_transformers_is_geluless_without_fc1_biases_alone(transformers, tmp_path, seed):
     theirs = transformers_model(transformers, MICRO_DIGITS, seed, hidden_act="relu")
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="has FC1 biases"):
-        models.load_model(tmp_path)
+    ours, meta = models.load_model(tmp_path)
+    assert meta["activation"] == models.RELU_WITH_FC1_BIAS and not models.is_geluless(ours)
+    assert_same_logits(theirs, ours, MICRO_DIGITS)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if name.endswith("fc1.bias"):
