@@ -101,6 +101,11 @@ def describe_state(names: Iterable[str]) -> str:
     return next((kind for kind, fits in kinds if any(map(fits, names))), "no Swin that is known here")
 
 
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: what follows a dot (`.ms_in22k`) tells weights apart, not models."""
+    return one.split(".")[0] == other.split(".")[0]
+
+
 def describe_geometry(state: Mapping[str, Tensor]) -> str:
     """The sizes that a Swin state dict (timm's layout) shows, in words; "" where it shows none."""
     tables = {

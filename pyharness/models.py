@@ -21,6 +21,7 @@ from pyharness.checkpoint import (
     describe_geometry,
     describe_state,
     load_checkpoint,
+    same_model,
     save_state_dict,
     to_microsoft_layout,
     to_timm_layout,
@@ -88,23 +89,26 @@ def create_model(
     """A timm Swin-V1 or -V2 by its timm name, or `swin_micro_digits`: fp32, on the CPU, in eval mode.
 
     `weights` is "random" (drawn from `seed`), "pretrained" (timm's hub; for the micro model the file in the package) or
-    a checkpoint's path. Without `num_classes` and `in_chans`, those of the checkpoint are taken. `activation` "relu"
-    gives the GELU-less model; from a GELU model's weights that is the paper's ablation without distillation. None is
-    "gelu", and refuses a checkpoint that may be GELU-less and does not say so (`activation_of_file`). An `img_size`
-    that windows do not divide is padded in timm's order, or in the other one (`make_pad_first`) where a checkpoint's
-    meta data says that it is its own.
+    a checkpoint's path. Where the checkpoint says its geometry, `name` must be its own, and all that is not asked for
+    here is as it says. Else the model is timm's, with the checkpoint's numbers of classes and channels where none are
+    given. `activation` "relu" gives the GELU-less model; from a GELU model's weights that is the paper's ablation
+    without distillation. None is "gelu", and refuses a checkpoint that may be GELU-less and does not say so
+    (`activation_of_file`). An `img_size` that windows do not divide is padded in timm's order, or in the other one
+    (`make_pad_first`) where a checkpoint's meta data says that it is its own.
     Stochastic depth is off, so that training and inference compute the same function.
 
     Raises ModelError (unknown name, or a geometry the engine cannot run) and CheckpointError (weights that cannot be
     had, or do not fit).
     """
-    _check_request(name, activation or "gelu")
     weights = weights_source(name, weights)
     path = None if weights in ("random", "pretrained") else Path(weights)
     wanted = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
     if path:
         state, meta = load_checkpoint(path)
-        return _model_with(name, state, meta, str(path), wanted, activation, seed)
+        config = _own_config(meta, name, str(path))
+        _check_request(name, activation or "gelu", known=config is not None)
+        return _model_with(name, state, meta, str(path), wanted, activation, config, seed)
+    _check_request(name, activation or "gelu")
     model = _new_model(name, wanted, seed, pretrained=weights == "pretrained")
     if activation == "relu":
         make_geluless(model)
@@ -126,26 +130,52 @@ def _model_with(
     source: str,
     wanted: Mapping[str, Any],
     activation: str | None,
+    config: SwinConfig | None = None,
     seed: int = 0,
 ) -> SwinTransformer:
-    """The timm model `name` with the weights of a checkpoint, whose numbers of classes and channels it takes over."""
+    """The model `name` with the weights of a checkpoint: of the geometry `config`, the checkpoint's own, or where that
+    is None timm's, with the checkpoint's numbers of classes and channels. What `wanted` gives replaces either."""
     _need_floating_swin(state, source)
-    wanted = dict(wanted)
-    if wanted.get("num_classes") is None:
-        wanted["num_classes"] = len(state["head.fc.weight"]) if "head.fc.weight" in state else 0
-    if wanted.get("in_chans") is None:
-        wanted["in_chans"] = state["patch_embed.proj.weight"].shape[1]
+    wanted = {key: value for key, value in wanted.items() if value is not None}
     activation_of_file(state, meta, source, activation)
-    model = _new_model(name, wanted, seed)
-    config = meta.get("config")
-    if meta.get("pad_first") or (isinstance(config, dict) and config.get("pad_first")):
-        make_pad_first(model)
+    if config is None:
+        classes = len(state["head.fc.weight"]) if "head.fc.weight" in state else 0
+        wanted = {"num_classes": classes, "in_chans": state["patch_embed.proj.weight"].shape[1], **wanted}
+        model = _new_model(name, wanted, seed)
+        if meta.get("pad_first"):
+            make_pad_first(model)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = model_from_config(_changed(config, wanted))
+        config_of(model, name)
     if meta.get("activation") == "relu" and activation == "relu":
         make_geluless(model)
     load_state(model, state, meta, source)
     if activation == "relu":
         make_geluless(model)
     return model.eval()
+
+
+def _own_config(meta: Mapping[str, Any], name: str | None, source: str) -> SwinConfig | None:
+    """The geometry that a checkpoint's meta data gives, None where it gives none. CheckpointError where that is another
+    model's than `name`."""
+    if not isinstance(meta.get("config"), Mapping):
+        return None
+    config = SwinConfig.from_json(json.dumps(meta["config"]))
+    if name is not None and not same_model(name, config.name):
+        raise CheckpointError(
+            f"{source}: is a checkpoint of {config.name}, not of {name}; give that name, or none where the program can "
+            "do without (--model): the file says it"
+        )
+    return config
+
+
+def _changed(config: SwinConfig, wanted: Mapping[str, Any]) -> SwinConfig:
+    """`config` with other fields; an `img_size` may be one number."""
+    if isinstance(size := wanted.get("img_size"), int):
+        wanted = {**wanted, "img_size": (size, size)}
+    return dataclasses.replace(config, **wanted)
 
 
 def _need_floating_swin(state: Mapping[str, Tensor], source: str) -> None:
@@ -194,8 +224,9 @@ def load_model(
     any (a published one) needs the timm `name`, and `activation` where its FC1 biases are all zero.
     """
     state, meta = load_checkpoint(path)
-    if "config" not in meta:
-        _need_floating_swin(state, str(path))
+    config = _own_config(meta, name, str(path))
+    _need_floating_swin(state, str(path))
+    if config is None:
         if name is None:
             raise CheckpointError(
                 f"{path}: does not say which model it is of; give the model's timm name (--model). "
@@ -206,12 +237,8 @@ def load_model(
         model = _model_with(name, state, {**meta, "activation": activation}, str(path), {}, activation)
         kept = {key: meta[key] for key in ("backbone",) if key in meta}
         return model, {"model": name, "activation": activation, **kept}
-    config = SwinConfig.from_json(json.dumps(meta["config"]))
-    if name is not None and name != config.name and name.split(".")[0] != config.name.split(".")[0]:
-        raise CheckpointError(f"{path}: is a checkpoint of {config.name}, not of {name}; leave the name out")
     if activation not in (None, meta.get("activation", activation)):
         raise CheckpointError(f"{path}: says that its activation is {meta['activation']}, not {activation}")
-    _need_floating_swin(state, str(path))
     model = model_from_config(config)
     set_activation(model, activation or meta.get("activation"))
     load_state(model, state, meta, str(path))
@@ -256,10 +283,11 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
     return model.eval()
 
 
-def _check_request(name: str, activation: str) -> None:
+def _check_request(name: str, activation: str, known: bool = False) -> None:
+    """ModelError for what cannot be built; `known` names need not be timm's."""
     if activation not in ACTIVATIONS:
         raise ModelError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
-    if name == MICRO_DIGITS.name:
+    if known or name == MICRO_DIGITS.name:
         return
 
     import timm
@@ -271,9 +299,7 @@ def _check_request(name: str, activation: str) -> None:
 
 def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
     if name == MICRO_DIGITS.name:
-        size = wanted.get("img_size", MICRO_DIGITS.img_size)
-        img_size = (size, size) if isinstance(size, int) else size
-        return model_from_config(dataclasses.replace(MICRO_DIGITS, **{**wanted, "img_size": img_size}))
+        return model_from_config(_changed(MICRO_DIGITS, wanted))
     import timm
 
     try:

@@ -281,6 +281,46 @@ def test_number_of_classes_follows_the_checkpoint(tmp_path):
     assert models.create_model(MICRO, weights=path).num_classes == 4
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"img_size": (56, 56)},
+        {"qk_scale": 0.5},
+        {"img_size": (30, 26), "pad_first": True, "qkv_bias": False},
+        {"depths": (1, 3), "mlp_ratio": 2.0, "num_classes": 0, "in_chans": 3},
+        {"version": 2, "name": f"{MICRO}_custom", "window_size": (7, 5)},
+    ],
+)
+def test_a_checkpoints_own_geometry_counts_by_name_too(change, tmp_path, seed):
+    config = dataclasses.replace(MICRO_DIGITS, **change)
+    model = models.model_from_config(config)
+    models.exercise(model, seed)
+    path = tmp_path / "m.safetensors"
+    models.save_checkpoint(path, model, models.checkpoint_meta(model, config.name))
+    state = torch.get_rng_state()
+    found = models.create_model(config.name, weights=path)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's generator is its own"
+    assert models.config_of(found, config.name) == config and not found.training
+    assert torch.equal(found(images(config)), model(images(config)))
+
+
+def test_only_what_is_asked_for_replaces_a_checkpoints_geometry(tmp_path, seed):
+    config = dataclasses.replace(MICRO_DIGITS, name="own", qk_scale=0.5)
+    model = models.model_from_config(config)
+    models.exercise(model, seed)
+    path = tmp_path / "m.pth"
+    models.save_checkpoint(path, model, models.checkpoint_meta(model, "own"))
+    for size in (56, (56, 84)):
+        found = models.config_of(models.create_model("own", weights=path, img_size=size, num_classes=10), "own")
+        assert found == dataclasses.replace(config, img_size=(56, 56) if size == 56 else size)
+    for asked in ({"num_classes": 4}, {"in_chans": 3}):
+        with pytest.raises(CheckpointError, match="wrong shape"):
+            models.create_model("own", weights=path, **asked)
+    for load in (models.load_model, lambda path, name: models.create_model(name, weights=path)):
+        with pytest.raises(CheckpointError, match=r"of own, not of swin_micro_digits; give that name, or none.*\(--model\)"):
+            load(path, MICRO)
+
+
 def test_every_fault_of_a_checkpoint_is_listed(micro, tmp_path):
     state = micro.state_dict()
     del state["norm.weight"]
