@@ -83,14 +83,26 @@ def open_source(path: Path, name: str | None = None, activation: str | None = No
     from pyharness.models import config_of, load_model
 
     if is_engine_file(path):
-        return _without_scales(open_calibrated(path, name), "the weights are int8 values, dequantized")
+        source = _without_scales(open_calibrated(path, name), "the weights are int8 values, dequantized")
+        return _need_activation(source, path, activation)
     state, _ = load_checkpoint(path)
     if any(key.endswith(AMAX_SUFFIX) for key in state):
-        return _without_scales(load_calibrated(path, name), "the scales of the calibration were left behind")
+        source = _without_scales(load_calibrated(path, name), "the scales of the calibration were left behind")
+        return _need_activation(source, path, activation)
     model, meta = load_model(path, name, activation=activation)
     activation = activation or meta.get("activation", "gelu")
     notes = (meta["backbone"],) if isinstance(meta.get("backbone"), str) and "config" not in meta else ()
     return Source(model, config_of(model, meta["model"]), {**meta, "activation": activation}, notes)
+
+
+def _need_activation(source: Source, path: Path, activation: str | None) -> Source:
+    """`source`, read from `path`. CheckpointError where `activation` was asked for and it has another."""
+    if activation not in (None, source.activation):
+        raise CheckpointError(
+            f"{path}: shows by its graph or its scales that its activation is {source.activation}, not {activation}; "
+            "leave --activation out"
+        )
+    return source
 
 
 def need_v1(config: SwinConfig, what: str) -> None:

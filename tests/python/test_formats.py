@@ -134,6 +134,10 @@ def test_calibrated_checkpoints_and_engine_files_go_out_too(command, kind, gelul
     card = read_card(out)
     assert card["activation"] == meta["activation"] == ("relu" if geluless else "gelu")
     assert ("dequantized" if kind == "engine" else "left behind") in card["notes"][0]
+    asked = [command, str(tmp_path / "in.safetensors"), str(path_for(command, tmp_path / "asked")), "--activation"]
+    assert main([*asked, meta["activation"]]) == 0
+    with pytest.raises(CheckpointError, match=f"is {meta['activation']}, not .*leave --activation out"):
+        main([*asked, "gelu" if geluless else "relu"])
 
 
 # --- GELU-less files that do not say so -------------------------------------------------------------------------------
