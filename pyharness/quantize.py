@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
+from pyharness.config import MICRO_DIGITS
 from pyharness.data import DATA_HELP, add_max_corrupt, need_share
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
@@ -182,14 +183,20 @@ def build_parser() -> argparse.ArgumentParser:
         description="Calibrate a Swin model for INT8 and write the calibrated checkpoint (FasterTransformer's names).",
         epilog="Next: python pyharness/convert.py to-engine OUT ENGINE_FILE",
     )
-    parser.add_argument("--model", help="timm name, or swin_micro_digits; read from the checkpoint where it says so")
+    parser.add_argument(
+        "--model",
+        help="timm name, or swin_micro_digits; read from the checkpoint where it says so (default, without --weights "
+        "and --data: swin_micro_digits)",
+    )
     parser.add_argument(
         "--weights",
         default="pretrained",
         help="checkpoint or Hugging Face folder, 'pretrained' (timm's hub; the micro model's is included) or 'random'",
     )
     parser.add_argument(
-        "--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own (all FC1 biases zero)"
+        "--activation",
+        choices=("gelu", "relu"),
+        help="of a checkpoint that does not say its own (all FC1 biases zero), and of random weights (default: gelu)",
     )
     parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
@@ -254,14 +261,15 @@ def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig, 
     """
     from pyharness.models import config_of, create_model, load_model, weights_source
 
-    source = weights_source(args.model, args.weights)
+    name = args.model or (MICRO_DIGITS.name if args.weights == "pretrained" and args.data is None else None)
+    source = weights_source(name, args.weights)
     origin = {"weights": Path(source).name}
     if source in ("random", "pretrained"):
-        if not args.model:
+        if not name:
             raise HarnessError(f"--weights {args.weights} needs the model's name (--model)")
-        model = create_model(args.model, weights=args.weights, seed=args.seed)
-        return model, config_of(model, args.model), origin
-    model, meta = load_model(source, args.model, activation=args.activation)
+        model = create_model(name, weights=args.weights, seed=args.seed, activation=args.activation)
+        return model, config_of(model, name), origin
+    model, meta = load_model(source, name, activation=args.activation)
     origin["weights_sha256"] = sha256(source)
     if "distillation" in meta:
         origin["distillation"] = meta["distillation"]

@@ -12,7 +12,7 @@ from pyharness.calibrated import load_calibrated, save_calibrated
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import CalibrationError, CheckpointError, DataError, HarnessError
 from pyharness.fakequant import FakeQuantSwin
-from pyharness.models import save_checkpoint
+from pyharness.models import MICRO_TEACHER, save_checkpoint
 from pyharness.quantize import calibrate, main, mse_amax, quantize
 
 __all__ = ["one_thread"]
@@ -193,6 +193,27 @@ def test_the_program_calibrates_the_micro_model(tmp_path, capsys):
     assert out.read_bytes() == first, "the same command must give the same file"
 
 
+def test_the_program_makes_random_weights_geluless_where_it_is_told_to(tmp_path, monkeypatch):
+    arguments = ["--batches", "1", "--batch-size", "4", "--out", str(tmp_path / "c.pth")]
+    for activation, graph in (("relu", "geluless_int8"), ("gelu", "ft_int8")):
+        named = ["--model", MICRO_DIGITS.name, "--weights", "random", "--activation", activation]
+        assert main([*named, *arguments]) == 0
+        assert load_calibrated(tmp_path / "c.pth").graph == graph
+    asked = {}
+    monkeypatch.setattr("pyharness.models.create_model", lambda name, **options: asked.update(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--model", "swin_tiny_patch4_window7_224", "--activation", "relu", *arguments])
+    assert (asked["weights"], asked["activation"]) == ("pretrained", "relu")
+
+
+def test_the_program_takes_the_digits_teacher_where_nothing_is_said(tmp_path):
+    arguments = ["--batches", "1", "--batch-size", "4"]
+    for name, words in (("a", []), ("b", ["--model", MICRO_DIGITS.name])):
+        assert main([*arguments, *words, "--out", str(tmp_path / f"{name}.safetensors")]) == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert load_calibrated(tmp_path / "a.safetensors").meta["weights"] == MICRO_TEACHER.name
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_the_program_notes_how_its_images_were_normalized(suffix, tmp_path):
     out = tmp_path / f"calibrated{suffix}"
@@ -215,6 +236,8 @@ def test_without_a_normalization_none_is_noted(seed):
     ("arguments", "message"),
     [
         (["--weights", "random", "--out", "x.pth"], "--model"),
+        (["--data", "procedural", "--out", "x.pth"], "--model"),
+        (["--activation", "relu", "--out", "x.pth"], "says that its activation is gelu, not relu"),
         (["--model", "swin_micro_digits", "--weights", "random", "--out", "x.bin"], "must end in"),
         (["--model", "swin_micro_digits", "--weights", "random", "--out", "x.pth", "--batches", "0"], "at least 1"),
         (["--model", "swin_micro_digits", "--weights", "missing.pth", "--out", "x.pth"], "no such file"),
