@@ -20,6 +20,7 @@ from pyharness.checkpoint import (
     AMAX_SUFFIX,
     describe_geometry,
     load_checkpoint,
+    same_model,
     save_state_dict,
     to_microsoft_layout,
 )
@@ -132,7 +133,8 @@ def load_calibrated(path: str | Path, name: str | None = None, *, int8_mode: int
     The latter holds Microsoft's names and the quantizers' amax alone: its geometry is that of the timm model `name`,
     with the file's own numbers of classes and channels; graph and int8_mode follow from which quantizers it has
     (`int8_mode` overrules that where the file has more than the mode needs). How its images are normalized it does not
-    say either: the model's own way, that of `data.input_normalization`, is written into the meta data.
+    say either: the model's own way, that of `data.input_normalization`, is written into the meta data. For one of ours
+    `name` is not needed, and may be its own alone.
 
     CheckpointError where the file cannot be read or is not of that model; CalibrationError where it is not calibrated,
     or an amax is no use.
@@ -146,17 +148,19 @@ def load_calibrated(path: str | Path, name: str | None = None, *, int8_mode: int
     state = {key: t.float().reshape(()) if _is_scalar_amax(key, t) else t for key, t in state.items()}
     if all(key in meta for key in ("config", "graph", "int8_mode")):
         checkpoint = _described(path, state, meta)
-        wanted = (name or checkpoint.config.name, int8_mode or checkpoint.int8_mode)
-        if wanted != (checkpoint.config.name, checkpoint.int8_mode):
+        own = checkpoint.config.name
+        if name is not None and not same_model(name, own):
+            raise CheckpointError(f"{path}: says that it is of {own}, not of {name}; give that name, or none (--model)")
+        if int8_mode not in (None, checkpoint.int8_mode):
             raise CheckpointError(
-                f"{path}: says that it is of {checkpoint.config.name}, int8_mode {checkpoint.int8_mode}, not of "
-                f"{wanted[0]}, int8_mode {wanted[1]}; leave these options out"
+                f"{path}: says that its int8_mode is {checkpoint.int8_mode}, not {int8_mode}; leave --int8-mode out"
             )
     else:
         if name is None:
             raise CheckpointError(
                 f"{path}: is calibrated, as by FasterTransformer's tool, and does not say of which model; give its "
-                f"timm name (--model). It shows {describe_geometry(state)}"
+                f"timm name (--model). It shows {describe_geometry(state)}. For programs without --model write the "
+                f"name into a file: python pyharness/convert.py to-checkpoint {path} OUT --model NAME"
             )
         checkpoint = _recognized(path, state, name, int8_mode)
     checkpoint.check(str(path))

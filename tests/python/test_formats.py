@@ -414,8 +414,10 @@ def as_ft_writes_it(checkpoint, path):
 def test_an_ft_calibrated_file_makes_the_same_engine_file(geluless, int8_mode, tmp_path):
     _, checkpoint = calibrated(MICRO_DIGITS, geluless, int8_mode)
     path = as_ft_writes_it(checkpoint, tmp_path / "ft.pth")
-    with pytest.raises(CheckpointError, match=r"does not say of which model.*--model\).*embed_dim 32"):
+    with pytest.raises(CheckpointError, match=r"does not say of which model.*--model\).*embed_dim 32") as error:
         load_calibrated(path)
+    advised = str(error.value).split("convert.py ")[1].replace("OUT", f"{tmp_path}/named.pth").replace("NAME", MICRO)
+    assert main(advised.split()) == 0 and load_calibrated(tmp_path / "named.pth").graph == checkpoint.graph
     assert main(["to-engine", str(path), str(tmp_path / "e.safetensors"), "--model", MICRO]) == 0
     found, wanted = load_engine_file(tmp_path / "e.safetensors"), to_engine_file(checkpoint)
     assert (found.config, found.graph, found.int8_mode) == (MICRO_DIGITS, checkpoint.graph, int8_mode)
@@ -467,10 +469,12 @@ def test_int8_mode_2_may_be_asked_of_a_file_that_has_more(tmp_path):
 
 def test_options_that_contradict_the_file_are_refused(tmp_path):
     save_calibrated(tmp_path / "c.pth", calibrated(MICRO_DIGITS, False, 1)[1])
-    with pytest.raises(CheckpointError, match="int8_mode 1, not of swin_micro_digits, int8_mode 2"):
+    with pytest.raises(CheckpointError, match="its int8_mode is 1, not 2; leave --int8-mode out"):
         load_calibrated(tmp_path / "c.pth", int8_mode=2)
-    with pytest.raises(CheckpointError, match="not of swin_tiny"):
+    with pytest.raises(CheckpointError, match="of swin_micro_digits, not of swin_tiny.*; give that name, or none"):
         load_calibrated(tmp_path / "c.pth", "swin_tiny_patch4_window7_224")
+    for name in (MICRO, f"{MICRO}.tag"):
+        assert load_calibrated(tmp_path / "c.pth", name).config == MICRO_DIGITS
     with pytest.raises(CheckpointError, match="is a calibrated checkpoint"):
         models.load_model(tmp_path / "c.pth")
 
