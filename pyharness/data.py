@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import DataError, HarnessError
-from pyharness.models import create_model
+from pyharness.models import create_model, noted_input
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import ignore_in_reader
 from pyharness.training import report
@@ -88,13 +88,16 @@ def _stratified_split(labels: np.ndarray, n_train: int) -> tuple[Tensor, Tensor]
 
 
 class DigitsDataset(Dataset):
-    """scikit-learn's digits as (image f32 [1, 28, 28], label): the 1200 training or the 597 held-out images."""
+    """scikit-learn's digits as (image f32 [1, 28, 28], label): the 1200 training or the 597 held-out images, normalized
+    by `mean` and `std`."""
 
     classes = [str(digit) for digit in range(10)]
 
-    def __init__(self, train: bool) -> None:
+    def __init__(self, train: bool, mean: float = DIGITS_MEAN, std: float = DIGITS_STD) -> None:
         train_images, train_labels, test_images, test_labels = digits_split()
         self.images = train_images if train else test_images
+        if (mean, std) != (DIGITS_MEAN, DIGITS_STD):
+            self.images = (self.images * DIGITS_STD + DIGITS_MEAN - mean) / std
         self.labels = train_labels if train else test_labels
 
     def __len__(self) -> int:
@@ -107,13 +110,17 @@ class DigitsDataset(Dataset):
 def data_config(model: torch.nn.Module) -> dict[str, Any]:
     """timm's data configuration of a timm model (mean, std, crop, interpolation), at the model's own input size.
 
-    A model of one channel takes grey-scale images, with the mean of the three channels' constants.
+    What the model's file says of them (`models.note_input`) goes before what timm says of its name. A model of one
+    channel takes grey-scale images, with the mean of the three channels' constants.
     """
     from timm.data import resolve_data_config
 
     in_chans = model.patch_embed.proj.in_channels
     size = {"input_size": (in_chans, *model.patch_embed.img_size)}
     cfg = resolve_data_config(size, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
+    noted = noted_input(model)
+    cfg |= {key: tuple(noted[key]) for key in ("mean", "std") if key in noted}
+    cfg |= {key: noted[key] for key in ("interpolation", "crop_pct") if key in noted}
     if in_chans == 1:
         cfg["mean"] = (sum(cfg["mean"]) / len(cfg["mean"]),)
         cfg["std"] = (sum(cfg["std"]) / len(cfg["std"]),)
@@ -337,17 +344,25 @@ def _is_digits(data: str | Path | None, model_name: str) -> bool:
     return data is None and model_name == MICRO_DIGITS.name
 
 
+def _digits_normalization(model: torch.nn.Module | None) -> tuple[float, float]:
+    """Mean and standard deviation by which the digits go to the micro model: those its file says, else their own."""
+    noted = {} if model is None else noted_input(model)
+    return noted.get("mean", [DIGITS_MEAN])[0], noted.get("std", [DIGITS_STD])[0]
+
+
 def input_normalization(data: str | Path | None, model_name: str, model: torch.nn.Module) -> dict[str, Any] | None:
     """How `get_dataset` normalizes the images of `data`, for the meta data of a file (key "input").
 
     `{"mean": [...], "std": [...]}`, a number per channel: pixels 0..255 are divided by 255, then (x - mean) / std. But
     for the digits also the `"interpolation"` and `"crop_pct"` of timm's configuration of `model`, by which images in
-    files are resized and cropped. Without `data` the digits' numbers for the micro model, timm's for others.
+    files are resized and cropped. Without `data` the digits' numbers for the micro model, timm's for others. What the
+    model's file says itself goes before either (`models.note_input`).
     None where there are no such images: for a model of other channels.
     """
     in_chans = model.patch_embed.proj.in_channels
     if _is_digits(data, model_name):
-        return {"mean": [DIGITS_MEAN], "std": [DIGITS_STD]} if in_chans == MICRO_DIGITS.in_chans else None
+        mean, std = _digits_normalization(model)
+        return {"mean": [mean], "std": [std]} if in_chans == MICRO_DIGITS.in_chans else None
     if in_chans not in IMAGE_CHANNELS:
         return None
     cfg = data_config(model)
@@ -375,7 +390,7 @@ def get_dataset(
     normalized tells `input_normalization`.
     """
     if _is_digits(data, model_name):
-        return DigitsDataset(train)
+        return DigitsDataset(train, *_digits_normalization(model))
     if data is None:
         raise DataError(
             f"{model_name} needs images: give an ImageNet-style folder (--data DIR, with train/ and val/), or "

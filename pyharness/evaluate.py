@@ -322,20 +322,25 @@ def _kind_of(path: Path) -> str:
 def _open_engine(path: str | Path, name: str | None) -> Predictor:
     from pyharness.engine import SwinInt8
     from pyharness.engine_file import load_engine_file
-    from pyharness.models import model_from_config
+    from pyharness.models import model_from_config, note_input
 
     content = load_engine_file(path)
     _check_name(path, content.config.name, name)
     engine = SwinInt8.from_engine_file(content)
-    return Predictor(f"engine, {content.graph}", content.config.name, engine, model_from_config(content.config))
+    timm_model = model_from_config(content.config)
+    note_input(timm_model, content.meta)
+    return Predictor(f"engine, {content.graph}", content.config.name, engine, timm_model)
 
 
 def _open_calibrated(path: str | Path, name: str | None) -> Predictor:
     from pyharness.calibrated import load_calibrated
-    from pyharness.models import model_from_config
+    from pyharness.models import model_from_config, note_input
 
-    model = load_calibrated(path, name).to_model().eval()
-    return Predictor(f"fake-quantized, {model.graph}", model.config.name, model, model_from_config(model.config))
+    checkpoint = load_calibrated(path, name)
+    model = checkpoint.to_model().eval()
+    timm_model = model_from_config(model.config)
+    note_input(timm_model, checkpoint.meta)
+    return Predictor(f"fake-quantized, {model.graph}", model.config.name, model, timm_model)
 
 
 def _open_fp32(path: str | Path, name: str | None) -> Predictor:

@@ -113,9 +113,10 @@ def need_v1(config: SwinConfig, what: str) -> None:
 
 def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
     need_v1(checkpoint.config, "a calibrated model holds its position bias as tables, and goes back to a checkpoint")
-    from pyharness.models import load_state, model_from_config, set_activation
+    from pyharness.models import load_state, model_from_config, note_input, set_activation
 
     model = model_from_config(checkpoint.config)
+    note_input(model, checkpoint.meta)
     activation = ACTIVATION_OF[checkpoint.graph]
     set_activation(model, activation)
     own = model.state_dict()
@@ -141,7 +142,7 @@ def resized(
     """
     from timm.layers import resize_rel_pos_bias_table
 
-    from pyharness.models import load_state, model_from_config, set_activation
+    from pyharness.models import load_state, model_from_config, note_input, set_activation
 
     old, notes = source.config, []
     windows = old.window_size if window is None else (window,) * len(old.depths)
@@ -170,6 +171,7 @@ def resized(
             state[name] = resize_rel_pos_bias_table(state[name], after.window, shape)
     model = model_from_config(config)
     set_activation(model, source.activation)
+    note_input(model, source.meta)
     load_state(model, state, {"activation": source.activation}, old.name)
     return dataclasses.replace(source, model=model.eval(), config=config, notes=(*source.notes, *notes))
 
@@ -219,8 +221,19 @@ def export(source: Source, command: str, out: Path) -> dict[str, Any]:
         save_state_dict(out, {**to_microsoft_layout(state), **buffers}, meta)
     else:
         need_v1(source.config, "Hugging Face folders are written")
-        save_folder(out, to_microsoft_layout(state), source.config, source.activation, meta)
+        images = image_input(source)
+        save_folder(out, to_microsoft_layout(state), source.config, source.activation, meta, images)
     return meta
+
+
+def image_input(source: Source) -> dict[str, Any] | None:
+    """How the model's images are normalized: as its file says, and what that leaves open, as the harness does it
+    (`data.input_normalization`). None for a model of images of other channels whose file does not say it."""
+    from pyharness.data import input_normalization
+
+    said = source.meta.get("input")
+    found = {**(input_normalization(None, source.config.name, source.model) or {}), **(said or {})}
+    return found if {"mean", "std"} <= found.keys() else None
 
 
 def check_microsoft(config: SwinConfig) -> None:

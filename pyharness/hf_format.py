@@ -1,4 +1,5 @@
-"""Hugging Face's Swin (`SwinForImageClassification`, `SwinModel`) as a folder: config.json and model.safetensors.
+"""Hugging Face's Swin (`SwinForImageClassification`, `SwinModel`) as a folder: config.json and model.safetensors, and
+preprocessor_config.json, which says how images come in.
 
 Read and written here without `transformers`, offline. Names, beside Microsoft's:
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ from pyharness.swin_blocks import RELU_WITH_FC1_BIAS
 from pyharness.tensor_file import load_tensors, save_tensors
 
 CONFIG_NAME = "config.json"
+PROCESSOR_NAME = "preprocessor_config.json"
 WEIGHT_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -77,6 +80,10 @@ _QKV_NAME = re.compile(
 )
 
 
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""timm's name of an interpolation -> Pillow's number, which Hugging Face's `resample` is."""
+
+
 def is_huggingface(names: Iterable[str]) -> bool:
     """Whether tensor names are those of Hugging Face's Swin."""
     return any(name.removeprefix("swin.") == "embeddings.patch_embeddings.projection.weight" for name in names)
@@ -86,7 +93,8 @@ def is_huggingface(names: Iterable[str]) -> bool:
 
 
 def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict in Microsoft's layout, and the meta data: model, config, activation, and ours where it has any.
+    """The state dict in Microsoft's layout, and the meta data: model, config, activation, "input" where there is a
+    preprocessor_config.json (`read_processor`), and ours where it has any.
 
     CheckpointError where a file is missing or cut off, or is no Swin; ModelError and FormatError for a Swin-V1 that the
     engine cannot run.
@@ -103,7 +111,12 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     own = own_meta.get("config")
     if isinstance(own, dict) and isinstance(own.get("name"), str):  # we wrote it, and the folder may have another name
         config = dataclasses.replace(config, name=own["name"])
-    return state, {**own_meta, "model": config.name, "config": dataclasses.asdict(config), "activation": activation}
+    meta = {**own_meta, "model": config.name, "config": dataclasses.asdict(config), "activation": activation}
+    if (folder / PROCESSOR_NAME).is_file():
+        said = read_processor(_read_json(folder / PROCESSOR_NAME), config, str(folder / PROCESSOR_NAME))
+        ours = own_meta.get("input")
+        meta["input"] = {**(ours if isinstance(ours, dict) else {}), **said}
+    return state, meta
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -231,6 +244,63 @@ def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: 
     return dataclasses.replace(config, name=published_name(config) or config.name), activation
 
 
+def read_processor(fields: Mapping[str, Any], config: SwinConfig, source: str) -> dict[str, Any]:
+    """What the `fields` of preprocessor_config.json say of images: the meta data's "input", or those parts of it that
+    they give (mean, std, interpolation, crop_pct).
+
+    The mean and std are of pixels over 255, one number per channel, whatever the file scales pixels by. A crop is taken
+    over where it is timm's: the shorter side resized, then the centre. Hugging Face's other way, the whole image
+    pressed into the model's size, has no place there. CheckpointError for numbers that cannot be used.
+    """
+    found: dict[str, Any] = {}
+    if fields.get("do_normalize", True):
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+            if fields.get(theirs) is not None:
+                found[ours] = _per_channel(fields[theirs], theirs, config.in_chans, source)
+    else:
+        found = {"mean": [0.0] * config.in_chans, "std": [1.0] * config.in_chans}
+    factor = fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 1
+    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise CheckpointError(f"{source}: rescale_factor is {factor}; a finite number above zero is needed")
+    factor *= 255
+    if abs(factor - 1) > 1e-6:
+        if len(found) < 2:
+            raise CheckpointError(f"{source}: scales pixels its own way and lacks image_mean or image_std; add them")
+        found = {key: [value / factor for value in values] for key, values in found.items()}
+    names = {number: name for name, number in RESAMPLE.items()}
+    resample = fields.get("resample")
+    if fields.get("do_resize", True) and isinstance(resample, int) and resample in names:
+        found["interpolation"] = names[resample]
+    if fields.get("do_resize", True) and fields.get("do_center_crop", False):
+        edge, crop = (fields.get(key) if isinstance(fields.get(key), dict) else {} for key in ("size", "crop_size"))
+        edge, crop = edge.get("shortest_edge"), (crop.get("height"), crop.get("width"))
+        if isinstance(edge, int) and crop == config.img_size and crop[0] == crop[1] <= edge:
+            found["crop_pct"] = _crop_pct(crop[0], edge)
+    return found
+
+
+def _per_channel(values: Any, key: str, in_chans: int, source: str) -> list[float]:
+    """A number per channel, of one for all, one each, or, for a grey model, those of colour, whose mean is taken."""
+    values = values if isinstance(values, list) else [values]
+    usable = all(isinstance(v, (int, float)) and math.isfinite(v) and (v > 0 or key == "image_mean") for v in values)
+    if not usable or len(values) not in (1, in_chans, 3 if in_chans == 1 else 1):
+        needed = "finite numbers" if key == "image_mean" else "finite numbers above zero"
+        raise CheckpointError(f"{source}: {key} is {values}; {needed} are needed, one for each of {in_chans} channels")
+    if in_chans == 1:
+        return [sum(values) / len(values)]
+    return [float(value) for value in (values * in_chans if len(values) == 1 else values)]
+
+
+def _crop_pct(size: int, edge: int) -> float:
+    """timm's crop_pct of an image `size` cut out of one whose shorter side is `edge`, with the fewest digits for which
+    timm, which rounds down, resizes to that side."""
+    for digits in range(1, 8):
+        share = round(size / edge, digits)
+        if 0 < share <= 1 and math.floor(size / share) == edge:
+            return share
+    return size / edge
+
+
 def published_name(config: SwinConfig) -> str | None:
     """timm's name of a model of this geometry, whatever its number of classes and channels; None where it has none."""
     size = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}.get(
@@ -258,11 +328,17 @@ def published_name(config: SwinConfig) -> str | None:
 
 
 def save_folder(
-    folder: str | Path, state: Mapping[str, Tensor], config: SwinConfig, activation: str, meta: Mapping[str, Any]
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    config: SwinConfig,
+    activation: str,
+    meta: Mapping[str, Any],
+    normalization: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model (Microsoft's layout) as a folder that `SwinForImageClassification.from_pretrained` loads.
 
-    Each file appears whole or not at all, config.json last, so that a folder without it is an unfinished one.
+    `normalization` says how images come in (`data.input_normalization`); None writes no preprocessor_config.json. Each
+    file appears whole or not at all, config.json last, so that a folder without it is an unfinished one.
     ModelError where Hugging Face's Swin cannot express the geometry.
     """
     folder = Path(folder)
@@ -271,7 +347,15 @@ def save_folder(
     fields = write_config(config, activation)
     header = {"format": "pt", META_KEY: json.dumps(dict(meta), sort_keys=True)}
     save_tensors(folder / WEIGHT_NAMES[0], to_huggingface_names(state), header)
-    with atomic_path(folder / CONFIG_NAME) as temporary:
+    if normalization is None:
+        (folder / PROCESSOR_NAME).unlink(missing_ok=True)  # it would be that of the model that was there before
+    else:
+        _write_json(folder / PROCESSOR_NAME, write_processor(config, normalization))
+    _write_json(folder / CONFIG_NAME, fields)
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -329,6 +413,30 @@ def write_config(config: SwinConfig, activation: str) -> dict[str, Any]:
         "id2label": labels,
         "label2id": {label: int(index) for index, label in labels.items()},
     }
+
+
+def write_processor(config: SwinConfig, normalization: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of preprocessor_config.json, of transformers' ViTImageProcessor, inverse of `read_processor`.
+
+    An image that is not square, or of which no crop is told, is resized to the model's size as a whole.
+    """
+    height, width = config.img_size
+    fields = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(normalization["mean"]),
+        "image_std": list(normalization["std"]),
+    }
+    if normalization.get("interpolation") in RESAMPLE:
+        fields["resample"] = RESAMPLE[normalization["interpolation"]]
+    if normalization.get("crop_pct") and height == width:
+        fields["size"] = {"shortest_edge": math.floor(height / normalization["crop_pct"])}
+        fields |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    return fields
 
 
 def check_windows(config: SwinConfig) -> None:

@@ -64,6 +64,8 @@ __all__ = [
     "make_pad_first",
     "make_relu_block",
     "model_from_config",
+    "note_input",
+    "noted_input",
     "save_checkpoint",
     "set_activation",
     "to_microsoft_layout",
@@ -154,6 +156,8 @@ def _model_with(
     load_state(model, state, meta, source)
     if activation == "relu":
         make_geluless(model)
+    if config is not None:
+        note_input(model, meta)
     return model.eval()
 
 
@@ -242,6 +246,7 @@ def load_model(
     model = model_from_config(config)
     set_activation(model, activation or meta.get("activation"))
     load_state(model, state, meta, str(path))
+    note_input(model, meta)
     return model.eval(), meta
 
 
@@ -281,6 +286,18 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
         for block in blocks_of(model):
             block.attn.scale = config.qk_scale
     return model.eval()
+
+
+def note_input(model: nn.Module, meta: Mapping[str, Any]) -> None:
+    """Note on a timm `model` how its images come in, where the meta data of its file says so ("input", or parts of it):
+    `data.data_config` follows it, and `checkpoint_meta` hands it on to files."""
+    if isinstance(meta.get("input"), Mapping):
+        model.image_input = dict(meta["input"])
+
+
+def noted_input(model: nn.Module) -> dict[str, Any]:
+    """What `note_input` noted, {} where that is nothing."""
+    return dict(getattr(model, "image_input", {}))
 
 
 def _check_request(name: str, activation: str, known: bool = False) -> None:
@@ -336,9 +353,11 @@ def exercise(model: nn.Module, seed: int) -> None:
 
 
 def checkpoint_meta(model: SwinTransformer, name: str, **extra: Any) -> dict[str, Any]:
-    """Meta data of a checkpoint: model, activation, config, and whatever else describes its origin."""
+    """Meta data of a checkpoint: model, activation, config, "input" where it is noted on the model (`note_input`), and
+    whatever else describes its origin."""
+    noted = {"input": noted_input(model)} if noted_input(model) else {}
     config = dataclasses.asdict(config_of(model, name))
-    return {"model": name, "activation": activation_name(model), "config": config, **extra}
+    return {"model": name, "activation": activation_name(model), "config": config, **noted, **extra}
 
 
 def save_checkpoint(path: str | Path, model: SwinTransformer, meta: Mapping[str, Any]) -> None:
