@@ -145,6 +145,11 @@ class _Run(Trainer):
             eval_dataset=eval_dataset,
         )
 
+    def before_piece(self, images: int, batch: int) -> None:
+        for module in self.student.modules():
+            if isinstance(module, LearnedQuantizer) and not module.of_weight:
+                module.pieces = batch / images
+
     @torch.no_grad()
     def after_step(self) -> None:
         for module in self.student.modules():
@@ -198,15 +203,19 @@ class LearnedQuantizer(nn.Module):
     the bound over 127 outside. LSQ learns the step amax / 127 and scales its gradient by 1 / sqrt(127 * elements), that
     one learning rate does for all; for amax to move as far, its gradient is scaled by 127^2 times that. `floor`, f32
     scalar, is the least amax.
+
+    The elements of an activation are those of the whole batch, `pieces` times those of x, so that the gradient does not
+    depend on how the batch is spread. A weight (`of_weight`) is whole wherever a piece of the batch is computed.
     """
 
-    def __init__(self, amax: Tensor) -> None:
+    def __init__(self, amax: Tensor, *, of_weight: bool = False) -> None:
         super().__init__()
         self._amax = nn.Parameter(amax.detach().clone())
         self.register_buffer("floor", amax.detach() * AMAX_FLOOR)
+        self.of_weight, self.pieces = of_weight, 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        share = LEVELS**1.5 * x.numel() ** -0.5
+        share = LEVELS**1.5 * (x.numel() * self.pieces) ** -0.5
         amax = self._amax * share + (self._amax * (1 - share)).detach()
         scaled = (x * (LEVELS / amax)).clamp(-LEVELS - 1, LEVELS)
         return (scaled + (scaled.round() - scaled).detach()) * (amax / LEVELS)
@@ -216,7 +225,8 @@ def _learn_scales(model: FakeQuantSwin) -> None:
     """Put a LearnedQuantizer in the place of every quantizer, with its amax."""
     for name, quantizer in list(model.quantizers()):
         parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, LearnedQuantizer(quantizer._amax))
+        learned = LearnedQuantizer(quantizer._amax, of_weight=own == "_weight_quantizer")
+        setattr(model.get_submodule(parent), own, learned)
 
 
 # --- The program ------------------------------------------------------------------------------------------------------

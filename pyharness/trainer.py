@@ -197,6 +197,10 @@ class Trainer:
         """What the log calls phase `phase`."""
         return phase + 1
 
+    def before_piece(self, images: int, batch: int) -> None:
+        """Called ahead of each forward pass in training: of `images` images, out of a batch of `batch` ones over all
+        pieces and processes."""
+
     def after_step(self) -> None:
         """Called after each step of the optimizer."""
 
@@ -316,6 +320,7 @@ class Trainer:
         self.optimizer.zero_grad()
         for index, (x, y) in enumerate(pieces):
             last = index + 1 == len(pieces)
+            self.before_piece(len(y), size)
             with contextlib.nullcontext() if last or self.processes == 1 else self.parallel.no_sync():
                 loss, logits = self._loss(x, y)
                 count = len(y) if own else 0
