@@ -327,6 +327,7 @@ class ParquetReader(Reader):
         if isinstance(rows.features[self.image], datasets.Image):
             rows = rows.cast_column(self.image, datasets.Image(decode=False))
         self.classes = getattr(rows.features[self.label], "names", None)
+        self.paths = [Path(path) for path in paths]
         self.rows, self.source = rows, paths[0].parent
         highest = _highest_label(rows.data.column(self.label), self.label, paths[0])
         self.num_classes = len(self.classes) if self.classes else highest + 1

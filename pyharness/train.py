@@ -29,7 +29,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from pyharness.atomic import atomic_path
-from pyharness.checkpoint import load_pickle
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import (
     DATA_HELP,
@@ -55,6 +54,7 @@ from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedura
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.tensor_file import save_torch
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
+from pyharness.trainer import TRAINING_SET, data_identity, load_state
 from pyharness.training import Stopwatch, derived_seed, progress, repeatable, report, write_csv
 
 if TYPE_CHECKING:
@@ -174,7 +174,11 @@ class Training:
             )
         self.total = max(1, round(options.epochs * self.steps_per_epoch))
         config = asdict(config_of(model, name))
-        self.identity = {**asdict(options), "data": data, "training images": len(train), "model": config}
+        self.data = data
+        training_set = data_identity(train) or data
+        self.identity = {
+            **asdict(options), TRAINING_SET: training_set, "training images": len(train), "model": config,
+        }  # fmt: skip
         self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay))
         self.step, self.rows, self.watch = 0, [], Stopwatch()
@@ -322,16 +326,19 @@ class Training:
         save_torch(self.state_path, content)
 
     def _resume(self) -> None:
-        if not self.state_path.exists():
+        content = load_state(self.state_path)
+        if content is None:
             return
-        content = load_pickle(self.state_path)
         advice = f"remove {self.out_dir} to begin anew, or choose another output folder"
         if not isinstance(content, dict) or content.get("version") != STATE_VERSION:
             raise CheckpointError(f"{self.state_path}: not a training state of version {STATE_VERSION}; {advice}")
-        before = content["identity"]
+        before, mine = content["identity"], dict(self.identity)
+        if TRAINING_SET not in before:  # an old state, which holds what --data said instead
+            del mine[TRAINING_SET]
+            mine["data"] = self.data
         if changed := [
             f"{key} was {before.get(key)}, now {value}"
-            for key, value in json.loads(json.dumps(self.identity)).items()
+            for key, value in json.loads(json.dumps(mine)).items()
             if json.loads(json.dumps(before.get(key))) != value
         ]:
             raise CheckpointError(f"{self.state_path}: is of another run: {'; '.join(changed)}. {advice}")
@@ -356,7 +363,7 @@ class Training:
         result = {"heldout_accuracy": last["eval_accuracy"], "heldout_images": last["eval_images"]}
         model = self.model.eval()
         save_checkpoint(path, model, checkpoint_meta(model, self.name, training=asdict(self.options), **result))
-        record = {"options": asdict(self.options), "data": self.identity["data"], "steps": self.total, **result}
+        record = {"options": asdict(self.options), "data": self.data, "steps": self.total, **result}
         record |= {"seconds": last["seconds"], "device": self.device.type, "torch": torch.__version__}
         with atomic_path(self.out_dir / "train.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

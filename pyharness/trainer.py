@@ -33,9 +33,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyharness import distributed
 from pyharness.checkpoint import load_pickle
-from pyharness.data import ImageSet, SeededImages, check_images, make_loader
+from pyharness.data import DigitsDataset, ImageSet, SeededImages, check_images, make_loader
 from pyharness.errors import CheckpointError, DataError, HarnessError
 from pyharness.evaluate import count_batches
+from pyharness.procedural import SCHEME, ProceduralDataset
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.tensor_file import save_torch
 from pyharness.train_options import Machine, TrainOptions
@@ -109,7 +110,64 @@ def divergence(student: nn.Module, teacher: nn.Module, dataset: Dataset, batch_s
     return total / len(dataset)
 
 
-# --- The order of the images ------------------------------------------------------------------------------------------
+# --- Which images, and in which order ---------------------------------------------------------------------------------
+
+
+TRAINING_SET = "training set"
+"""The entry of a run's identity that holds `data_identity`."""
+
+
+def data_identity(dataset: Dataset) -> str | None:
+    """What tells a training set from others, for a run's identity; None for kinds that nothing here knows.
+
+    The digits by their name, procedural images by what they follow from. Images in files by a digest of the classes and
+    of every file's name in its folder, with its label; in archives, of the archives' names and sizes as well and of
+    every image's size, where an index holds it. Neither where the folder lies counts, nor what is in a file: a million
+    of them are not read.
+    """
+    if isinstance(dataset, Subset):
+        whole = data_identity(dataset.dataset)
+        chosen = hashlib.sha256(repr([int(index) for index in dataset.indices]).encode()).hexdigest()
+        return whole and f"{len(dataset)} images (sha256 {chosen[:16]}) of {whole}"
+    if isinstance(dataset, DigitsDataset):
+        return f"digits, {len(dataset)} images"
+    if isinstance(dataset, ProceduralDataset):
+        spec, count = dataset.spec, f"{dataset.split}={len(dataset)}"
+        return f"{SCHEME}:classes={spec.classes},size={dataset.size},{count},seed={spec.seed}"
+    return _files_identity(dataset) if isinstance(dataset, ImageSet) else None
+
+
+def _files_identity(dataset: ImageSet) -> str:
+    reader = dataset.reader
+    classes = getattr(reader, "classes", None) or sorted(getattr(reader, "class_to_idx", None) or ())
+    archives = getattr(reader, "paths", ())
+    digest = hashlib.sha256(repr([list(classes), [(path.name, path.stat().st_size) for path in archives]]).encode())
+    samples = getattr(reader, "samples", None)
+    if samples is None and not archives:
+        samples = [(dataset.filename(index), None) for index in range(len(dataset))]
+    prefix = f"{getattr(reader, 'root', '')}/"
+    for sample in samples or ():
+        if isinstance(sample, tuple):
+            file, label = sample
+            digest.update(repr((str(file).removeprefix(prefix), label)).encode())
+        else:
+            digest.update(repr((sample.name, sample.size, sample.label)).encode())
+    return f"{len(dataset)} images in {len(classes) or 'unnamed'} classes, names' sha256 {digest.hexdigest()[:16]}"
+
+
+def load_state(path: Path) -> Any:
+    """What a run wrote to its state file `path`; None where there is none. CheckpointError where it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return load_pickle(path)
+    except CheckpointError as error:
+        cause = error.__context__  # load_pickle's advice is for a checkpoint that was fetched
+        reason = f" ({cause.strerror})" if isinstance(cause, OSError) and cause.strerror else ""
+        raise CheckpointError(
+            f"{path}: cannot be read as the state of a run{reason}; it may be cut off, or another program's. Remove it "
+            "to begin anew, or choose another output folder (--out)"
+        ) from None
 
 
 def subset_indices(size: int, options: TrainOptions) -> Tensor:
@@ -177,7 +235,12 @@ class Trainer:
         self.student = self._placed(student).requires_grad_(True)
         self.average = self._placed(student).eval().requires_grad_(False) if options.ema_decay else None
         self.indices = subset_indices(len(dataset), options)
-        self.identity = {**asdict(options), **identity, "training images": len(dataset)}
+        self.identity = {
+            **asdict(options),
+            **identity,
+            "training images": len(dataset),
+            TRAINING_SET: data_identity(dataset),
+        }
         self.state = TrainState()
         self.parallel: nn.Module | None = None
         self.optimizer: torch.optim.SGD | None = None
@@ -506,9 +569,10 @@ class Trainer:
     def resume(self) -> None:
         """Take over state.pt where there is one.
 
-        CheckpointError where it belongs to another run, or where the processes do not all see the same one.
+        CheckpointError where it is damaged, belongs to another run, or where the processes do not all see the same one.
+        A state of before states named their training set is taken to be of this one.
         """
-        content = load_pickle(self.state_path) if self.state_path.exists() else None
+        content = load_state(self.state_path)
         if content is not None:
             self._check_identity(content)
             self.state = TrainState(**content["state"])
@@ -545,6 +609,9 @@ class Trainer:
         if not isinstance(content, dict) or any(content.get(key) != value for key, value in mine.items()):
             raise CheckpointError(f"{self.state_path}: not a {self.KIND} state of version {STATE_VERSION}; {advice}")
         before = content["identity"]
+        if TRAINING_SET not in before:
+            report(f"note: {self.state_path} is old and does not say its training set; it is taken to be this one")
+            before = {**before, TRAINING_SET: self.identity[TRAINING_SET]}
         changed = [
             f"{key.replace('_', ' ')} was {before.get(key)}, now {value}"
             for key, value in self.identity.items()

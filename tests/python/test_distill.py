@@ -327,11 +327,46 @@ def test_another_teacher_or_data_set_does_not_resume(teacher, images, half_done)
         d.distill(teacher, MICRO, Subset(images, range(10)), TINY, half_done)
 
 
+def test_as_many_images_of_another_set_do_not_resume(tmp_path):
+    """Procedural sets of other seeds, by the program: the finished run must not be taken for the other set's."""
+    model = models.model_from_config(replace(MICRO_DIGITS, num_classes=3))
+    models.save_checkpoint(tmp_path / "t.safetensors", model, models.checkpoint_meta(model, MICRO))
+    command = ["--weights", str(tmp_path / "t.safetensors"), "--out", str(tmp_path / "out"), "--no-distill", "--data"]
+    assert d.main([*command, "procedural:classes=3,train=8,val=4"]) == 0
+    assert d.main([*command, "procedural:classes=3,train=8,val=6,seed=0"]) == 0, "the same training images"
+    with pytest.raises(CheckpointError, match="training set was procedural.*seed=0, now procedural.*seed=7"):
+        d.main([*command, "procedural:classes=3,train=8,val=4,seed=7"])
+
+
+def test_as_large_a_subset_of_other_images_does_not_resume(teacher, half_done):
+    with pytest.raises(CheckpointError, match="training set was 20 images .* of digits, 1200 images, now 20 images"):
+        d.distill(teacher, MICRO, Subset(DigitsDataset(train=True), range(1, 21)), TINY, half_done)
+
+
+def test_an_old_state_that_does_not_say_its_set_goes_on(teacher, images, half_done, whole_run, capsys):
+    state = torch.load(half_done / "state.pt", weights_only=True)
+    del state["identity"]["training set"]
+    torch.save(state, half_done / "state.pt")
+    summary = d.distill(teacher, MICRO, images, TINY, half_done)
+    assert_same_weights(summary.student, whole_run.student)
+    assert "does not say its training set" in capsys.readouterr().err
+    assert "training set" in torch.load(half_done / "state.pt", weights_only=True)["identity"]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a state", None])
 def test_a_damaged_state_is_an_error(teacher, images, half_done, content):
     state = half_done / "state.pt"
     state.write_bytes(state.read_bytes()[:5000] if content is None else content)
-    with pytest.raises(CheckpointError, match="state.pt"):
+    with pytest.raises(CheckpointError, match="state.pt: cannot be read.*Remove it to begin anew, or choose another"):
+        d.distill(teacher, MICRO, images, TINY, half_done)
+
+
+def test_a_state_that_may_not_be_read_is_not_called_damaged_alone(teacher, images, half_done, monkeypatch):
+    def refuse(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(CheckpointError, match=r"state of a run \(Permission denied\)"):
         d.distill(teacher, MICRO, images, TINY, half_done)
 
 

@@ -98,8 +98,28 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     training(tmp_path).run(max_seconds=0)
     with pytest.raises(CheckpointError, match="batch_size was 8, now 4"):
         training(tmp_path, t.TrainingOptions(epochs=2, batch_size=4, lr=2e-3, warmup_epochs=0.2, seed=4)).run()
-    with pytest.raises(CheckpointError, match="data was procedural"):
+    with pytest.raises(CheckpointError, match="training set was procedural.*seed=0, now procedural.*seed=1"):
         training(tmp_path, data="procedural:classes=10,train=40,val=12,seed=1").run()
+
+
+def test_an_old_state_is_told_by_what_its_data_was_called(tmp_path):
+    training(tmp_path).run(max_seconds=0)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["identity"]["training set"]
+    state["identity"]["data"] = "procedural:classes=10,train=40,val=12"
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="data was procedural.*val=12, now procedural.*val=12,seed=1"):
+        training(tmp_path, data="procedural:classes=10,train=40,val=12,seed=1").run()
+    run = training(tmp_path)
+    assert not run.run(max_seconds=0) and run.step == 2
+
+
+def test_a_damaged_state_is_explained(tmp_path):
+    training(tmp_path).run(max_seconds=0)
+    path = tmp_path / "state.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="state.pt: cannot be read as the state of a run.*Remove it to begin anew"):
+        training(tmp_path).run()
 
 
 def test_divergence_is_an_error_and_leaves_no_state(tmp_path):
