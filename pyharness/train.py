@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
@@ -128,15 +128,26 @@ def training_batches(
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
+def evaluation_indices(size: int, limit: int) -> Tensor:
+    """`limit` of `size` images in order, i64: one from each of as many equal stretches, drawn once and for all, so that
+    every class has its share where images are sorted by class. All, where there are no more."""
+    count = min(size, limit)
+    bounds = torch.arange(count + 1) * size // count
+    generator = torch.Generator().manual_seed(derived_seed("held-out images"))
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+    return bounds[:-1] + (drawn * bounds.diff()).long()
+
+
 def evaluation_batches(
     dataset: Dataset, batch_size: int, limit: int, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `limit` images in order, on `device`."""
+    """The images of `evaluation_indices`, on `device`."""
+    indices = evaluation_indices(len(dataset), limit)
     if isinstance(dataset, ProceduralDataset):
-        for begin in range(0, min(limit, len(dataset)), batch_size):
-            yield dataset.batch(range(begin, min(begin + batch_size, limit, len(dataset))), device)
+        for batch in indices.split(batch_size):
+            yield dataset.batch(batch, device)
         return
-    for images, labels in make_loader(dataset, batch_size, workers=workers):
+    for images, labels in make_loader(Subset(dataset, indices.tolist()), batch_size, workers=workers):
         yield images.to(device), labels
 
 
@@ -192,9 +203,10 @@ class Training:
     def run(self, max_seconds: float | None = None) -> bool:
         """Train from where the state in `out_dir` stands; False where the time was up first.
 
-        SIGTERM and SIGINT end it after the step they come in, or in an evaluation, with the state written, by a
-        KeyboardInterrupt. CheckpointError where that state is of another run; HarnessError where the loss is no longer
-        finite.
+        The time is looked at after every step, ahead of an evaluation that is due, which the next start makes up for;
+        one that has begun is finished. The last evaluation begins with the state written. SIGTERM and SIGINT end the
+        run after the step they come in, or in an evaluation, with the state written, by a KeyboardInterrupt.
+        CheckpointError where that state is of another run; HarnessError where the loss is no longer finite.
         """
         # Operations with a fixed order of additions are slow on a GPU, and there do not make all of it repeat.
         fixed = repeatable(self.options.seed) if self.device.type == "cpu" else contextlib.nullcontext()
@@ -204,7 +216,7 @@ class Training:
 
     def _train(self, deadline: float | None) -> bool:
         saved = time.monotonic()
-        self._log_row_if_due()  # the evaluation that a signal took the place of
+        self._log_row_if_due()  # the evaluation that a signal, or the end of the time, took the place of
         while self.step < self.total:
             epoch, within = divmod(self.step, self.steps_per_epoch)
             batches = training_batches(self.train, self.options, epoch, within, self.workers, self.device)
@@ -213,17 +225,17 @@ class Training:
             for images, labels in bar:
                 self._train_step(images, labels)
                 now = time.monotonic()
-                self._log_row_if_due()
                 if self.signals.noted:
                     self._stop()
+                late = deadline is not None and now >= deadline
+                if late or self.step == self.total or now - saved >= self.state_seconds:
+                    self._save_state()  # ahead of the last evaluation, which can take long
+                    saved = time.monotonic()
+                if late:
+                    return False
+                self._log_row_if_due()
                 if self.step == self.total:
                     break
-                if deadline is not None and now >= deadline:
-                    self._save_state()
-                    return False
-                if now - saved >= self.state_seconds:
-                    self._save_state()
-                    saved = time.monotonic()
         self._save_state()
         return True
 
@@ -259,7 +271,7 @@ class Training:
         return loss, 100.0 * right
 
     def evaluate(self, limit: int) -> EvalResult:
-        """Accuracy on the first `limit` held-out images, in the precision of the training."""
+        """Accuracy on the held-out images of `evaluation_indices`, in the precision of the training."""
         self.model.eval()
         amp = _AMP[self.options.precision]
         batches = evaluation_batches(self.heldout, self.options.batch_size, limit, self.workers, self.device)
@@ -285,7 +297,8 @@ class Training:
     def _log_row(self) -> None:
         loss, right = self._means()
         step, since = self.timed_from
-        speed = (self.step - step) * self.options.batch_size / (time.monotonic() - since)
+        images = (self.step - step) * self.options.batch_size
+        speed = images / (time.monotonic() - since) if images else None  # no step since a start: nothing was timed
         last = self.step == self.total
         result = self.evaluate(len(self.heldout) if last else self.eval_images)
         row = {
@@ -296,14 +309,15 @@ class Training:
             "train_accuracy": round(right, 3),
             "eval_accuracy": round(result.top1, 3),
             "eval_images": result.n,
-            "images_per_s": round(speed, 1),
+            "images_per_s": None if speed is None else round(speed, 1),
             "seconds": round(self.watch.seconds(), 1),
         }
         self.rows.append(row)
         write_csv(self.out_dir / "log.csv", LOG_FIELDS, self.rows)
+        timed = "" if speed is None else f", {speed:.0f} images/s"
         report(
             f"step {self.step}/{self.total}: loss {loss:.4f}, train accuracy {right:.2f} %, held-out accuracy "
-            f"{result.top1:.2f} % of {result.n}, {speed:.0f} images/s, {row['seconds']:.0f} s"
+            f"{result.top1:.2f} % of {result.n}{timed}, {row['seconds']:.0f} s"
         )
         self._reset_sums()
 
@@ -469,7 +483,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     machine.add_argument(
         "--eval-images", type=int, default=2000, metavar="N",
-        help="held-out images for a row of the log; all of them for the last (default: %(default)s)",
+        help="held-out images for a row of the log, drawn evenly from all and the same for each row; all of them for "
+        "the last (default: %(default)s)",
     )  # fmt: skip
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     machine.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
@@ -485,6 +500,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         if value is not None and value < 1:
             raise HarnessError(f"{flag} must be at least 1, found {value}")
+    if args.workers < 0:
+        raise HarnessError(f"--workers must be at least 0, found {args.workers}")
     need_share(args.max_corrupt)
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise HarnessError(f"--max-minutes must be greater than 0, found {args.max_minutes:g}")

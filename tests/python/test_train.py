@@ -35,11 +35,12 @@ def whole(tmp_path_factory):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, whole):
-    """10 steps; stopped after the first, inside the epoch, and again."""
+    """10 steps; stopped after the first, inside the epoch, and again, at last ahead of the last evaluation."""
     stops = 0
     while not (part := training(tmp_path / "parts")).run(max_seconds=0):
         stops += 1
-    assert stops == 9
+    assert stops == 10
+    assert [row["images_per_s"] for row in part.rows] == [None] * 3, "no start took a step ahead of an evaluation"
     same_run(whole, part)
     assert whole.rows[-1]["lr"] == 0 and whole.rows[-1]["eval_images"] == 12
 
@@ -92,6 +93,34 @@ def test_an_evaluation_that_a_signal_stopped_is_made_up_for(tmp_path, monkeypatc
     part = training(tmp_path / "parts")
     assert part.run()
     same_run(whole, part)
+
+
+def test_a_kill_in_the_last_evaluation_loses_no_step(tmp_path, monkeypatch, whole):
+    """What leaves no time to write anything is stood in for by an exception that nothing catches."""
+
+    class Killed(BaseException):
+        pass
+
+    run, evaluate = training(tmp_path / "parts"), t.Training.evaluate
+
+    def killed(self, limit):
+        if self is run and self.step == 10:
+            raise Killed
+        return evaluate(self, limit)
+
+    monkeypatch.setattr(t.Training, "evaluate", killed)
+    with pytest.raises(Killed):
+        run.run()
+    part = training(tmp_path / "parts")
+    monkeypatch.setattr(t.Training, "_train_step", lambda *a: pytest.fail("a step was lost"))
+    assert part.run(max_seconds=0), "the time is up at once, and yet the evaluation is done"
+    same_run(whole, part)
+
+
+def test_no_evaluation_begins_when_the_time_is_up(tmp_path, monkeypatch):
+    run = training(tmp_path, eval_every=1)
+    monkeypatch.setattr(t.Training, "evaluate", lambda *a: pytest.fail("evaluated"))
+    assert not run.run(max_seconds=0) and run.step == 1 and run.state_path.exists()
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 from pyharness import train as t
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DigitsDataset
+from pyharness.data import DigitsDataset, procedural_set
 from pyharness.errors import CheckpointError
 from pyharness.models import create_model
 
@@ -90,6 +90,33 @@ def test_every_epoch_has_its_own_order():
     assert orders[0] != orders[1] != orders[2] != orders[0]
     torch.manual_seed(9)
     assert t.epoch_order(50, 0, 0).tolist() == orders[0]
+
+
+@pytest.mark.parametrize(("size", "limit"), [(50_000, 2000), (50_000, 1999), (101, 100), (7, 7), (7, 100), (5, 1)])
+def test_a_row_of_the_log_is_over_images_from_everywhere(size, limit):
+    found = t.evaluation_indices(size, limit).tolist()
+    assert len(found) == min(size, limit) and found == sorted(set(found)) and 0 <= found[0] and found[-1] < size
+    stretch = size / len(found)
+    assert all(abs(index - i * stretch) <= stretch + 1 for i, index in enumerate(found))
+    if size == 50_000:  # ImageNet's: 50 images of each of 1000 classes, in order
+        assert len({index // 50 for index in found}) == 1000
+        assert len({index % 50 for index in found}) == 50, "not always the same of a class"
+    torch.manual_seed(3)
+    assert t.evaluation_indices(size, limit).tolist() == found, "the same for each row and run"
+
+
+@pytest.mark.parametrize("kind", ["digits", "procedural"])
+def test_the_images_of_a_row_and_of_the_last_one(tmp_path, kind):
+    digits = Subset(DigitsDataset(train=True), range(16))
+    heldout = DigitsDataset(train=False) if kind == "digits" else procedural_set("procedural:classes=10,val=40", "val", create_model(MICRO))
+    batches = list(t.evaluation_batches(heldout, 4, 10, 0, torch.device("cpu")))
+    indices = t.evaluation_indices(len(heldout), 10).tolist()
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.tensor([heldout[i][1] for i in indices]))
+    torch.testing.assert_close(torch.cat([x for x, _ in batches]), torch.stack([heldout[i][0] for i in indices]))
+    options = t.TrainingOptions(epochs=2, batch_size=8, warmup_epochs=0)
+    run = t.Training(create_model(MICRO), MICRO, digits, Subset(heldout, range(40)), options, tmp_path, eval_every=3, eval_images=10)
+    assert run.run() and [row["eval_images"] for row in run.rows] == [10, 40]
 
 
 class Draws(Dataset):
