@@ -102,6 +102,8 @@ class Machine:
         for name in ("state_every", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise HarnessError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        if self.workers < 0:
+            raise HarnessError(f"--workers must be at least 0, found {self.workers}")
         need_share(self.max_corrupt)
 
 

@@ -558,3 +558,10 @@ def test_no_option_file(tmp_path):
 def test_wrong_machines_are_explained(change):
     with pytest.raises(HarnessError, match="must be at least 1"):
         Machine(**change)
+
+
+@pytest.mark.parametrize("program", ["distill", "qat", "train"])
+def test_fewer_than_no_readers_are_explained(program, tmp_path):
+    command = ["--out", str(tmp_path / "out"), "--workers", "-1", *(["c.pth"] if program == "qat" else [])]
+    with pytest.raises(HarnessError, match="--workers must be at least 0, found -1"):
+        importlib.import_module(f"pyharness.{program}").main(command)
