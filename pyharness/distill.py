@@ -43,6 +43,7 @@ from pyharness.models import (
     config_of,
     create_model,
     is_geluless,
+    load_checkpoint,
     load_model,
     make_geluless_block,
     make_relu_block,
@@ -257,7 +258,11 @@ def build_parser() -> argparse.ArgumentParser:
         "closer to the teacher.",
     )
     where = parser.add_argument_group("model and data")
-    where.add_argument("--model", default=MICRO_DIGITS.name, help="timm name of the teacher (default: %(default)s)")
+    where.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"timm name of the teacher (default: the checkpoint's own; where it has none, {MICRO_DIGITS.name})",
+    )
     where.add_argument(
         "--weights",
         default="pretrained",
@@ -309,39 +314,58 @@ def options_from(args: argparse.Namespace) -> DistillOptions:
     return options_of(DistillOptions, args)
 
 
+def load_teacher(weights: str, name: str | None) -> tuple[SwinTransformer, str]:
+    """The teacher that --weights and --model give, and its name: the latter, else the checkpoint's own, else the micro
+    model's. CheckpointError and ModelError as `load_model` and `create_model`."""
+    if weights == "pretrained":
+        name = name or MICRO_DIGITS.name
+        return create_model(name, weights="pretrained"), name
+    if name is None:
+        _, meta = load_checkpoint(weights)
+        name = meta["config"]["name"] if "config" in meta else MICRO_DIGITS.name
+    return load_model(weights, name)[0], name
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_with_config(build_parser(), argv, DistillOptions)
     options, machine = options_from(args), machine_from(args)
     with distributed.session():
         distributed.device_for(machine.device)
-        if args.weights == "pretrained":
-            teacher = create_model(args.model, weights="pretrained")
-        else:
-            teacher, _ = load_model(args.weights, args.model)
+        teacher, name = load_teacher(args.weights, args.model)
         summary = distill(
             teacher,
-            args.model,
-            get_dataset(args.data, args.model, train=True, model=teacher, augment=True),
+            name,
+            get_dataset(args.data, name, train=True, model=teacher, augment=True),
             options,
             args.out,
-            eval_dataset=get_dataset(args.data, args.model, train=False, model=teacher),
+            eval_dataset=get_dataset(args.data, name, train=False, model=teacher),
             **asdict(machine),
         )
         if distributed.is_main():
-            write_card(
-                summary.student_path,
-                "GELU-less student",
-                inputs={"teacher": weights_source(args.model, args.weights)},
-                data=args.data or "scikit-learn's digits, training images",
-                accuracy={"top1 on the held-out images": round(summary.rows[-1]["eval_accuracy"], 3)},
-                argv=argv,
-            )
+            _write_cards(summary, weights_source(name, args.weights), args.data, argv)
             kind = "GELU-less" if options.drop_bias == "fc1" else "ReLU with FC1 biases, for the ablation alone"
             print(
                 f"{summary.student_path}: {kind}, held-out accuracy {summary.rows[-1]['eval_accuracy']:.2f} %, "
                 f"{summary.images} images, {summary.steps_per_block} steps per block, {summary.seconds:.0f} s"
             )
     return 0
+
+
+def _write_cards(summary: DistillSummary, teacher: str | Path, data: str | None, argv: Sequence[str] | None) -> None:
+    """The card of the student and, where there is one, of the average of its weights."""
+    made = [(summary.student_path, "GELU-less student", "eval_accuracy")]
+    if summary.average is not None:
+        average = summary.student_path.with_name("student_ema.safetensors")
+        made.append((average, "GELU-less student, average of its weights", "ema_eval_accuracy"))
+    for path, kind, accuracy in made:
+        write_card(
+            path,
+            kind,
+            inputs={"teacher": teacher},
+            data=data or "scikit-learn's digits, training images",
+            accuracy={"top1 on the held-out images": round(summary.rows[-1][accuracy], 3)},
+            argv=argv,
+        )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pyharness import models
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset
 from pyharness.errors import CheckpointError, HarnessError
+from pyharness.model_card import read_card
 from pyharness.swin_blocks import activation_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -409,6 +410,39 @@ def test_wrong_teacher_and_empty_data(teacher, images, tmp_path):
 def test_program_explains_mistakes(tmp_path, arguments):
     with pytest.raises(HarnessError):
         d.main(["--out", str(tmp_path), *arguments])
+
+
+def test_a_checkpoint_names_its_own_model_and_both_students_have_cards(tmp_path):
+    """A model that is not called swin_micro_digits: --model may be left out, and another name is refused."""
+    config = replace(MICRO_DIGITS, name="swin_mine", num_classes=3)
+    model = models.model_from_config(config)
+    weights = tmp_path / "t.safetensors"
+    models.save_checkpoint(weights, model, models.checkpoint_meta(model, "swin_mine"))
+    command = ["--weights", str(weights), "--data", "procedural:classes=3,train=8,val=4", "--out", str(tmp_path / "out")]
+    with pytest.raises(CheckpointError, match="of swin_mine, not of swin_micro_digits; leave the name out"):
+        d.main([*command, "--model", MICRO])
+    assert d.main([*command, "--subset", "1", "--ema", "0.9", "--no-tensorboard"]) == 0
+    (row, *_) = reversed(list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines())))
+    for name, column in (("student", "eval_accuracy"), ("student_ema", "ema_eval_accuracy")):
+        card = read_card(tmp_path / "out" / f"{name}.safetensors")
+        assert card["model"] == "swin_mine" and card["kind"].startswith("GELU-less student")
+        assert card["accuracy"] == {"top1 on the held-out images": round(float(row[column]), 3)}
+        assert card["inputs"][0]["name"] == "t.safetensors" and card["data"] == command[3]
+    assert "average" in card["kind"]
+
+
+def test_names_of_teachers(tmp_path):
+    """As --model says, else as the checkpoint does, else the micro model's."""
+    model = models.create_model(MICRO, weights="pretrained")
+    models.save_checkpoint(tmp_path / "nameless.pth", model, {})
+    assert d.load_teacher("pretrained", None)[1] == MICRO
+    teacher, name = d.load_teacher(str(tmp_path / "nameless.pth"), None)
+    assert name == MICRO
+    assert_same_weights(teacher, model)
+    models.save_checkpoint(tmp_path / "named.pth", model, models.checkpoint_meta(model, MICRO))
+    assert d.load_teacher(str(tmp_path / "named.pth"), MICRO)[1] == MICRO
+    help_text = " ".join(d.build_parser().format_help().split())
+    assert f"the checkpoint's own; where it has none, {MICRO}" in help_text
 
 
 def test_defaults_are_the_papers():
