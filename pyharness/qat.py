@@ -29,7 +29,8 @@ from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, load_calib
 from pyharness.data import DATA_HELP, get_dataset, input_normalization
 from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin
-from pyharness.models import config_of, create_model, load_model
+from pyharness.model_card import write_card
+from pyharness.models import config_of, create_model, load_model, weights_source
 from pyharness.train_options import (
     Machine,
     TrainOptions,
@@ -243,7 +244,12 @@ def build_parser() -> argparse.ArgumentParser:
         "Next: python pyharness/convert.py to-engine OUT/calibrated.safetensors ENGINE_FILE",
     )
     where = parser.add_argument_group("model and data")
-    where.add_argument("calibrated", type=Path, metavar="FILE", help="written by pyharness/quantize.py")
+    where.add_argument(
+        "calibrated", type=Path, metavar="FILE", help="written by pyharness/quantize.py, or by FasterTransformer's tool"
+    )
+    where.add_argument(
+        "--model", metavar="NAME", help="timm name, for a file of FasterTransformer's tool (default: the file's own)"
+    )
     where.add_argument(
         "--teacher",
         default="pretrained",
@@ -267,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, machine = options_of(QatOptions, args), machine_from(args)
     with distributed.session():
         distributed.device_for(machine.device)
-        checkpoint = load_calibrated(args.calibrated)
+        checkpoint = load_calibrated(args.calibrated, args.model)
         name = checkpoint.config.name
         if args.teacher == "pretrained":
             teacher = create_model(name, weights="pretrained")
@@ -286,11 +292,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             **asdict(machine),
         )
         if distributed.is_main():
+            inputs = {"calibrated": args.calibrated, "teacher": weights_source(name, args.teacher)}
+            _write_cards(summary, inputs, args.data, argv)
             print(
                 f"{summary.path}: {checkpoint.graph}, int8_mode {checkpoint.int8_mode}, held-out accuracy "
                 f"{summary.rows[-1]['eval_accuracy']:.2f} %, {summary.images} images per epoch, {summary.seconds:.0f} s"
             )
     return 0
+
+
+def _write_cards(
+    summary: QatSummary, inputs: dict[str, str | Path], data: str | None, argv: Sequence[str] | None
+) -> None:
+    """The card of the checkpoint and, where there is one, of the average of the weights."""
+    made = [(summary.path, "calibrated checkpoint after quantization-aware training", "eval_accuracy")]
+    if "ema_eval_accuracy" in summary.rows[-1]:
+        average = summary.path.with_name("calibrated_ema.safetensors")
+        made.append((average, f"{made[0][1]}, average of its weights", "ema_eval_accuracy"))
+    for path, kind, accuracy in made:
+        write_card(
+            path,
+            kind,
+            inputs=inputs,
+            data=data or "scikit-learn's digits, training images",
+            accuracy={"top1 on the held-out images, fake-quantized": round(summary.rows[-1][accuracy], 3)},
+            argv=argv,
+        )
 
 
 if __name__ == "__main__":

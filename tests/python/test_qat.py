@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pyharness.data import DigitsDataset, make_loader
 from pyharness.engine_file import load_engine_file, save_engine_file
 from pyharness.errors import CheckpointError, HarnessError
 from pyharness.fakequant import make_quantizer
+from pyharness.model_card import read_card, write_card
 from pyharness.quantize import quantize
 from pyharness.trainer import divergence
 
@@ -215,6 +217,31 @@ def test_the_program(calibrated, tmp_path, capsys):
     assert meta["qat"]["epochs"] == 1 and meta["input"] == {"mean": [0.305], "std": [0.325]}
     with pytest.raises(HarnessError, match="at least one epoch"):
         qat.main([*arguments, "--epochs", "0"])
+
+
+def test_a_file_of_fastertransformers_tool_is_named_and_results_have_cards(calibrated, tmp_path):
+    """The chain: the card of the calibrated checkpoint is carried over. Two steps, with an average of the weights."""
+    before = calibrated("ft_int8", 1)
+    torch.save({"model": before.state}, tmp_path / "ft.pth")
+    write_card(tmp_path / "ft.pth", "calibrated elsewhere")
+    command = [str(tmp_path / "ft.pth"), "--out", str(tmp_path / "out"), "--subset", "0.02", "--epochs", "1"]
+    command += ["--ema", "0.9", "--batch", "16", "--threads", "1", "--no-tensorboard"]
+    with pytest.raises(CheckpointError, match=r"does not say of which model; give its timm name \(--model\)"):
+        qat.main(command)
+    assert qat.main([*command, "--model", MICRO]) == 0
+    for name, column in (("calibrated", "eval_accuracy"), ("calibrated_ema", "ema_eval_accuracy")):
+        path = tmp_path / "out" / f"{name}.safetensors"
+        after, card = load_calibrated(path), read_card(path)
+        assert (after.graph, after.int8_mode, after.config.name) == ("ft_int8", 1, MICRO)
+        assert (card["model"], card["graph"], card["int8_mode"]) == (MICRO, "ft_int8", 1)
+        assert {entry["role"]: entry["name"] for entry in card["inputs"]} == {
+            "calibrated": "ft.pth", "teacher": models.MICRO_TEACHER.name,
+        }  # fmt: skip
+        assert card["meta"]["qat"]["ema_decay"] == 0.9 and "digits" in card["data"]
+        assert [earlier["kind"] for earlier in card["history"]][:1] == ["calibrated elsewhere"]
+        row = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))[-1]
+        assert card["accuracy"] == {"top1 on the held-out images, fake-quantized": round(float(row[column]), 3)}
+        assert card["kind"].startswith("calibrated checkpoint after quantization-aware training")
 
 
 def test_quantizers_pass_gradients_straight_through(teacher, calibrated):
