@@ -91,7 +91,7 @@ _LISTS = {"img_size": 1, "depths": 1, "num_heads": 1, "window_size": 1, "pretrai
 
 
 _LARGEST = 2**31 - 1
-"""What sizes are below in the engine."""
+"""More than any of these numbers can be in use; sums and products of what is within it fit into float64."""
 
 
 def _is_whole(value: object) -> bool:
