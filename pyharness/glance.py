@@ -22,7 +22,8 @@ def at_a_glance(folders: Sequence[Path]) -> str:
 
     Times as fast: 1 over the median of the ratios within each round, peers being those that keep to the instruction
     set where it was named to them. A dash was not measured. Of two folders that have the same model and batch on the
-    same processor and instructions, the later one counts. FormatError where a folder has no such file.
+    same processor and instructions, the later one counts. A processor is what the folder's processor.txt says, where
+    the machine's own name leaves generations open. FormatError where a folder has no such file.
     """
     newest: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
     for folder in folders:
@@ -33,14 +34,15 @@ def at_a_glance(folders: Sequence[Path]) -> str:
                 newest[key] = (date, line)  # in the place of the older one
     lines = [line for _, line in newest.values()]
     header = (
-        "processor", "instructions", "model", "batch", "fastest other", "ms", "fused_int8 ms", "times as fast",
-        "with GELU", "GELU-less over FT",
+        "processor", "instructions", "model", "batch", "fastest other", "ms", "fused_int8 ms", "GELU: times as fast",
+        "GELU-less", "GELU-less over FT",
     )  # fmt: skip
     return markdown_table(header, lines, right=(3, 5, 6, 7, 8, 9)) + (
-        "\nfused_int8: on AVX2 with balanced weight steps, where they were measured (`*`). with GELU: "
-        "`fused_int8_gelu`, for a checkpoint as it is, as many times as fast as the fastest other. GELU-less over FT: "
-        "the paper's subject, `geluless_int8` against `ft_int8`. Medians of the ratios within rounds of alternating "
-        "calls, random weights; every method and its spread: the folders' `peers_cpu.md`.\n"
+        "\nfastest other: of those measured, which run the GELU model. GELU: `fused_int8_gelu`, a checkpoint as it is, "
+        "is as many times as fast. GELU-less: `fused_int8`, whose time is given, of a model that was distilled first; "
+        "on AVX2 with balanced weight steps, where they were measured (`*`). GELU-less over FT: the paper's subject, "
+        "`geluless_int8` against `ft_int8`. Medians of the ratios within rounds of alternating calls, random weights; "
+        "every method and its spread: the folders' `peers_cpu.md`.\n"
     )
 
 
@@ -61,7 +63,9 @@ def _lines(folder: Path) -> Iterable[tuple[str, tuple[str, ...]]]:
     models = list(dict.fromkeys(model for _, model, _ in groups))
     for isa, model, batch in sorted(groups, key=lambda g: (g[0] != "native", models.index(g[1]), g[2])):
         engine_isa = isas.get(isa) or document["meta"]["engine"]["isa"]
-        processor = f"[{document['meta']['device'].split(',')[0]}](results/{folder.name})"
+        said = folder / "processor.txt"
+        name = said.read_text(encoding="utf-8").strip() if said.exists() else document["meta"]["device"].split(",")[0]
+        processor = f"[{name}](results/{folder.name})"
         instructions = INSTRUCTIONS[engine_isa] + (" alone" if isa != "native" else "")
         cells = _line(engine_isa, model, batch, groups[isa, model, batch])
         yield document["meta"]["date"], (processor, instructions, *cells)
@@ -90,7 +94,7 @@ def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, A
         best["method"],
         milliseconds(best["latency_ms"]["median"]),
         milliseconds(ours[fused]["latency_ms"]["median"]) + ("*" if balanced else "") if fused in ours else "-",
-        times(fused, ratio),
         times("fused_int8_gelu", ratio),
+        times(fused, ratio),
         times("geluless_int8", "vs_ft_int8"),
     )

@@ -51,17 +51,17 @@ def lines_of(*folders: Path) -> list[list[str]]:
 def test_a_row_for_each_group_on_the_most_threads(tmp_path: Path) -> None:
     rows = [*a_group(isa="avx2"), *a_group(threads=1), *a_group(batch=8), *a_group()]
     found = lines_of(written(tmp_path / "there", rows, avx2="avx2", native="amx_int8"))
-    first = ["[A CPU](results/there)", "AMX", "Swin-T", "1", "openvino_int8", "20.0", "5.00", "4.00x", "3.20x", "1.25x"]
+    first = ["[A CPU](results/there)", "AMX", "Swin-T", "1", "openvino_int8", "20.0", "5.00", "3.20x", "4.00x", "1.25x"]
     assert found[:2] == [first, [*first[:3], "8", *first[4:]]]
     # On AVX2 the steps made for it.
-    assert found[2:] == [[first[0], "AVX2 alone", *first[2:6], "4.00*", "5.00x", "3.20x", "1.25x"]]
+    assert found[2:] == [[first[0], "AVX2 alone", *first[2:6], "4.00*", "3.20x", "5.00x", "1.25x"]]
 
 
 def test_a_peer_that_does_not_keep_to_the_instructions_is_passed_over(tmp_path: Path) -> None:
     rows = [r for r in a_group(isa="avx2") if r["method"] != "fused_int8_balanced"]
     rows += [row("onnxruntime_int8", 10, "peer", isa="avx2", isa_forced="no")]
     (line,) = lines_of(written(tmp_path / "there", rows, avx2="avx2"))
-    assert line[4:] == ["openvino_int8", "20.0", "5.00", "5.00x", "4.00x", "1.25x"]
+    assert line[4:] == ["openvino_int8", "20.0", "5.00", "4.00x", "5.00x", "1.25x"]
 
 
 def test_machines_stand_one_below_the_other(tmp_path: Path) -> None:
@@ -69,6 +69,14 @@ def test_machines_stand_one_below_the_other(tmp_path: Path) -> None:
     assert [line[:2] for line in lines_of(*folders)] == [
         ["[b](results/b)", "AVX-512 VNNI"], ["[a](results/a)", "AVX-512 VNNI"],
     ]  # fmt: skip
+
+
+def test_generations_of_one_name_stand_apart(tmp_path: Path) -> None:
+    for name in ("zen4", "zen5"):
+        written(tmp_path / name, a_group(), device="AMD EPYC, 2 cores", native="avx512_vnni")
+        (tmp_path / name / "processor.txt").write_text(f"AMD EPYC, {name}\n")
+    found = [line[0] for line in lines_of(tmp_path / "zen4", tmp_path / "zen5")]
+    assert found == ["[AMD EPYC, zen4](results/zen4)", "[AMD EPYC, zen5](results/zen5)"]
 
 
 @pytest.mark.parametrize("order", [("old", "new"), ("new", "old")])
