@@ -16,6 +16,7 @@ the same; tests/python/test_models.py holds that down.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import pickle
@@ -50,7 +51,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """Read a checkpoint: the state dict in timm's layout, and the meta data stored with it ({} where there is none).
 
     A folder, or a file of one, as Hugging Face's: its meta data is that of config.json. `.safetensors` by its suffix;
-    anything else as a PyTorch file, restricted to tensors and plain containers. CheckpointError where the file is
+    anything else as a PyTorch file, restricted to what `load_pickle` takes. CheckpointError where the file is
     missing, cut off, holds objects whose loading could run code, no state dict, or is an engine file.
     """
     path = Path(path)
@@ -178,11 +179,13 @@ def _decode_meta(path: Path, text: str) -> dict[str, Any]:
 
 
 def load_pickle(path: Path) -> Any:
-    """What `torch.load` reads with weights_only: tensors and plain containers. CheckpointError as `load_checkpoint`."""
+    """What `torch.load` reads with weights_only: tensors, plain containers, and argparse.Namespace, which holds values
+    alone and in which training programs, timm's too, keep their options. CheckpointError as `load_checkpoint`."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import os
@@ -10,6 +11,7 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.utils import CheckpointSaver
 from torch import nn
 
 from pyharness import models
@@ -365,6 +367,24 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path):
         with pytest.raises(CheckpointError, match="could run code|not a readable"):
             models.load_checkpoint(path)
     assert not marker.exists()
+
+
+def test_a_checkpoint_of_timms_training_program_loads(micro, tmp_path):
+    """Its options are an argparse.Namespace: values only. Anything else in there is refused as elsewhere."""
+    options = argparse.Namespace(model="swin_micro", lr=5e-4, opt_betas=None, aug_splits=0, opt_kwargs={}, data_dir="d")
+    optimizer = torch.optim.AdamW(micro.parameters())
+    CheckpointSaver(micro, optimizer, options, checkpoint_dir=str(tmp_path)).save_checkpoint(3, metric=71.5)
+    (path,) = tmp_path.glob("checkpoint-3*")
+    assert isinstance(torch.load(path, weights_only=False)["args"], argparse.Namespace)
+    loaded = models.create_model(MICRO, seed=8)
+    models.load_weights(loaded, path)
+    assert torch.equal(loaded.eval()(images()), micro.eval()(images()))
+
+    options.config = SwinConfig
+    torch.save({"state_dict": micro.state_dict(), "args": options}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"\(pyharness\.config\.SwinConfig\) whose loading could run code"):
+        models.load_checkpoint(tmp_path / "other.pth")
+    assert argparse.Namespace not in torch.serialization.get_safe_globals(), "for this file alone"
 
 
 def _raw_pickle(content, path):
