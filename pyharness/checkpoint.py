@@ -17,6 +17,7 @@ the same; tests/python/test_models.py holds that down.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import pickle
@@ -32,9 +33,13 @@ from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
 from pyharness.hf_format import CONFIG_NAME, is_huggingface, load_folder
 from pyharness.tensor_file import load_tensors, save_tensors, save_torch
+from pyharness.training import report
 
 FORMAT = "swin-checkpoint"
-WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
+EMA_WRAPPERS = ("state_dict_ema", "model_ema")
+"""Keys under which training programs store the moving average of the weights: what they evaluate, and timm loads."""
+
+WRAPPERS = (*EMA_WRAPPERS, "model", "state_dict")
 """Keys under which training programs store the state dict, the first found counts."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -42,6 +47,9 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 AMAX_SUFFIX = "_quantizer._amax"
 """How the names of a calibrated checkpoint's scales end."""
+
+_AVERAGED = "n_averaged"
+"""What torch.optim.swa_utils.AveragedModel keeps beside the weights."""
 
 _DERIVED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
@@ -203,11 +211,18 @@ def load_pickle(path: Path) -> Any:
 
 
 def unwrap_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict inside `content`: out of its wrapper, and without the prefix of a training program's wrapper."""
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    """The state dict inside `content`: out of its wrapper, and without the prefix of a training program's wrapper.
+
+    Where it holds the trained weights and their moving average, the average is taken, and one line says so.
+    """
+    found = [key for key in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+    usable = [key for key in found if key not in EMA_WRAPPERS or _is_average(content[key])] or found
+    if usable:
+        if len(found) > 1 and found[0] in EMA_WRAPPERS:
+            _report_once(_which_was_taken(path, usable[0], [key for key in found if key != usable[0]]))
+        content = content[usable[0]]
+        if usable[0] in EMA_WRAPPERS:
+            content = {name: value for name, value in content.items() if name != _AVERAGED}
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, a state dict is needed (tensors by name)")
     strange = [
@@ -219,6 +234,22 @@ def unwrap_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
             f"dict, alone or under one of the keys {', '.join(WRAPPERS)}, is needed"
         )
     return _without_prefix(content)
+
+
+def _is_average(content: Mapping[Any, Any]) -> bool:
+    """Whether there are weights by name, not another program's bookkeeping of an average."""
+    return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def _which_was_taken(path: Path, taken: str, left: list[str]) -> str:
+    why = "they are the moving average" if taken in EMA_WRAPPERS else "no tensors by name alone are there"
+    return f"{path}: the weights under {taken} are taken, not what is under {' or '.join(left)}: {why}"
+
+
+@functools.cache
+def _report_once(line: str) -> None:
+    """A program may open a file more than once."""
+    report(line)
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -278,6 +278,27 @@ def test_wrapped_and_distributed_checkpoints_are_unwrapped(micro, tmp_path):
         models.load_weights(models.create_model(MICRO, seed=8), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize(("weights", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_the_moving_average_is_taken_and_that_is_said_once(weights, average, micro, tmp_path, capsys):
+    plain, averaged = micro.state_dict(), models.create_model(MICRO, seed=9).state_dict()
+    swa = {"n_averaged": torch.tensor(5), **{f"module.{name}": tensor for name, tensor in averaged.items()}}
+    for number, content in enumerate((averaged, swa)):
+        path = tmp_path / f"{number}.pth"
+        torch.save({weights: plain, average: content, "epoch": 3}, path)
+        for _ in range(2):
+            found, _ = models.load_checkpoint(path)
+        assert torch.equal(found["head.fc.weight"], averaged["head.fc.weight"]) and found.keys() == averaged.keys()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{path}: the weights under {average} are taken, not what is under {weights}: ")
+
+    for number, content in enumerate((None, {}, {"decay": 0.9, "shadow": averaged})):
+        path = tmp_path / f"none{number}.pth"
+        torch.save({weights: plain, average: content}, path)
+        assert torch.equal(models.load_checkpoint(path)[0]["head.fc.weight"], plain["head.fc.weight"])
+        said = f"{path}: the weights under {weights} are taken, not what is under {average}: "
+        assert capsys.readouterr().err.startswith(said) == (content is not None)
+
+
 def test_number_of_classes_follows_the_checkpoint(tmp_path):
     path = save(models.create_model(MICRO, num_classes=4), tmp_path / "m.pth")
     assert models.create_model(MICRO, weights=path).num_classes == 4
