@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The picture and the figures of docs/procedural.md.
+"""The picture and the figures of docs/data.md, "The procedural set".
 
     .venv/bin/python scripts/procedural_report.py [--classes 100] [--out docs/procedural.png]
 

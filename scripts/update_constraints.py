@@ -7,6 +7,8 @@ that still fit it, within the ranges of pyproject.toml.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -53,7 +55,8 @@ def lowest_python(versions: dict[str, str]) -> str:
     raise SystemExit("error: no Python 3 suits every installed package")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     versions = closure("swin-int8", EXTRAS)
     if "torch" not in versions:
         raise SystemExit("error: swin-int8 is not installed here; run bash scripts/build_ft.sh first")

@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -90,6 +91,31 @@ def test_help_and_unknown_option(repository: Path, script: str) -> None:
     done = run_script(repository, script, "--help")
     assert done.returncode == 0 and f"bash scripts/{script}" in done.stdout and "set -euo" not in done.stdout
     assert "unknown option '--nonsense'" in error_line(run_script(repository, script, "--nonsense"), 2)
+
+
+PYTHON_SCRIPTS = {
+    "draw_op_sequences.py": "docs/op_sequences.svg",
+    "update_constraints.py": "requirements/constraints.txt",
+    "procedural_report.py": "docs/procedural.png",
+}
+"""And what each writes."""
+
+
+@pytest.mark.parametrize("script", PYTHON_SCRIPTS)
+def test_a_python_script_writes_nothing_where_it_is_asked_what_it_does(
+    repository: Path, checkout: Path, script: str
+) -> None:
+    (checkout / "docs").mkdir()
+    shutil.copytree(repository / "pyharness", checkout / "pyharness", ignore=shutil.ignore_patterns("__pycache__"))
+    target = checkout / PYTHON_SCRIPTS[script]
+    target.write_text("as it was")
+    for word, status in (("--help", 0), ("--nonsense", 2)):
+        command = [sys.executable, f"scripts/{script}", word]
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+        assert done.returncode == status and f"usage: {script}" in done.stdout + done.stderr
+        assert target.read_text() == "as it was"
+        named = re.findall(r"\bdocs/\w+\.\w+", done.stdout)
+        assert all((repository / name).is_file() for name in named), named
 
 
 def test_help_names_every_option(repository: Path) -> None:
