@@ -254,7 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the seed paper). The defaults are the paper's, made for ImageNet. On many GPUs or machines: "
         "`torchrun --nproc-per-node N pyharness/distill.py --device cuda ...`.",
         epilog="Run again with the same options after an interruption: it goes on where it was. The digits are few, "
-        "10 %% of them are 4 steps per block: `--subset 1 --epochs-per-block 3` takes about a minute on them and gets "
+        "10 % of them are 4 steps per block: `--subset 1 --epochs-per-block 3` takes about a minute on them and gets "
         "closer to the teacher.",
     )
     where = parser.add_argument_group("model and data")
