@@ -95,10 +95,10 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, scale * (centre - spread)), min(100.0, scale * (centre + spread))
 
 
-def count(logits: Tensor, labels: Tensor, first: int = 0) -> Counts:
+def count(logits: Tensor, labels: Tensor, numbers: Sequence[int]) -> Counts:
     """How many of logits [B, K] rank their label, i64 [B], first, and how many among the first five.
 
-    Images whose label is `CORRUPT` are counted as such alone. `first` is the number of the first image, for messages:
+    Images whose label is `CORRUPT` are counted as such alone. `numbers` are those of the images, for messages:
     DataError where a label is no class of the model, HarnessError where a logit is not finite.
     """
     logits, labels = logits.cpu().float(), labels.cpu()
@@ -106,8 +106,8 @@ def count(logits: Tensor, labels: Tensor, first: int = 0) -> Counts:
     broken = readable & ~logits.isfinite().all(dim=1)
     if broken.any():
         raise HarnessError(
-            f"the logits of image {first + int(broken.nonzero()[0])} are not finite; the model's weights or scales are "
-            "broken"
+            f"the logits of image {numbers[int(broken.nonzero()[0])]} are not finite; the model's weights or scales "
+            "are broken"
         )
     classes = logits.shape[1]
     if int(labels.max()) >= classes:
@@ -140,7 +140,7 @@ def count_batches(
         if len(labels) == 0:
             break
         logits = predict(images)
-        total += count(logits, labels, seen)
+        total += count(logits, labels, range(seen, seen + len(labels)))
         classes = logits.shape[1]
         seen += len(labels)
     return total, classes
@@ -149,8 +149,17 @@ def count_batches(
 # --- Many processes, many starts --------------------------------------------------------------------------------------
 
 
+def images_of(size: int, limit: int | None) -> Sequence[int]:
+    """The numbers of `limit` of `size` images, one from each of as many equal stretches, or of all."""
+    if limit is None or limit >= size:
+        return range(size)
+    from pyharness.train import evaluation_indices  # which imports this module
+
+    return evaluation_indices(size, limit).tolist()
+
+
 class ShardedEvaluation:
-    """Accuracy on the first `limit` images of `dataset`, over all processes that torchrun started.
+    """Accuracy on `limit` images of `dataset` (`images_of`), over all processes that torchrun started.
 
     The images are cut into batches that do not depend on the number of processes; process r of W takes every W-th of
     those still to do. What each batch gave is kept under its number, so that no image counts twice, the result is the
@@ -170,10 +179,12 @@ class ShardedEvaluation:
         identity: Mapping[str, Any] | None = None,
         label: str = "evaluate",
     ) -> None:
-        size = min(len(dataset), limit or len(dataset))
+        images = images_of(len(dataset), limit)
         self.dataset, self.workers, self.label = dataset, workers, label
-        self.batches = [range(k, min(k + batch_size, size)) for k in range(0, size, batch_size)]
-        self.identity = {**(identity or {}), "images": len(dataset), "limit": size, "batch": batch_size}
+        self.batches = [images[k : k + batch_size] for k in range(0, len(images), batch_size)]
+        self.identity = {**(identity or {}), "images": len(dataset), "limit": len(images), "batch": batch_size}
+        if len(images) < len(dataset):  # of all images, the batches are what they always were
+            self.identity["drawn"] = hashlib.sha256(json.dumps(images).encode()).hexdigest()[:12]
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
         self.pattern = f"{digest}-*.json"
         self.folder = folder
@@ -196,10 +207,10 @@ class ShardedEvaluation:
         if distributed.is_main():
             steps = progress(steps, total=len(mine), initial=0, label=self.label)
         for position, (number, (images, labels)) in enumerate(steps):
-            first = self.batches[number][0]
+            batch = self.batches[number]
             logits = predict(images)
-            found = count(logits, labels, first)
-            corrupt = [first + i for i in (labels == CORRUPT).nonzero().flatten().tolist()]
+            found = count(logits, labels, batch)
+            corrupt = [batch[i] for i in (labels == CORRUPT).nonzero().flatten().tolist()]
             self.done[number] = [*astuple(found), logits.shape[1], corrupt]
             if time.monotonic() - saved >= SAVE_SECONDS:
                 self._write()
@@ -368,7 +379,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="timm name, for published checkpoints, which do not hold it")
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the held-out digits)")
     parser.add_argument("--batch", type=int, default=64, help="images per call (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
+    parser.add_argument(
+        "--limit", type=int, metavar="N",
+        help="evaluate on N images only, one from each of N equal stretches of the set, so that every class has its "
+        "share; always the same ones",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", nargs="+", choices=DTYPES, default=["fp32"],
         help="floating-point types in which to evaluate fp32 checkpoints (default: fp32)",

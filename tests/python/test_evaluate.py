@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 
 import pytest
@@ -12,6 +14,7 @@ from pyharness import evaluate, models, pipeline
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, make_loader
 from pyharness.errors import CheckpointError, DataError, EngineError, HarnessError
+from pyharness.train import evaluation_indices
 
 MICRO = MICRO_DIGITS.name
 
@@ -187,8 +190,6 @@ def test_program_explains_mistakes(tmp_path):
 
 
 def rows_of(folder):
-    import json
-
     return json.loads((folder / "evaluate.json").read_text())["rows"]
 
 
@@ -249,10 +250,11 @@ def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path,
         sharded().run(predict)
     asked.append(None)
     result, corrupt = sharded().run(predict)
-    assert [batch[0] for batch in asked[4:]] == [20, 30, 40, 50, 60, 70, 80] and len(asked[-1]) == 8
-    readable = [n for n in range(88) if n % 7 != 3]
+    chosen = evaluation_indices(95, 88).tolist()
+    assert asked[4:] == [chosen[k : k + 10] for k in range(20, 88, 10)]
+    readable = [n for n in chosen if n % 7 != 3]
     assert (result.n, result.corrupt) == (len(readable), 88 - len(readable))
-    assert corrupt == [f"image {n}" for n in range(88) if n % 7 == 3]
+    assert corrupt == [f"image {n}" for n in chosen if n % 7 == 3]
     assert result.top1 == pytest.approx(100 * sum(n % 3 != 0 for n in readable) / len(readable))
     assert result.top5 == 100 and result.top5_interval95 == evaluate.wilson_interval(result.n, result.n)
     before = len(asked)
@@ -260,6 +262,64 @@ def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path,
     other = evaluate.ShardedEvaluation(Numbered(), 10, limit=88, folder=tmp_path, identity={"weights": "v"})
     other.run(predict)
     assert len(asked) == before + 9, "counts of other weights must not be taken"
+
+
+class Sorted(torch.utils.data.Dataset):
+    """10 images of each of 10 classes, in the order of the classes, as a folder's; image n carries n."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, n):
+        return torch.full((1, 1, 1), float(n)), n // 10
+
+
+def test_a_limit_takes_of_every_class():
+    seen = []
+
+    def predict(images):
+        seen.extend(int(n) for n in images.flatten())
+        return torch.zeros(len(images), 10)
+
+    result, _ = evaluate.ShardedEvaluation(Sorted(), 8, limit=20).run(predict)
+    assert [n // 10 for n in seen] == [label for label in range(10) for _ in range(2)]
+    assert result.n == 20 and result.top1 == 10, "a constant answer is right for one class in ten"
+    for limit in (None, 100, 500):
+        seen.clear()
+        evaluate.ShardedEvaluation(Sorted(), 8, limit=limit).run(predict)
+        assert seen == list(range(100))
+
+    def broken(images):
+        return torch.where(images.flatten()[:, None] == seen[-1], torch.nan, torch.zeros(1, 10))
+
+    seen[:] = evaluate.images_of(100, 20)
+    with pytest.raises(HarnessError, match=f"image {seen[-1]} are not finite"):
+        evaluate.ShardedEvaluation(Sorted(), 8, limit=20).run(broken)
+
+
+def test_counts_of_the_first_images_are_not_taken_for_those_of_all_stretches(tmp_path):
+    """What versions that took the first `limit` images have left of a killed run."""
+
+    def predict(images):
+        asked.append(len(images))
+        return torch.zeros(len(images), 10)
+
+    for limit, expected in ((20, [8, 8, 4]), (100, [])):
+        identity = {"weights": "w", "images": 100, "limit": limit, "batch": 8}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        done = {k: [8, 8, 8, 0, 10, []] for k in range(-(-limit // 8))}
+        (tmp_path / f"{digest}-0.json").write_text(json.dumps({"identity": identity, "done": done}))
+        asked = []
+        evaluate.ShardedEvaluation(Sorted(), 8, limit=limit, folder=tmp_path, identity={"weights": "w"}).run(predict)
+        assert asked == expected, "of all images the counts still hold"
+
+
+def test_two_processes_give_the_result_of_one_on_a_limit(tmp_path):
+    command = [str(models.MICRO_TEACHER), "--batch", "50", "--limit", "120"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "one")]) == 0
+    done = torchrun_helper.run(["pyharness/evaluate.py", *command, "--out", str(tmp_path / "two")], 2)
+    assert [status for status, _, _ in done] == [0, 0], done
+    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one") and rows_of(tmp_path / "one")[0]["n_eval"] == 120
 
 
 def test_partial_counts_go_and_what_else_lies_there_stays(tmp_path, monkeypatch):
@@ -294,17 +354,19 @@ def test_accuracy_leaves_unreadable_images_out():
 
 
 def test_more_unreadable_images_than_allowed_end_with_an_error(tmp_path, monkeypatch, capsys):
+    chosen = evaluation_indices(597, 100).tolist()
+
     class Damaged(DigitsDataset):
         def __getitem__(self, n):
             image, label = super().__getitem__(n)
-            return image, -1 if n < 8 else label
+            return image, -1 if n in chosen[:8] else label
 
     monkeypatch.setattr(evaluate, "get_dataset", lambda *a, **k: Damaged(train=False))
     command = [str(models.MICRO_TEACHER), "--limit", "100", "--out", str(tmp_path)]
     with pytest.raises(DataError, match="8 of 100 images cannot be read, more than 1 %"):
         evaluate.main(command)
     assert "92 images, 8 more cannot be read" in capsys.readouterr().out
-    assert (tmp_path / "corrupt.txt").read_text().splitlines() == [f"image {n}" for n in range(8)]
+    assert (tmp_path / "corrupt.txt").read_text().splitlines() == sorted(f"image {n}" for n in chosen[:8])
     assert evaluate.main([*command, "--max-corrupt", "0.1"]) == 0
     (row,) = rows_of(tmp_path)
     assert row["n_eval"] == 92 and len(row["corrupt"]) == 8
