@@ -1,7 +1,8 @@
 """Hugging Face's Swin (`SwinForImageClassification`, `SwinModel`) as a folder: config.json and model.safetensors, and
 preprocessor_config.json, which says how images come in.
 
-Read and written here without `transformers`, offline. Names, beside Microsoft's:
+Read and written here without `transformers`, offline; their Swin-V2 (`Swinv2Model`) is neither. Names, beside
+Microsoft's:
 
 | Hugging Face | Microsoft |
 |---|---|
@@ -103,7 +104,8 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fields = _read_json(folder / CONFIG_NAME)
     if fields.get("model_type") != "swin":
         raise CheckpointError(
-            f"{folder}: config.json is of model_type {fields.get('model_type')!r}; Swin-V1 ('swin') is needed"
+            f"{folder}: config.json is of model_type {fields.get('model_type')!r}; Swin-V1 ('swin') is needed; "
+            "take a Swin-V2 from timm's or Microsoft's checkpoint"
         )
     tensors, own_meta = _read_weights(folder)
     state = to_microsoft_names(tensors, str(folder))

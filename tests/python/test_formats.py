@@ -330,7 +330,7 @@ QKV = "swin.encoder.layers.0.blocks.0.attention.self."
         (lambda f: (f / "config.json").unlink(), CheckpointError, "config.json: no such file"),
         (lambda f: (f / "config.json").write_text("{"), CheckpointError, "not readable JSON"),
         (lambda f: (f / "model.safetensors").unlink(), CheckpointError, "the weights are missing"),
-        (lambda f: edit_config(f, model_type="swinv2"), CheckpointError, "model_type 'swinv2'"),
+        (lambda f: edit_config(f, model_type="swinv2"), CheckpointError, "'swinv2'.*take a Swin-V2 from timm's"),
         (lambda f: edit_config(f, hidden_act="gelu_new"), ModelError, "hidden_act is 'gelu_new'"),
         (lambda f: edit_config(f, layer_norm_eps=1e-6), ModelError, "layer_norm_eps is 1e-06"),
         (lambda f: edit_config(f, use_absolute_embeddings=True), ModelError, "absolute position"),
