@@ -419,7 +419,7 @@ def test_a_checkpoint_names_its_own_model_and_both_students_have_cards(tmp_path)
     weights = tmp_path / "t.safetensors"
     models.save_checkpoint(weights, model, models.checkpoint_meta(model, "swin_mine"))
     command = ["--weights", str(weights), "--data", "procedural:classes=3,train=8,val=4", "--out", str(tmp_path / "out")]
-    with pytest.raises(CheckpointError, match="of swin_mine, not of swin_micro_digits; leave the name out"):
+    with pytest.raises(CheckpointError, match="of swin_mine, not of swin_micro_digits; give that name, or none"):
         d.main([*command, "--model", MICRO])
     assert d.main([*command, "--subset", "1", "--ema", "0.9", "--no-tensorboard"]) == 0
     (row, *_) = reversed(list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines())))
