@@ -1,9 +1,10 @@
 """Timing in alternation, and the conditions a measurement was made under.
 
-Methods that are compared are timed in one process, round by round (A B A B ...), after a warm-up, so that a clock that
-drifts or a neighbour that wakes hits all of them alike. Ratios are taken within a round, then their median over rounds.
-Each timed call follows untimed calls of the same method, so that none pays for the caches and spinning threads that the
-method before it left behind: measured right after fp32 PyTorch, an INT8 Swin-T took 30 % longer than after itself.
+Methods that are compared are timed in one process, round by round, after a warm-up, so that a clock that drifts or a
+neighbour that wakes hits all of them alike. Ratios are taken within a round, then their median over rounds. Each timed
+call follows untimed calls of the same method, so that none pays for the caches and spinning threads that the method
+before it left behind: measured right after fp32 PyTorch, an INT8 Swin-T took 30 % longer than after itself. Rounds
+differ in their order (order_of_round), so that what is left of that does not fall on the same method every time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEAST_ROUNDS = 10
 """Rounds that a time limit leaves, so that there is a median."""
+
+LEAST_SETTLING = 2
+"""Untimed calls before a timed one, where there are any: for a slow method the first alone would fill the time."""
 
 Samples = dict[str, list[float]]
 """Milliseconds per round, by method; entry i of every method is from round i."""
@@ -99,6 +103,18 @@ def paired_drop(samples: Samples, full: str, without: str) -> Spread:
     return _spread([a - b for a, b in zip(samples[full], samples[without], strict=True)])
 
 
+def order_of_round(index: int, count: int) -> list[int]:
+    """The order of `count` methods in round `index`, by their numbers: it begins with `index` modulo `count`.
+
+    Were the start alone to move, each method would still follow the same one but once in `count` rounds. So the others
+    come from both sides in turn (i, i + 1, i - 1, i + 2, ...; in the next `count` rounds i, i - 1, i + 1, ...). This is
+    Williams' design: within 2 `count` rounds each method comes right after each other one equally often.
+    """
+    side = -1 if index // count % 2 else 1
+    steps = [(place + 1) // 2 * (1 if place % 2 else -1) for place in range(count)]  # 0, 1, -1, 2, -2, ...
+    return [(index + side * step) % count for step in steps]
+
+
 def time_alternating(
     methods: Mapping[str, Callable[[], object]],
     runs: int,
@@ -110,13 +126,14 @@ def time_alternating(
     timer: Callable[[Callable[[], object]], float] | None = None,
     limit_s: float | None = None,
 ) -> Samples:
-    """Time `methods` for `runs` rounds, each method once per round, in their order.
+    """Time `methods` for `runs` rounds, each method once per round, in the order of order_of_round. Samples have the
+    order of `methods`.
 
-    `warmup` untimed rounds go first. Before each timed call the method runs untimed, once and then on until `settle_ms`
-    milliseconds have passed; not at all where that is None. `synchronize` waits for the device (none on a CPU) before
-    each time is taken. `clock` gives nanoseconds. `timer` takes the place of both: milliseconds of the call it is given
-    (gpu.CudaTimer). After `limit_s` seconds, and at least LEAST_ROUNDS rounds, no other round begins. ValueError where
-    there is nothing to time.
+    `warmup` untimed rounds go first. Before each timed call the method runs untimed, LEAST_SETTLING times and then on
+    until `settle_ms` milliseconds have passed; not at all where that is None. `synchronize` waits for the device (none
+    on a CPU) before each time is taken. `clock` gives nanoseconds. `timer` takes the place of both: milliseconds of the
+    call it is given (gpu.CudaTimer). After `limit_s` seconds, and at least LEAST_ROUNDS rounds, no other round begins.
+    ValueError where there is nothing to time.
     """
     if not methods or runs < 1:
         raise ValueError(f"nothing to time: {len(methods)} methods, {runs} runs; at least one of each is needed")
@@ -131,13 +148,14 @@ def time_alternating(
 
     timed = timer or by_clock
     samples: Samples = {name: [] for name in methods}
+    numbered = list(methods.items())
     started = clock()
     for index in range(-warmup, runs):
         if limit_s is not None and index >= LEAST_ROUNDS and clock() - started > limit_s * 1e9:
             break
-        for name, call in methods.items():
+        for name, call in (numbered[number] for number in order_of_round(index, len(numbered))):
             if settle_ms is not None:
-                settled = timed(call)
+                settled = sum(max(1e-6, timed(call)) for _ in range(LEAST_SETTLING))
                 while settled < settle_ms:
                     settled += max(1e-6, timed(call))
             if index >= 0:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import functools
+import itertools
 import subprocess
 import sys
 
@@ -40,9 +43,44 @@ def test_rounds_alternate_and_only_settled_calls_count() -> None:
 
     methods = {"a": method("a", 2), "b": method("b", 3)}
     samples = measure.time_alternating(methods, 4, warmup=2, settle_ms=0, clock=clock)
-    # The two warm-up rounds settle alone; each timed round settles with one call and times the next.
-    assert calls == ["a", "b"] * 2 + ["a", "a", "b", "b"] * 4
-    assert samples == {"a": [2.0] * 4, "b": [3.0] * 4}
+    # The two warm-up rounds settle alone; each timed round settles with two calls and times the next. A round begins
+    # with the method that the round before ended with.
+    settled = ["a"] * 2 + ["b"] * 4 + ["a"] * 2
+    assert calls == settled + (["a"] * 3 + ["b"] * 6 + ["a"] * 3) * 2
+    assert samples == {"a": [2.0] * 4, "b": [3.0] * 4} and list(samples) == ["a", "b"]
+
+
+def test_each_round_begins_with_the_next_method() -> None:
+    calls: list[str] = []
+    methods = {name: functools.partial(calls.append, name) for name in "abc"}
+    samples = measure.time_alternating(methods, 7, warmup=0, settle_ms=None)
+    rounds = ["".join(calls[start : start + 3]) for start in range(0, len(calls), 3)]
+    assert rounds == ["abc", "bca", "cab", "acb", "bac", "cba", "abc"]
+    assert list(samples) == ["a", "b", "c"] and all(len(found) == 7 for found in samples.values())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 10, 19])
+def test_each_method_follows_each_other_one_equally_often(count: int) -> None:
+    rounds = [measure.order_of_round(index, count) for index in range(2 * count)]
+    assert all(sorted(order) == list(range(count)) for order in rounds)
+    assert [order[0] for order in rounds] == [*range(count), *range(count)]
+    pairs = collections.Counter(pair for order in rounds for pair in itertools.pairwise(order))
+    assert pairs == {pair: 2 for pair in itertools.permutations(range(count), 2)}
+
+
+def test_warm_up_rounds_have_negative_numbers() -> None:
+    assert measure.order_of_round(-1, 3) == [2, 1, 0] and measure.order_of_round(-3, 3)[0] == 0
+
+
+def test_a_slow_method_settles_twice() -> None:
+    clock, calls = FakeClock(), []
+
+    def call() -> None:
+        calls.append(clock.now)
+        clock.work(50)
+
+    samples = measure.time_alternating({"a": call}, 2, warmup=0, settle_ms=10, clock=clock)
+    assert samples == {"a": [50.0, 50.0]} and len(calls) == 2 * (2 + 1)
 
 
 def test_a_short_method_settles_for_longer() -> None:
