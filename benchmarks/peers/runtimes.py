@@ -41,7 +41,8 @@ def onnx_runtime(file: Path, images: np.ndarray, threads: int) -> Running:
 def openvino(file: Path, images: np.ndarray, threads: int, precision: str | None = None) -> Running:
     """An ONNX or IR model on OpenVINO's CPU plugin, set for latency, `threads` threads.
 
-    `precision`: "f32" or "bf16" for what is not int8; None leaves it to OpenVINO, which takes bf16 where there is AMX.
+    `precision`: "f32" or "bf16" for what is not int8; None leaves it to OpenVINO, which takes bf16 where there is
+    AMX or AVX512-BF16.
     """
     import openvino
 
