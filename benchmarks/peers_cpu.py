@@ -348,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.methods == ["list"]:
         for method in all_methods().values():
             gone = ", ".join(method.missing())
-            print(f"{method.name:22}{method.precision:6}{f'not installed: {gone}' if gone else method.version()}")
+            print(f"{method.name:26}{method.precision:6}{f'not installed: {gone}' if gone else method.version()}")
         return 0
     if not args.memory_of:
         methods_of(args.methods)

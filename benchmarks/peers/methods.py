@@ -10,7 +10,7 @@ import copy
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,28 +184,46 @@ def inductor_settings(**settings: Any) -> Iterator[None]:
             select_algorithm.PRINT_AUTOTUNE = printed
 
 
-def _compiled(model: nn.Module, images: Tensor, **settings: Any) -> Callable[[], Tensor]:
-    """`model` compiled with `settings` of Inductor for `images`. Compiled functions of one class share a cache, whose
-    entries are told apart by `options`; so those are given too."""
+def _compiled(
+    model: nn.Module, images: Tensor, within: AbstractContextManager | None = None, **settings: Any
+) -> Callable[[], Tensor]:
+    """`model` compiled with `settings` of Inductor for `images`, every call inside `within`. Compiled functions of one
+    class share a cache, whose entries are told apart by `options`; so those are given too."""
     compiled = torch.compile(model, fullgraph=True, options=settings or None)
+    within = within or nullcontext()
+
+    def call() -> Tensor:
+        with within:
+            return compiled(images)
+
     with inductor_settings(**settings):
-        compiled(images)
-        compiled(images)
-    return functools.partial(compiled, images)
+        call()
+        call()
+    return call
 
 
 TUNED = {"max_autotune": True, "freezing": True}
 
 
-def _compile(setting: Setting, dtype: torch.dtype = torch.float32, **settings: Any) -> Built:
-    if dtype == torch.bfloat16 and not isas.has_bf16(setting.isa, setting.flags):
+def _need_bf16(setting: Setting) -> None:
+    """Unsuitable where there is no bf16 arithmetic."""
+    if not isas.has_bf16(setting.isa, setting.flags):
         raise Unsuitable(f"no bf16 arithmetic on {setting.isa} here (AVX512-BF16 or AMX is needed)")
+
+
+def _compile(setting: Setting, dtype: torch.dtype = torch.float32, **settings: Any) -> Built:
+    if dtype == torch.bfloat16:
+        _need_bf16(setting)
     model = copy.deepcopy(setting.model).to(dtype)
     call = _compiled(model, setting.images.to(dtype), **settings)
     return Built(call, _size(model), isas.forced_compiled(setting.isa, setting.flags, setting.masked))
 
 
-def _pt2e(setting: Setting) -> Built:
+def _pt2e(setting: Setting, bf16: bool = False) -> Built:
+    """`bf16`: what is not int8 runs in bf16, as PyTorch documents it for this quantizer: compiled and called under
+    autocast. Otherwise in fp32."""
+    if bf16:
+        _need_bf16(setting)
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
@@ -219,10 +237,10 @@ def _pt2e(setting: Setting) -> Built:
     for images in setting.calibration():
         prepared(images)
     converted = convert_pt2e(prepared)
-    call = _compiled(converted, setting.images, freezing=True)
-    return Built(
-        call, None, isas.forced_compiled(setting.isa, setting.flags, setting.masked), {"reduce_range": reduce_range}
-    )
+    autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else None
+    call = _compiled(converted, setting.images, autocast, freezing=True)
+    details = {"reduce_range": reduce_range, "precision": "bf16" if bf16 else "f32"}
+    return Built(call, None, isas.forced_compiled(setting.isa, setting.flags, setting.masked), details)
 
 
 # --- ONNX Runtime and OpenVINO ---------------------------------------------------------------------------------------
@@ -241,11 +259,16 @@ def onnx_file(setting: Setting) -> Path:
     return kept(setting.work, f"{setting.name}-b{setting.batch}-onnx", key, make) / "model.onnx"
 
 
+def _ort_reduce_range(setting: Setting) -> bool:
+    """Whether ONNX Runtime's weights get 7 bits, as its documentation advises where there is no VNNI."""
+    seen = setting.isa if setting.masked else isas.NATIVE  # what ONNX Runtime goes by: nothing but CPUID tells it
+    return not isas.has_vnni(seen, setting.flags)
+
+
 def ort_int8_file(setting: Setting) -> Path:
     """The ONNX model quantized by ONNX Runtime: static, QDQ, u8 activations, s8 weights per channel, in MatMul, Gemm
-    and Conv. Without VNNI its weights have 7 bits, as its documentation advises."""
-    seen = setting.isa if setting.masked else isas.NATIVE  # what ONNX Runtime goes by: nothing but CPUID tells it
-    reduce_range = not isas.has_vnni(seen, setting.flags)
+    and Conv."""
+    reduce_range = _ort_reduce_range(setting)
 
     def make(folder: Path) -> None:
         from onnxruntime import quantization
@@ -271,6 +294,31 @@ def ort_int8_file(setting: Setting) -> Path:
     recipe = f"static QDQ, batch {setting.batch}, reduce_range {reduce_range}, {CALIBRATION_IMAGES} batches"
     key = setting.key(recipe, "onnx", "onnxscript", "onnxruntime")
     return kept(setting.work, f"{setting.name}-b{setting.batch}-ort-int8", key, make) / "model.onnx"
+
+
+def ort_int8_dynamic_file(setting: Setting) -> Path:
+    """The ONNX model quantized by ONNX Runtime: dynamic, u8 activations per tensor, s8 weights per channel, in MatMul
+    with weights, Gemm and Conv, which is all that quantize_dynamic takes. Attention's products of two activations stay
+    fp32."""
+    reduce_range = _ort_reduce_range(setting)
+
+    def make(folder: Path) -> None:
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        prepared = folder / "prepared.onnx"
+        quant_pre_process(str(onnx_file(setting)), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_dynamic(
+            str(prepared), str(folder / "model.onnx"), per_channel=True, reduce_range=reduce_range,
+            op_types_to_quantize=["MatMul", "Conv"],  # a Gemm is made a MatMul
+            weight_type=quantization.QuantType.QInt8,
+        )  # fmt: skip
+        prepared.unlink()
+
+    key = setting.key(
+        f"dynamic, batch {setting.batch}, reduce_range {reduce_range}", "onnx", "onnxscript", "onnxruntime"
+    )
+    return kept(setting.work, f"{setting.name}-b{setting.batch}-ort-int8-dynamic", key, make) / "model.onnx"
 
 
 def openvino_int8_file(setting: Setting) -> Path:
@@ -316,9 +364,9 @@ def _ort(setting: Setting, file_of: Callable[[Setting], Path]) -> Built:
 
 def _openvino(setting: Setting, file_of: Callable[[Setting], Path], precision: str | None = None) -> Built:
     """`precision` None: bf16 where there is any, which is OpenVINO's own choice; else f32."""
+    if precision == "bf16":
+        _need_bf16(setting)
     bf16 = isas.has_bf16(setting.isa, setting.flags)
-    if precision == "bf16" and not bf16:
-        raise Unsuitable(f"no bf16 arithmetic on {setting.isa} here (AVX512-BF16 or AMX is needed)")
     file = file_of(setting)
     # OpenVINO's choice looks at the processor alone: with bf16 on an instruction set without it, it stops at a softmax.
     words = [precision] if precision else [] if bf16 else ["f32"]
@@ -341,8 +389,10 @@ def peer_methods() -> list[Method]:
         Method("compile_tuned_fp32", "fp32", ("torch",), bind(_compile, **TUNED)),
         Method("compile_tuned_bf16", "bf16", ("torch",), compile_bf16),
         Method("pt2e_int8", "int8", ("torchao", "torch"), _pt2e),
+        Method("pt2e_int8_bf16", "int8", ("torchao", "torch"), bind(_pt2e, bf16=True)),
         Method("onnxruntime_fp32", "fp32", ort + onnx, bind(_ort, file_of=onnx_file)),
         Method("onnxruntime_int8", "int8", ort + onnx, bind(_ort, file_of=ort_int8_file)),
+        Method("onnxruntime_int8_dynamic", "int8", ort + onnx, bind(_ort, file_of=ort_int8_dynamic_file)),
         Method("openvino_fp32", "fp32", vino + onnx, bind(_openvino, file_of=onnx_file, precision="f32")),
         Method("openvino_bf16", "bf16", vino + onnx, bind(_openvino, file_of=onnx_file, precision="bf16")),
         Method("openvino_int8", "int8", (*vino, "nncf", *onnx), bind(_openvino, file_of=openvino_int8_file)),

@@ -249,13 +249,16 @@ each round. A dash was not measured. Peers run timm's GELU model on the same ima
 model{relu}.
 """
 
-BALANCED_NOTE = """\
-`fused_int8_balanced` is `fused_int8` with weight steps that are no finer than AVX2 gains by (docs/fused.md).
-"""
-
-TENSOR_NOTE = """\
-`fused_int8_tensor` is `fused_int8` with one scale per weight tensor, which gains on AVX2 alone (docs/epilogues.md).
-"""
+METHOD_NOTES = {
+    f"{FUSED}_balanced": "`fused_int8_balanced` is `fused_int8` with weight steps that are no finer than AVX2 gains by "
+    "(docs/fused.md).\n",
+    f"{FUSED}_tensor": "`fused_int8_tensor` is `fused_int8` with one scale per weight tensor, which gains on AVX2 "
+    "alone (docs/epilogues.md).\n",
+    "pt2e_int8_bf16": "`pt2e_int8_bf16` is `pt2e_int8` with bf16 in the place of fp32 for what is not int8.\n",
+    "onnxruntime_int8_dynamic": "`onnxruntime_int8_dynamic` takes the ranges of activations in each call; "
+    "`onnxruntime_int8` has them from calibration.\n",
+}
+"""What is said below the table of medians where a method is in it."""
 
 DETAILS = """\
 SQNR and largest difference: logits against timm's fp32 on the same random weights; int8 peers are calibrated on random
@@ -280,10 +283,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     gelu = " and `fused_int8_gelu`" if "fused_int8_gelu" in methods else ""
     relu = " and ".join(f"`{name}`" for name in ("geluless_int8", FUSED) if name in methods)
     text += NOTES.format(gelu=gelu, relu=f", {relu} its GELU-less variant" if relu else "")
-    if FUSED + "_balanced" in methods:
-        text += BALANCED_NOTE
-    if FUSED + "_tensor" in methods:
-        text += TENSOR_NOTE
+    text += "".join(note for method, note in METHOD_NOTES.items() if method in methods)
     text += "".join(f"\n- {line}" for line in reasons(rows)) + ("\n" if any(r["reason"] for r in rows) else "")
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items() if version)
     machine, _, rest = results.conditions(meta).split("; ", 2)

@@ -1,5 +1,5 @@
 """benchmarks/peers_cpu.py: rows and their ratios, resuming, forcing instruction sets, peers that are missing, fail or lie,
-and one real run of the micro model against timm eager. No peer's compiler runs here."""
+and real runs of the micro model: against timm eager, and of the int8 peers that are installed. Inductor does not run."""
 
 from __future__ import annotations
 
@@ -120,6 +120,13 @@ def test_markdown_names_the_best_peer_and_what_is_missing() -> None:
     assert "partly" in quick and "1.00" in quick
     assert "125.0" in slow and "1.2e-06" in slow
     assert full.index("| fused_int8") < full.index("| quick") < full.index("| ft_int8")  # by latency
+
+
+def test_markdown_explains_the_methods_that_are_in_it() -> None:
+    explained = ("pt2e_int8_bf16", "onnxruntime_int8_dynamic", "fused_int8_balanced")
+    for present in (explained, explained[:1], ()):
+        text = rows.markdown(results.document_of(META, [*a_group(), *(row(name, reason="x") for name in present)]))
+        assert {name for name in explained if f"\n`{name}` " in text} == set(present)
 
 
 def test_matrix_has_a_column_for_each_group() -> None:
@@ -479,7 +486,7 @@ def test_a_peer_that_computes_something_else_is_not_timed(change, precision, rea
 def test_bf16_needs_the_hardware(setting: methods.Setting) -> None:
     plain = dataclasses.replace(setting, flags=frozenset({"avx2"}))
     by_name = {method.name: method for method in methods.peer_methods()}
-    for name in ("compile_tuned_bf16", "openvino_bf16"):
+    for name in ("compile_tuned_bf16", "pt2e_int8_bf16", "openvino_bf16"):
         with pytest.raises(methods.Unsuitable, match="AVX512-BF16 or AMX is needed"):
             by_name[name].build(plain)
 
@@ -489,6 +496,52 @@ def test_calibration_images_are_others_than_the_timed_ones(setting: methods.Sett
     assert len(batches) == methods.CALIBRATION_IMAGES and all(b.shape == setting.images.shape for b in batches)
     assert not any(torch.equal(b, setting.images) for b in batches)
     assert not torch.equal(batches[0], batches[1])
+
+
+# --- the real int8 peers ---------------------------------------------------------------------------------------------
+
+
+def ready_peer(name: str, setting: methods.Setting, wanted: torch.Tensor) -> peers_cpu.Ready:
+    """The peer, built and checked. Skips where it is not installed."""
+    method = all_methods()[name]
+    if gone := method.missing():
+        pytest.skip(f"not installed: {', '.join(gone)}")
+    with torch.no_grad():
+        ready = peers_cpu.prepare(method, setting, wanted, "A CPU")
+    assert ready.row.reason is None and ready.row.precision == "int8"
+    return ready
+
+
+@pytest.mark.parametrize("name", ["onnxruntime_int8", "onnxruntime_int8_dynamic", "openvino_int8"])
+def test_int8_peers_of_a_file(name: str, setting: methods.Setting, wanted: torch.Tensor) -> None:
+    """35.9 to 39.7 dB; OpenVINO's with SmoothQuant has no more than 17."""
+    ready = ready_peer(name, setting, wanted)
+    assert ready.row.check["sqnr_db"] > 30
+    assert 0 < ready.row.model_mb < 0.9 * methods._size(setting.model) and ready.built.alone[1].endswith(("onnx", "xml"))
+
+
+def test_dynamic_quantization_takes_every_product_with_weights(setting: methods.Setting, wanted: torch.Tensor) -> None:
+    file = Path(ready_peer("onnxruntime_int8_dynamic", setting, wanted).built.alone[1])
+    graph = pytest.importorskip("onnx").load(file).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    by_type = {kind: [n for n in graph.node if n.op_type == kind] for kind in ("MatMulInteger", "MatMul", "Gemm", "Conv")}
+    assert by_type["MatMulInteger"] and not by_type["Gemm"] and not by_type["Conv"]
+    assert not any(set(node.input) & weights for node in by_type["MatMul"])  # attention's
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("pt2e_int8", torch.float32), ("pt2e_int8_bf16", torch.bfloat16)])
+def test_int8_peers_of_pytorch(
+    name: str, dtype: torch.dtype, setting: methods.Setting, wanted: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the eager backend in Inductor's place, which takes most of a minute."""
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, fullgraph, options: compile_by(model, backend="eager"))
+    ready = ready_peer(name, dataclasses.replace(setting, flags=setting.flags | {"avx512_bf16"}), wanted)
+    assert ready.row.check["sqnr_db"] > 25
+    assert ready.row.check["precision"] == ("bf16" if dtype == torch.bfloat16 else "f32")
+    with torch.no_grad():
+        assert ready.built.call().dtype == dtype
+    assert not torch.is_autocast_enabled("cpu")
 
 
 # --- a real run ------------------------------------------------------------------------------------------------------
