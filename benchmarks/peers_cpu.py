@@ -44,9 +44,9 @@ PACKAGES = ("torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 CHILD_SECONDS = 1800
 
 LEAST_SQNR_DB = {"fp32": 60.0, "bf16": 20.0, "int8": 20.0}
-"""Of a peer's logits against timm's fp32 ones; below it computes something else, or a form of the model that nobody
-would use, and is not timed. Seen on random weights: fp32 121 to 133 dB, bf16 43 to 48 dB, int8 24 to 33 dB (the lowest
-on SwinV2 where there is no VNNI); int8 with SmoothQuant, which breaks a Swin, 5 to 17 dB."""
+"""Of a peer's logits against timm's fp32 ones; below it computes something else, or too coarsely to be of use, and is
+not timed. Seen on random weights: fp32 121 to 133 dB, bf16 43 to 48 dB, int8 24 to 33 dB (the lowest on SwinV2 where
+there is no VNNI); int8 by NNCF with SmoothQuant, its preset's default, 5 to 17 dB."""
 
 
 class WrongResult(HarnessError):
