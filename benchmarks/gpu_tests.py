@@ -107,6 +107,11 @@ def counts_of(log: str) -> Counter[str]:
     return found
 
 
+def heed_interrupts() -> None:
+    """Shells start what runs in the background with SIGINT ignored, which is inherited, and kept by Python."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Runner:
     """Runs processes within a deadline; `clock` in seconds."""
 
@@ -125,7 +130,7 @@ class Runner:
         with run.log.open("wb") as log:
             run.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=heed_interrupts,
             )  # fmt: skip
 
     def poll(self, running: list[Run], patience: float) -> None:

@@ -99,7 +99,7 @@ install_dependencies() {
   local todo="Is the network there? pip's settings hold (PIP_INDEX_URL, PIP_PROXY); then run this script again."
   # pip itself too: a venv of Debian 12 or Ubuntu 22.04 brings one that does not know -C yet.
   run_step "install the build tools" "$todo" "$python" -m pip install -c "$constraints" \
-    "pip>=23.1" "scikit-build-core>=0.10" "cmake>=3.24" "ninja>=1.11"
+    "pip>=23.1" "scikit-build-core>=0.11" "cmake>=3.24" "ninja>=1.11"
   # Without wheel.cmake the editable install is Python only; CMake builds the engine below, incrementally.
   run_step "install the package and its dependencies (PyTorch: several GB the first time)" "$todo" \
     "$python" -m pip install -c "$constraints" --no-build-isolation \

@@ -158,8 +158,9 @@ bool has_i8mm() {
 }
 #endif
 
+// Never destroyed: while the process ends threads may still compute.
 const std::vector<CpuBackend>& backends() {
-  static const std::vector<CpuBackend> all = [] {
+  static const auto& all = *new std::vector<CpuBackend>([] {
     std::vector<CpuBackend> found;
 #if defined(SWIN_HAVE_X86_VARIANTS)
     __builtin_cpu_init();
@@ -183,7 +184,7 @@ const std::vector<CpuBackend>& backends() {
 #endif
     found.emplace_back("portable", cpu::portable::kernels());
     return found;
-  }();
+  }());
   return all;
 }
 

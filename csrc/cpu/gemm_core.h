@@ -44,7 +44,7 @@ namespace swin::cpu::SWIN_ISA {
 
 // Rows x 2 vectors of accumulators, and what a step needs beside them, fill the registers. (With the sanitizers' checks in
 // every instance that would take minutes to compile.)
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SWIN_SANITIZED)
 inline constexpr int kMaxRows = 3;
 #elif defined(SWIN_MASKED_LANES)
 inline constexpr int kMaxRows = 14;

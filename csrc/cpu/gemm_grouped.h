@@ -33,7 +33,7 @@
 namespace swin::cpu::SWIN_ISA {
 
 static_assert(kLanes == 8);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SWIN_SANITIZED)
 inline constexpr int kGroupRows = 3;  // as kMaxRows
 #else
 inline constexpr int kGroupRows = 8;  // accumulators; beside them kWordsInRegisters of weights, and what a step needs
@@ -201,7 +201,7 @@ struct GroupSums {
 // Adds `count` groups of G items to the sums of R rows. With the sanitizers' checks one instance for all kernels, or each
 // would take as long to compile as the rest of them.
 template <int R, int G>
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SWIN_SANITIZED)
 [[gnu::noinline]] static void
 #else
 SWIN_INLINE static inline void

@@ -11,7 +11,7 @@
 
 namespace swin::cpu {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SWIN_SANITIZED)
 
 // Each piece by itself, so that the sanitizer knows its ends.
 void* allocate_memory(std::size_t bytes) { return ::operator new(std::max<std::size_t>(bytes, 1), std::align_val_t{64}); }

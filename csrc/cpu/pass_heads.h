@@ -52,7 +52,7 @@ class PassHeads : public PackedHeads {
   // Accumulators of as many rows and vectors, the vectors' keys and a word of a row fill the registers.
   static constexpr int kAtOnce = 4;
   static constexpr int rows_with(int vectors) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SWIN_SANITIZED)
     return 2;
 #else
     return vectors == kAtOnce ? 6 : 8;

@@ -113,7 +113,7 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
 
 // The numbers of vectors that a row has an instance of its own for: 9, 8, ..., 1. With the sanitizers' checks in each, which take
 // long to compile, 6 and 3, a window of 7 x 7 among them, and 1.
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SWIN_SANITIZED)
 inline constexpr int kMostVectors = 6;
 constexpr int fewer(int vectors) { return vectors / 2; }
 #else

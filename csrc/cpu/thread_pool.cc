@@ -3,9 +3,11 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "memory.h"
 
@@ -31,11 +33,11 @@ class ThreadPool {
   void run(int threads, std::int64_t tasks, TaskFn fn, void* closure) {
     std::unique_lock lock(busy_, std::try_to_lock);
     if (threads > kMostThreads) threads = kMostThreads;
+    if (threads > 1 && tasks > 1 && lock.owns_lock()) threads = grow(threads - 1) + 1;
     if (threads <= 1 || tasks <= 1 || tasks > kMostTasks || !lock.owns_lock()) {
       for (std::int64_t i = 0; i < tasks; ++i) fn(closure, i);
       return;
     }
-    grow(threads - 1);
     fn_.store(fn, std::memory_order_relaxed);
     closure_.store(closure, std::memory_order_relaxed);
     threads_.store(threads, std::memory_order_relaxed);
@@ -49,6 +51,7 @@ class ThreadPool {
     wake_.notify_all();
     work(0, threads, job_);
     while (done_.load(std::memory_order_acquire) != tasks) relax();
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
  private:
@@ -82,7 +85,11 @@ class ThreadPool {
       if (!shared.compare_exchange_strong(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
-      fn(closure, static_cast<std::int64_t>(task));
+      try {
+        fn(closure, static_cast<std::int64_t>(task));
+      } catch (...) {
+        keep_failure();
+      }
       ++done;
       ticket = shared.load(std::memory_order_acquire);
     }
@@ -98,15 +105,29 @@ class ThreadPool {
     }
   }
 
-  // Workers live as long as the process; detached, so that its end does not wait for them.
-  void grow(int workers) {
-    for (; size_ < workers; ++size_) {
-      std::thread([this, index = size_ + 1, seen = wake_.load()] { worker(index, seen); }).detach();
-    }
+  // The first of a job; seen by the caller once done_ counts the task that threw it.
+  void keep_failure() {
+    std::lock_guard lock(failing_);
+    if (!failure_) failure_ = std::current_exception();
   }
 
-  std::mutex busy_;
+  // Returns how many of `workers` there are: fewer where the machine gave no more threads, which is not tried again.
+  // Workers live as long as the process; detached, so that its end does not wait for them.
+  int grow(int workers) {
+    try {
+      for (; size_ < workers && !refused_; ++size_) {
+        std::thread([this, index = size_ + 1, seen = wake_.load()] { worker(index, seen); }).detach();
+      }
+    } catch (...) {
+      refused_ = true;
+    }
+    return size_ < workers ? size_ : workers;
+  }
+
+  std::mutex busy_, failing_;
+  std::exception_ptr failure_;
   int size_ = 0;
+  bool refused_ = false;
   std::uint64_t job_ = 0;
   // What is written while others read what lies beside it has a cache line of its own.
   alignas(64) std::atomic<std::uint32_t> wake_{0};
@@ -145,6 +166,7 @@ void* thread_scratch(std::int64_t bytes) {
   thread_local std::int64_t size = 0;
   if (bytes > size) {
     memory.reset();
+    size = 0;  // and stays so where there is no memory
     memory.reset(allocate_memory(bytes));
     size = bytes;
   }

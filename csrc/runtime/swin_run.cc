@@ -15,6 +15,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -362,7 +363,15 @@ Timing measure(Model& model, const Arguments& a) {
       warm.arrive_and_drop();
     }
   };
-  for (int i = 1; i < a.callers; ++i) others.emplace_back(guarded, i);
+  try {
+    while (static_cast<int>(others.size()) + 1 < a.callers)
+      others.emplace_back(guarded, static_cast<int>(others.size()) + 1);
+  } catch (const std::system_error& error) {
+    for (int i = static_cast<int>(others.size()) + 1; i < a.callers; ++i) warm.arrive_and_drop();
+    errors.back() = std::make_exception_ptr(
+        std::runtime_error("only " + std::to_string(others.size() + 1) + " of " + std::to_string(a.callers) +
+                           " callers could be started (" + error.what() + "); give fewer with --callers"));
+  }
   guarded(0);
   for (std::thread& thread : others) thread.join();
   const double elapsed = seconds_between(begin, Clock::now());

@@ -10,25 +10,31 @@
 namespace swin::binding {
 namespace {
 
-// A tensor's memory and state of change. Storage, not tensor: tracing hands over aliases of the module's buffers.
+// A tensor's memory, layout and state of change. Storage, not tensor: tracing hands over aliases of the module's
+// buffers.
 struct WeightKey {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
   const void* data;
-  std::int64_t numel;
+  at::ScalarType type;
+  std::vector<std::int64_t> sizes, strides;
   std::int64_t version;
 
   explicit WeightKey(const at::Tensor& t)
       : storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(t.storage().unsafeGetStorageImpl())),
         data(t.const_data_ptr()),
-        numel(t.numel()),
+        type(t.scalar_type()),
+        sizes(t.sizes().vec()),
+        strides(t.strides().vec()),
         version(version_of(t)) {}
 
   static std::int64_t version_of(const at::Tensor& t) { return t.is_inference() ? 0 : t._version(); }
 
-  bool matches(const at::Tensor& t) const {
+  // The same tensor, in whatever state.
+  bool is(const at::Tensor& t) const {
     return storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl() && !storage.expired() &&
-           data == t.const_data_ptr() && numel == t.numel() && version == version_of(t);
+           data == t.const_data_ptr() && type == t.scalar_type() && t.sizes() == sizes && t.strides() == strides;
   }
+  bool matches(const at::Tensor& t) const { return version == version_of(t) && is(t); }
 };
 
 struct Entry {
@@ -68,6 +74,7 @@ std::shared_ptr<Engine> find(const std::string& graph, const ModelConfig& config
 std::shared_ptr<Engine> cached_engine(const std::string& graph, const ModelConfig& config, at::TensorList weights,
                                       const Backend& backend, bool recording) {
   std::lock_guard lock(g_mutex);
+  if (entries().size() > 1) std::erase_if(entries(), [](const Entry& e) { return e.expired(); });
   if (auto engine = find(graph, config, weights, backend)) return engine;
   SWIN_CHECK(Error, "swin_int8", !recording,
              "the stream is being recorded into a CUDA graph, and these weights are not packed "
@@ -84,8 +91,9 @@ std::shared_ptr<Engine> cached_engine(const std::string& graph, const ModelConfi
   for (const at::Tensor& t : weights) entry.weights.emplace_back(t);
   // The same tensors under another version are the engine's old state.
   std::erase_if(entries(), [&](const Entry& e) {
-    return e.backend == &backend && !e.weights.empty() && !entry.weights.empty() && e.graph == graph &&
-           e.weights.front().data == entry.weights.front().data && e.config == config;
+    return e.backend == &backend && e.graph == graph && e.config == config &&
+           std::equal(e.weights.begin(), e.weights.end(), weights.begin(), weights.end(),
+                      [](const WeightKey& key, const at::Tensor& t) { return key.is(t); });
   });
   entries().push_back(std::move(entry));
   return entries().back().engine;

@@ -1,5 +1,9 @@
 // Tests of what the Python tests cannot reach: the thread pool, plans and their guards, and the op table's refusals.
 // Plain checks, no framework; every failure is printed and the program's status says whether there was one.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -71,7 +75,7 @@ void memory_pieces_stay_apart() {
   swin::cpu::release_memory(nullptr);
 }
 
-#if !defined(__SANITIZE_ADDRESS__)  // which keeps what is given back, and ends the process where memory is refused
+#if !defined(SWIN_SANITIZED)  // which keeps what is given back, and ends the process where memory is refused
 // Kilobytes of this process that are in memory; 0 where the system does not say.
 long resident_kb() {
   long kb = 0;
@@ -194,6 +198,66 @@ void scratch_is_aligned_and_each_threads_own() {
   std::thread([&] { there = swin::cpu::thread_scratch(100); }).join();
   EXPECT(there != nullptr && there != here);
 }
+
+void scratch_comes_again_after_memory_ended() {
+  std::thread([] {
+    EXPECT(swin::cpu::thread_scratch(1000) != nullptr);
+    bool thrown = false;
+    try {
+      swin::cpu::thread_scratch(std::int64_t{1} << 46);
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    EXPECT(thrown);
+    void* small = swin::cpu::thread_scratch(500);
+    EXPECT(small != nullptr);
+    if (small != nullptr) std::memset(small, 1, 500);
+  }).join();
+}
+
+void what_a_task_throws_comes_to_the_caller() {
+  for (const int threads : {1, 4}) {
+    std::atomic<int> done{0};
+    auto task = [&](std::int64_t i) {
+      if (i % 10 == 3) throw std::bad_alloc();
+      ++done;
+    };
+    using Task = decltype(task);
+    const auto call = [](void* t, std::int64_t i) { (*static_cast<Task*>(t))(i); };
+    for (int round = 0; round < 50; ++round) {
+      bool thrown = false;
+      done = 0;
+      try {
+        swin::cpu::run_tasks(threads, 40, call, &task);
+      } catch (const std::bad_alloc&) {
+        thrown = true;
+      }
+      EXPECT(thrown && (threads == 1 || done == 36));
+    }
+    auto quiet = [&](std::int64_t) { ++done; };
+    using Quiet = decltype(quiet);
+    done = 0;
+    swin::cpu::run_tasks(threads, 40, [](void* t, std::int64_t i) { (*static_cast<Quiet*>(t))(i); }, &quiet);
+    EXPECT(done == 40);
+  }
+}
+
+#if !defined(SWIN_SANITIZED)  // whose shadow memory no such limit leaves room for
+void a_machine_that_gives_no_threads_is_worked_on_with_fewer() {
+  const pid_t child = fork();  // starts with a new pool
+  if (child == 0) {
+    rlimit none{};
+    none.rlim_cur = none.rlim_max = 1 << 20;  // no stack of a thread fits
+    setrlimit(RLIMIT_AS, &none);
+    std::atomic<int> done{0};
+    const auto call = [](void* count, std::int64_t) { ++*static_cast<std::atomic<int>*>(count); };
+    for (int i = 0; i < 3; ++i) swin::cpu::run_tasks(8, 100, call, &done);
+    _exit(done == 300 ? 0 : 1);
+  }
+  int status = 0;
+  EXPECT(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+#endif
 
 // A backend that lacks an op, and one whose op writes too far.
 class TestBackend : public swin::Backend {
@@ -353,7 +417,7 @@ void configurations_that_are_no_swin_are_refused() {
 
 int main() {
   memory_pieces_stay_apart();
-#if !defined(__SANITIZE_ADDRESS__)
+#if !defined(SWIN_SANITIZED)
   memory_given_back_is_gone();
   memory_that_is_not_there_is_refused();
 #endif
@@ -364,6 +428,11 @@ int main() {
   pool_takes_any_number_of_tasks();
   pool_serves_concurrent_and_nested_callers();
   scratch_is_aligned_and_each_threads_own();
+  scratch_comes_again_after_memory_ended();
+  what_a_task_throws_comes_to_the_caller();
+#if !defined(SWIN_SANITIZED)
+  a_machine_that_gives_no_threads_is_worked_on_with_fewer();
+#endif
   a_missing_op_is_an_error_that_names_it();
   a_linear_operation_refuses_a_weight_for_other_inputs();
   a_plan_notices_writes_behind_a_buffer();

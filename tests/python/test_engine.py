@@ -323,6 +323,36 @@ def test_a_forked_child_can_run_it(micro, seed):
     assert torch.equal(found, wanted)
 
 
+def test_the_same_memory_in_another_layout_is_another_model(micro, seed):
+    """Square weights transposed in place of themselves: the same memory, sizes and states."""
+    images = images_for(MICRO_DIGITS, 2, seed)
+    plain = micro._weights()
+    turned = [w.t() if w.dim() == 2 and w.shape[0] == w.shape[1] else w for w in plain]
+
+    def logits(weights):
+        return torch.ops.swin_int8.forward(images, weights, *micro._config_args(), [], False, False)
+
+    first, wanted = logits(plain), logits([w.clone() for w in turned])
+    assert torch.equal(logits(turned), wanted) and not torch.equal(first, wanted)
+    assert torch.equal(logits(plain), first)
+
+
+def test_models_that_share_weights_keep_their_engines(micro, seed):
+    """One backbone with two heads, called in turn: packed once each. What packs them again shows in a change that torch's
+    version counter does not see."""
+    images = images_for(MICRO_DIGITS, 1, seed)
+    first = micro._weights()
+    second = [*first[:-1], first[-1] + 1.0]
+
+    def logits(weights):
+        return torch.ops.swin_int8.forward(images, weights, *micro._config_args(), [], False, False)
+
+    wanted = [logits(first), logits(second)]
+    first[-2].numpy()[:] = 0
+    for _ in range(3):
+        assert [torch.equal(logits(w), x) for w, x in zip((first, second), wanted)] == [True, True]
+
+
 def test_in_place_changes_and_dropped_models_are_noticed(micro, seed):
     images = images_for(MICRO_DIGITS, 2, seed)
     before = micro(images)

@@ -78,6 +78,15 @@ def test_where_time_runs_out_failures_are_still_told(folder: Path, until: str) -
     assert "not finished, time ran out: test_a rest" in log and "not begun, no time was left: test_engine_gpu rest" in log
 
 
+def test_an_ignored_interrupt_is_not_inherited(folder: Path) -> None:
+    write(folder, test_a=EACH + "def test_it(place):\n    import signal\n    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run(folder)[0] == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_out_of_time_is_no_failure(folder: Path, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_tests, "GRACE_S", 1)
     stubborn = "\n    while True:\n        try: time.sleep(600)\n        except KeyboardInterrupt: pass\n"
