@@ -362,7 +362,9 @@ def _open_fp32(path: str | Path, name: str | None) -> Predictor:
 
 
 def _check_name(path: str | Path, found: str, wanted: str | None) -> None:
-    if wanted not in (None, found):
+    from pyharness.checkpoint import same_model
+
+    if wanted is not None and not same_model(wanted, found):
         raise CheckpointError(f"{path}: is of {found}, not of {wanted}; leave --model out")
 
 

@@ -169,6 +169,9 @@ def test_engine_files_run_on_the_engine(calibrated, tmp_path):
     on_engine = evaluate.open_predictor(tmp_path / "engine.safetensors")
     assert (on_engine.kind, on_engine.model_name) == ("engine, ft_int8", MICRO)
     assert isinstance(on_engine.model, engine.SwinInt8)
+    assert evaluate.open_predictor(tmp_path / "engine.safetensors", f"{MICRO}.some_tag").model_name == MICRO
+    with pytest.raises(CheckpointError, match="not of swin_tiny"):
+        evaluate.open_predictor(tmp_path / "engine.safetensors", "swin_tiny_patch4_window7_224")
     loader = make_loader(DigitsDataset(train=False), 32)
     fake = evaluate.accuracy(evaluate.open_predictor(calibrated).predict, loader, limit=96)
     assert evaluate.accuracy(on_engine.predict, loader, limit=96).top1 == pytest.approx(fake.top1, abs=5)
