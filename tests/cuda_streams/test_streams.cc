@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "checks.h"
 #include "cuda_runtime_api.h"
 #include "kernels_table.h"
 #include "swin/cuda.h"
@@ -18,16 +19,6 @@
 #include "swin/error.h"
 
 namespace {
-
-int g_failures = 0;
-
-#define EXPECT(condition)                                                 \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++g_failures;                                                       \
-    }                                                                     \
-  } while (0)
 
 constexpr int kNorms = 3;  // operations between those that touch the caller's memory
 // Called by each of those ahead of its launch and behind it.
