@@ -157,11 +157,13 @@ find_nvcc() {
 # Compute capabilities of this machine's GPUs, without the dot and with ; between them. Nothing where there is none.
 native_architectures() {
   {
-    nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null ||
-      "$python" -c '
+    nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || {
+      # Not on PATH: PyTorch knows as well, but takes seconds to ask, so only where there is a driver.
+      [ -e /dev/nvidiactl ] && "$python" -c '
 import torch
 for device in range(torch.cuda.device_count()):
-    print("{}.{}".format(*torch.cuda.get_device_capability(device)))' 2>/dev/null || true
+    print("{}.{}".format(*torch.cuda.get_device_capability(device)))' 2>/dev/null
+    } || true
   } |
     awk '/^[0-9]+\.[0-9]$/ { sub(/\./, ""); if (!seen[$0]++) { printf "%s%s", sep, $0; sep = ";" } }'
 }

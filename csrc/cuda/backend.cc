@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "kernels_table.h"
+#include "own_stream.h"
 #include "packed_weight.h"
-#include "relaxed_capture.h"
 #include "row_blocks.h"
 #include "swin/cuda.h"
 #include "swin/error.h"
@@ -54,15 +54,6 @@ class GraphRecording : public Recording {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-// A stream that neither waits for the legacy default stream nor is waited for by it.
-struct OwnStream {
-  cudaStream_t handle = nullptr;
-  OwnStream() { SWIN_CUDA("cuda backend", cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
-  ~OwnStream() { cudaStreamDestroy(handle); }
-  OwnStream(const OwnStream&) = delete;
-  OwnStream& operator=(const OwnStream&) = delete;
-};
-
 class CudaBackend : public Backend {
  public:
   CudaBackend(int device, DType float_dtype)
@@ -72,7 +63,7 @@ class CudaBackend : public Backend {
     variant_ = detail::concat("sm_", properties.major, properties.minor, " ", name_of(float_dtype));
     const CudaDeviceGuard guard(device);
     cuda::require_kernels(device, properties.major * 10 + properties.minor);
-    memory_ = std::make_unique<OwnStream>();
+    memory_ = std::make_unique<cuda::OwnStream>();
   }
 
   std::string name() const override { return "cuda"; }
@@ -107,7 +98,7 @@ class CudaBackend : public Backend {
   // threads put on it meanwhile would become part of the recording instead of running.
   std::unique_ptr<Recording> record(const ExecContext& context, const Work& work) const override {
     if (!wanted_by("SWIN_CUDA_GRAPHS")) return nullptr;
-    const OwnStream own;
+    const cuda::OwnStream own;
     // Thread-local: what other threads allocate and free meanwhile is none of this recording's business.
     SWIN_CUDA("record", cudaStreamBeginCapture(own.handle, cudaStreamCaptureModeThreadLocal));
     cudaGraph_t graph = nullptr;
@@ -224,7 +215,7 @@ class CudaBackend : public Backend {
 
   const OpTable ops_;
   std::string variant_;
-  std::unique_ptr<OwnStream> memory_;  // where memory is cleared and filled
+  std::unique_ptr<cuda::OwnStream> memory_;  // where memory is cleared and filled
 };
 
 }  // namespace

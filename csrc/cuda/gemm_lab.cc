@@ -23,7 +23,7 @@
 
 #include "gemm_reference.h"
 #include "gemm_tuner.h"
-#include "relaxed_capture.h"
+#include "own_stream.h"
 #include "swin/error.h"
 
 namespace swin {
@@ -68,14 +68,6 @@ Memory allocate(std::int64_t bytes) {
   return Memory(memory);
 }
 
-struct Queue {
-  Queue() { SWIN_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
-  ~Queue() { cudaStreamDestroy(stream); }
-  Queue(const Queue&) = delete;
-  Queue& operator=(const Queue&) = delete;
-  cudaStream_t stream = nullptr;
-};
-
 struct Event {
   Event() { SWIN_CUDA(cudaEventCreate(&event)); }
   ~Event() { cudaEventDestroy(event); }
@@ -110,7 +102,7 @@ class CudaBench : public GemmBench {
           verdicts[i] = error.what();
           cudaGetLastError();
           // A kernel that cannot be launched is refused; one that has broken the device ends the attempt.
-          if (cudaStreamSynchronize(queue_.stream) != cudaSuccess) throw;
+          if (cudaStreamSynchronize(queue_.handle) != cudaSuccess) throw;
         }
       }
     }
@@ -121,9 +113,9 @@ class CudaBench : public GemmBench {
   // place of a float16 that has come to 2^15.
   double time_us(const GemmKernel& kernel, int launches) override {
     if (adds()) fill_residual(out_.get());
-    SWIN_CUDA(cudaEventRecord(start_.event, queue_.stream));
-    for (int i = 0; i < launches; ++i) kernel.run(call_, queue_.stream);
-    SWIN_CUDA(cudaEventRecord(stop_.event, queue_.stream));
+    SWIN_CUDA(cudaEventRecord(start_.event, queue_.handle));
+    for (int i = 0; i < launches; ++i) kernel.run(call_, queue_.handle);
+    SWIN_CUDA(cudaEventRecord(stop_.event, queue_.handle));
     SWIN_CUDA(cudaEventSynchronize(stop_.event));
     float ms = 0;
     SWIN_CUDA(cudaEventElapsedTime(&ms, start_.event, stop_.event));
@@ -142,8 +134,8 @@ class CudaBench : public GemmBench {
 
   // Operands of `pattern`, and a factor, or scales, that spread their products over the output's range.
   void fill(GemmPattern pattern, int seed) {
-    fill_random(static_cast<std::int8_t*>(x_.get()), shape_.m * shape_.k, 2 * seed, pattern, queue_.stream);
-    fill_random(static_cast<std::int8_t*>(w_.get()), shape_.n * shape_.k, 2 * seed + 1, pattern, queue_.stream);
+    fill_random(static_cast<std::int8_t*>(x_.get()), shape_.m * shape_.k, 2 * seed, pattern, queue_.handle);
+    fill_random(static_cast<std::int8_t*>(w_.get()), shape_.n * shape_.k, 2 * seed + 1, pattern, queue_.handle);
     const double root = std::sqrt(static_cast<double>(shape_.k));
     const double one = pattern == GemmPattern::kSmall ? 24.0 : pattern == GemmPattern::kFull ? 5461.0 : 16256.0;
     call_ = {static_cast<const std::int8_t*>(x_.get()), static_cast<const std::int8_t*>(w_.get()), expected_.get()};
@@ -155,7 +147,7 @@ class CudaBench : public GemmBench {
       if (pattern == GemmPattern::kSmall) factor = std::fmin(0.5, std::exp2(std::round(std::log2(factor))));
       call_.factor = static_cast<float>(factor);
     }
-    plain_gemm(shape_, call_, queue_.stream);
+    plain_gemm(shape_, call_, queue_.handle);
     call_.out = out_.get();
   }
 
@@ -185,8 +177,8 @@ class CudaBench : public GemmBench {
       bias = {static_cast<float>(wanted / 128), 0, 64, true};
     }
     const auto scales = static_cast<float*>(scale_.get()), biases = static_cast<float*>(bias_.get());
-    fill_random(scales, shape_.n, 100 + seed, scale, queue_.stream);
-    fill_random(biases, shape_.n, 200 + seed, bias, queue_.stream);
+    fill_random(scales, shape_.n, 100 + seed, scale, queue_.handle);
+    fill_random(biases, shape_.n, 200 + seed, bias, queue_.handle);
     residual_seed_ = 300 + seed;
     if (gelu) call_.factor = pattern == GemmPattern::kExtremes ? kGeluFactorOfNegatives : kGeluFactor;
     call_.scale = scales;
@@ -195,30 +187,30 @@ class CudaBench : public GemmBench {
   }
 
   void fill_residual(void* out) {
-    cuda::fill_residual(shape_.output, out, shape_.m * shape_.n, residual_seed_, residual_, queue_.stream);
+    cuda::fill_residual(shape_.output, out, shape_.m * shape_.n, residual_seed_, residual_, queue_.handle);
   }
 
   std::string compare(const GemmKernel& kernel, GemmPattern pattern, int poison) {
     const auto counts = static_cast<Counts*>(counts_.get());
     const auto found_end = static_cast<char*>(out_.get()) + out_bytes_;
     const auto expected_end = static_cast<char*>(expected_.get()) + out_bytes_;
-    SWIN_CUDA(cudaMemsetAsync(out_.get(), poison, static_cast<std::size_t>(out_bytes_ + kGuardBytes), queue_.stream));
-    SWIN_CUDA(cudaMemsetAsync(expected_end, poison, kGuardBytes, queue_.stream));
-    SWIN_CUDA(cudaMemsetAsync(counts, 0, sizeof(Counts), queue_.stream));
+    SWIN_CUDA(cudaMemsetAsync(out_.get(), poison, static_cast<std::size_t>(out_bytes_ + kGuardBytes), queue_.handle));
+    SWIN_CUDA(cudaMemsetAsync(expected_end, poison, kGuardBytes, queue_.handle));
+    SWIN_CUDA(cudaMemsetAsync(counts, 0, sizeof(Counts), queue_.handle));
     if (adds()) fill_residual(out_.get());
-    kernel.run(call_, queue_.stream);
+    kernel.run(call_, queue_.handle);
     const bool channels = has_channels(shape_.output);
     const bool exact = !channels || (pattern == GemmPattern::kSmall && shape_.output != GemmOutput::kChannelsGelu);
     if (channels) {
-      count_differences(found_end, expected_end, kGuardBytes, &counts->bytes, queue_.stream);
+      count_differences(found_end, expected_end, kGuardBytes, &counts->bytes, queue_.handle);
       count_errors(shape_, out_.get(), expected_.get(), call_.bias, exact ? 0 : kTolerance, &counts->errors,
-                   queue_.stream);
+                   queue_.handle);
     } else {
-      count_differences(out_.get(), expected_.get(), out_bytes_ + kGuardBytes, &counts->bytes, queue_.stream);
+      count_differences(out_.get(), expected_.get(), out_bytes_ + kGuardBytes, &counts->bytes, queue_.handle);
     }
     Counts found{};
-    SWIN_CUDA(cudaMemcpyAsync(&found, counts, sizeof found, cudaMemcpyDeviceToHost, queue_.stream));
-    SWIN_CUDA(cudaStreamSynchronize(queue_.stream));
+    SWIN_CUDA(cudaMemcpyAsync(&found, counts, sizeof found, cudaMemcpyDeviceToHost, queue_.handle));
+    SWIN_CUDA(cudaStreamSynchronize(queue_.handle));
     const char* name = pattern == GemmPattern::kFull ? "random values" : pattern == GemmPattern::kSmall ? "rounding ties"
                                                                                                         : "extreme values";
     if (channels) return verdict(found, exact, name);
@@ -264,7 +256,7 @@ class CudaBench : public GemmBench {
   const GemmShape shape_;
   const std::int64_t out_bytes_;
   const Memory x_, w_, out_, expected_, scale_, bias_, counts_;
-  Queue queue_;
+  OwnStream queue_;
   Event start_, stop_;
   GemmCall call_;
   RandomFloats residual_;

@@ -158,7 +158,7 @@ struct Call {
         device(device_of(weights)),
         guard(device.is_cpu() ? std::optional<at::Device>() : device),
         backend(backend_for(device, residual)),
-        engine(cached_engine(graph, config, weights, backend, backend.callers_recording(context(device)) != 0)) {}
+        engine(cached_engine(graph, config, weights, backend, context(device))) {}
 };
 
 at::Tensor forward(const at::Tensor& images, at::TensorList weights, CONFIG_ARGS, const std::vector<std::string>& skip,

@@ -72,11 +72,11 @@ std::shared_ptr<Engine> find(const std::string& graph, const ModelConfig& config
 }  // namespace
 
 std::shared_ptr<Engine> cached_engine(const std::string& graph, const ModelConfig& config, at::TensorList weights,
-                                      const Backend& backend, bool recording) {
+                                      const Backend& backend, const ExecContext& context) {
   std::lock_guard lock(g_mutex);
   if (entries().size() > 1) std::erase_if(entries(), [](const Entry& e) { return e.expired(); });
   if (auto engine = find(graph, config, weights, backend)) return engine;
-  SWIN_CHECK(Error, "swin_int8", !recording,
+  SWIN_CHECK(Error, "swin_int8", backend.callers_recording(context) == 0,
              "the stream is being recorded into a CUDA graph, and these weights are not packed "
              "yet, which cannot be part of it; run one forward pass before the capture");
   std::erase_if(entries(), [](const Entry& e) { return e.expired(); });
