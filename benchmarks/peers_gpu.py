@@ -101,10 +101,11 @@ class Bench:
 
     def __post_init__(self) -> None:
         from pyharness.engine import SwinInt8
-        from pyharness.models import config_of, create_model
+        from pyharness.models import config_of, create_model, exercise
         from pyharness.random_engine import random_engine_file
 
         self.timm = create_model(self.model)
+        exercise(self.timm, seed=0)  # timm's initial weights leave Swin-V2's blocks without effect
         self.config = config_of(self.timm, self.model)
         self.images = measure.random_images(self.config, self.batch).to(self.device)
         self.engines = {

@@ -39,10 +39,10 @@ def at_a_glance(folders: Sequence[Path]) -> str:
     )  # fmt: skip
     return markdown_table(header, lines, right=(3, 5, 6, 7, 8, 9)) + (
         "\nfastest other: of those measured, which run the GELU model. GELU: `fused_int8_gelu`, a checkpoint as it is, "
-        "is as many times as fast. GELU-less: `fused_int8`, whose time is given, of a model that was distilled first; "
-        "on AVX2 with balanced weight steps, where they were measured (`*`). GELU-less over FT: the paper's subject, "
-        "`geluless_int8` against `ft_int8`. Medians of the ratios within rounds of alternating calls, random weights; "
-        "every method and its spread: the folders' `peers_cpu.md`.\n"
+        "is as many times as fast. GELU-less: `fused_int8`, whose time is given, of a model that was distilled first. "
+        "On AVX2 both with balanced weight steps, where these were measured (`*`: of GELU-less). GELU-less over FT: "
+        "the paper's subject, `geluless_int8` against `ft_int8`. Medians of the ratios within rounds of alternating "
+        "calls, random weights; every method and its spread: the folders' `peers_cpu.md`.\n"
     )
 
 
@@ -81,8 +81,13 @@ def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, A
     kept = _peers(rows)
     ratio = "ratio_to_best_peer" if len(kept) + len(ours) == len(rows) else "ratio_to_best_forced_peer"
     best = min(kept, key=lambda row: row["latency_ms"]["median"])
-    balanced = engine_isa == "avx2" and "fused_int8_balanced" in ours
-    fused = "fused_int8_balanced" if balanced else "fused_int8"
+
+    def for_avx2(method: str) -> str:
+        """`method` with balanced weight steps, where these are of use and were measured."""
+        return f"{method}_balanced" if engine_isa == "avx2" and f"{method}_balanced" in ours else method
+
+    fused = for_avx2("fused_int8")
+    star = "" if fused == "fused_int8" else "*"
 
     def times(method: str, ratio: str) -> str:
         value = ours.get(method, {}).get(ratio)
@@ -93,8 +98,8 @@ def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, A
         str(batch),
         best["method"],
         milliseconds(best["latency_ms"]["median"]),
-        milliseconds(ours[fused]["latency_ms"]["median"]) + ("*" if balanced else "") if fused in ours else "-",
-        times("fused_int8_gelu", ratio),
+        milliseconds(ours[fused]["latency_ms"]["median"]) + star if fused in ours else "-",
+        times(for_avx2("fused_int8_gelu"), ratio),
         times(fused, ratio),
         times("geluless_int8", "vs_ft_int8"),
     )

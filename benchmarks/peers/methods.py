@@ -1,15 +1,16 @@
 """What takes turns: the graphs of this engine, and whoever else runs a Swin on a CPU.
 
-Peers run the unchanged GELU model. Each gets its files and its model ready once, and is then a call without arguments
-that gives the logits of the same images.
+Peers run the GELU model, this engine's graphs the same one or what removing its GELU leaves. Each gets its files and
+its model ready once, and is then a call without arguments that gives the logits of the same images.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 8
 """Batches that static quantizers see. The weights are random, so that more would calibrate nothing better."""
 
-FILE_SOURCES = ("config", "engine_file", "ft_format", "fused_format", "random_engine", "weight_steps")
-"""Modules of the harness that this engine's random files depend on."""
+CALIBRATION_SOURCES = ("calibrated", "config", "fakequant", "fakequant_v2", "quantize")
+FILE_SOURCES = ("convert", "engine_file", "ft_format", "fused_convert", "fused_format", "weight_steps")
+"""Modules of the harness that this engine's checkpoints, and its files made of these, depend on."""
 
 GELU = "_gelu"
 """Ending of the method that runs a GELU model on a graph which runs both kinds."""
@@ -52,7 +54,6 @@ class Setting:
     threads: int
     isa: str
     work: Path
-    seed: int = 0
     flags: frozenset[str] = field(default_factory=isas.cpu_flags)
     masked: bool = field(default_factory=cpuid.is_masked)
 
@@ -68,25 +69,43 @@ class Setting:
     def key(self, recipe: str, *packages: str) -> dict[str, Any]:
         """What a file made from the model depends on."""
         versions = {package: version_of(package) for package in ("torch", "timm", *packages)}
-        return {"model": self.config.to_json(), "seed": self.seed, "recipe": recipe, **versions}
+        return {"model": self.config.to_json(), "weights": self.weights_digest, "recipe": recipe, **versions}
 
-    def calibration(self) -> Iterator[Tensor]:
-        """Images [B, C, H, W] for static quantizers: other ones than are timed."""
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """Of the model's values, in the order of their names."""
+        digest = hashlib.sha256()
+        for _, tensor in sorted(self.model.state_dict().items()):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def calibration(self, batch: int | None = None) -> Iterator[Tensor]:
+        """Images [batch, C, H, W] for static quantizers, as many as are timed where none is given, but other ones."""
         generator = torch.Generator().manual_seed(1)
         for _ in range(CALIBRATION_IMAGES):
-            yield torch.randn(self.images.shape, generator=generator)
+            yield torch.randn(batch or self.batch, *self.images.shape[1:], generator=generator)
+
+    def geluless(self) -> nn.Module:
+        """The model with ReLU for GELU and no FC1 bias: what distillation would begin with."""
+        from pyharness.swin_blocks import make_geluless
+
+        model = copy.deepcopy(self.model)
+        make_geluless(model)
+        return model
 
 
 @dataclass
 class Built:
     """A method ready to run. `isa_forced`: see peers.isa; `details`: what else is worth keeping in the row's check;
-    `alone`: words for peers.memory, where the method runs from its file alone, without the fp32 model."""
+    `alone`: words for peers.memory, where the method runs from its file alone, without the fp32 model; `wanted`: fp32
+    logits f32 [B, K] of the model it runs, where that is not the setting's."""
 
     call: Callable[[], Any]
     model_mb: float | None = None
     isa_forced: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     alone: list[str] | None = None
+    wanted: Tensor | None = None
 
 
 class Unsuitable(HarnessError):
@@ -119,37 +138,68 @@ class Method:
 # --- this engine -----------------------------------------------------------------------------------------------------
 
 
-def _engine(setting: Setting, graph: str, **options: Any) -> Built:
-    from pyharness.engine import SwinInt8
-    from pyharness.engine_file import save_engine_file
-    from pyharness.random_engine import random_engine_file
+def _sources(modules: Iterable[str]) -> dict[str, str]:
+    return {module: file_digest(results.ROOT / "pyharness" / f"{module}.py") for module in modules}
 
-    recipe = " ".join([graph, *(f"{name}={value}" for name, value in options.items())])
+
+def _calibrated_file(setting: Setting, activation: str) -> Path:
+    """The model, or its GELU-less variant for "relu", calibrated by FasterTransformer's defaults; for any batch."""
+    from pyharness.calibrated import save_calibrated
+    from pyharness.quantize import quantize
 
     def make(into: Path) -> None:
-        save_engine_file(into / "engine.safetensors", random_engine_file(setting.config, graph, **options))
+        model = setting.geluless() if activation == "relu" else setting.model
+        checkpoint = quantize(model, setting.config, setting.calibration(batch=1))
+        save_calibrated(into / "calibrated.safetensors", checkpoint)
 
-    name = "-".join([setting.name, graph, *options.values()])
-    sources = {source: file_digest(results.ROOT / "pyharness" / f"{source}.py") for source in FILE_SOURCES}
-    file = kept(setting.work, name, {**setting.key(recipe), **sources}, make) / "engine.safetensors"
+    recipe = f"calibrated, {activation}, {CALIBRATION_IMAGES} images"
+    key = {**setting.key(recipe, "nvidia-modelopt"), **_sources(CALIBRATION_SOURCES)}
+    folder = kept(setting.work, f"{setting.name}-{activation}-calibrated", key, make)
+    return folder / "calibrated.safetensors"
+
+
+def _engine(setting: Setting, graph: str, activation: str, weight_scales: str = "channel") -> Built:
+    """One graph of this engine on the model with `activation`, held to that model's fp32 logits."""
+    from pyharness.calibrated import load_calibrated
+    from pyharness.convert import to_engine_file
+    from pyharness.engine import SwinInt8
+    from pyharness.engine_file import save_engine_file
+
+    calibrated = _calibrated_file(setting, activation)
+
+    def make(into: Path) -> None:
+        checkpoint = load_calibrated(calibrated)
+        save_engine_file(into / "engine.safetensors", to_engine_file(checkpoint, graph, weight_scales))
+
+    recipe = {"calibrated": calibrated.parent.name, "graph": graph, "weight_scales": weight_scales}
+    name = "-".join([setting.name, graph, activation, weight_scales])
+    file = kept(setting.work, name, {**recipe, **_sources(FILE_SOURCES)}, make) / "engine.safetensors"
     forced = None if setting.isa == isas.NATIVE else "yes"
     alone = ["engine", str(file), setting.shape, str(setting.threads)]
+    with torch.no_grad():
+        wanted = setting.geluless()(setting.images) if activation == "relu" else None
     call = functools.partial(SwinInt8.from_file(file), setting.images)
-    return Built(call, megabytes(file.parent), forced, alone=alone)
+    return Built(call, megabytes(file.parent), forced, alone=alone, wanted=wanted)
 
 
 def engine_methods() -> list[Method]:
-    """One method for each graph of the engine; for the fused graph one more on a GELU model, and two with the weight
-    scales that CPUs without VNNI gain by: balanced ones, and one per tensor."""
+    """One method for each graph of the engine; for the fused graph one more on the GELU model, and some with the weight
+    scales that CPUs without VNNI gain by: balanced ones, for either model, and one per tensor."""
+
+    def method(name: str, graph: str, activation: str, **options: Any) -> Method:
+        build = functools.partial(_engine, graph=graph, activation=activation, **options)
+        return Method(name, "int8", ("torch", "modelopt"), build, ours=True)
+
     methods = []
     for graph in ENGINE_GRAPHS:
-        methods.append(Method(graph, "int8", ("torch",), functools.partial(_engine, graph=graph), ours=True))
+        methods.append(method(graph, graph, "gelu" if graph == "ft_int8" else "relu"))
         if graph == FUSED_GRAPH:
-            gelu = functools.partial(_engine, graph=graph, activation="gelu")
-            methods.append(Method(graph + GELU, "int8", ("torch",), gelu, ours=True))
-            for ending, scales in ((BALANCED, "balanced"), (TENSOR, "tensor")):
-                build = functools.partial(_engine, graph=graph, weight_scales=scales)
-                methods.append(Method(graph + ending, "int8", ("torch",), build, ours=True))
+            methods += [
+                method(graph + GELU, graph, "gelu"),
+                method(graph + BALANCED, graph, "relu", weight_scales="balanced"),
+                method(graph + GELU + BALANCED, graph, "gelu", weight_scales="balanced"),
+                method(graph + TENSOR, graph, "relu", weight_scales="tensor"),
+            ]
     return methods
 
 
@@ -321,8 +371,12 @@ def ort_int8_dynamic_file(setting: Setting) -> Path:
     return kept(setting.work, f"{setting.name}-b{setting.batch}-ort-int8-dynamic", key, make) / "model.onnx"
 
 
-def openvino_int8_file(setting: Setting) -> Path:
-    """The ONNX model quantized by NNCF with its transformer preset, without SmoothQuant, as OpenVINO's IR."""
+def openvino_int8_file(setting: Setting, smooth_quant: bool = True) -> Path:
+    """The ONNX model quantized by NNCF with its transformer preset, as OpenVINO's IR.
+
+    SmoothQuant, which the preset turns on by itself, moves the range of a few activation channels into the weights, as
+    language models need. On a Swin it costs accuracy (docs/peers_cpu.md), and gains some time.
+    """
 
     def make(folder: Path) -> None:
         import logging
@@ -331,22 +385,24 @@ def openvino_int8_file(setting: Setting) -> Path:
         import openvino
 
         nncf.set_log_level(logging.ERROR)
-        # The preset's SmoothQuant moves the range of a few activation channels into the weights, as language models
-        # need. On a Swin it costs accuracy: logits 10.9 dB from fp32's with it and 31.2 dB without (Swin-T, random
-        # weights), 8.4 and 34.5 dB on a trained micro Swin.
-        no_smoothing = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
+        advanced = None
+        if not smooth_quant:
+            off = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
+            advanced = nncf.AdvancedQuantizationParameters(smooth_quant_alphas=off)
         quantized = nncf.quantize(
             openvino.Core().read_model(str(onnx_file(setting))),
             nncf.Dataset([images.numpy() for images in setting.calibration()]),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=CALIBRATION_IMAGES,
-            advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=no_smoothing),
+            advanced_parameters=advanced,
         )
         openvino.save_model(quantized, str(folder / "model.xml"), compress_to_fp16=False)
 
-    recipe = f"nncf transformer without SmoothQuant, batch {setting.batch}, {CALIBRATION_IMAGES} batches"
+    smoothing = "with" if smooth_quant else "without"
+    recipe = f"nncf transformer {smoothing} SmoothQuant, batch {setting.batch}, {CALIBRATION_IMAGES} batches"
     key = setting.key(recipe, "onnx", "onnxscript", "openvino", "nncf")
-    return kept(setting.work, f"{setting.name}-b{setting.batch}-openvino-int8", key, make) / "model.xml"
+    name = f"{setting.name}-b{setting.batch}-openvino-int8{'' if smooth_quant else '-unsmoothed'}"
+    return kept(setting.work, name, key, make) / "model.xml"
 
 
 def _run_alone(setting: Setting, runtime: str, file: Path, *words: str) -> tuple[runtimes.Running, list[str]]:
@@ -381,8 +437,10 @@ def _openvino(setting: Setting, file_of: Callable[[Setting], Path], precision: s
 def peer_methods() -> list[Method]:
     """Everybody else, in the order of the rows."""
     onnx, ort, vino = ("onnx", "onnxscript"), ("onnxruntime",), ("openvino",)
-    compile_bf16 = functools.partial(_compile, dtype=torch.bfloat16, **TUNED)
+    nncf = (*vino, "nncf", *onnx)
     bind = functools.partial
+    compile_bf16 = bind(_compile, dtype=torch.bfloat16, **TUNED)
+    unsmoothed = bind(openvino_int8_file, smooth_quant=False)
     return [
         Method("timm_fp32", "fp32", ("torch",), _eager),
         Method("compile_fp32", "fp32", ("torch",), _compile),
@@ -395,7 +453,8 @@ def peer_methods() -> list[Method]:
         Method("onnxruntime_int8_dynamic", "int8", ort + onnx, bind(_ort, file_of=ort_int8_dynamic_file)),
         Method("openvino_fp32", "fp32", vino + onnx, bind(_openvino, file_of=onnx_file, precision="f32")),
         Method("openvino_bf16", "bf16", vino + onnx, bind(_openvino, file_of=onnx_file, precision="bf16")),
-        Method("openvino_int8", "int8", (*vino, "nncf", *onnx), bind(_openvino, file_of=openvino_int8_file)),
+        Method("openvino_int8", "int8", nncf, bind(_openvino, file_of=openvino_int8_file)),
+        Method("openvino_int8_unsmoothed", "int8", nncf, bind(_openvino, file_of=unsmoothed)),
     ]
 
 

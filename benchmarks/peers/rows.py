@@ -35,8 +35,9 @@ class PeerRow(Table2Row):
     `ratio_to_best_peer`: median over rounds of this latency over that of the group's fastest peer (below 1 is faster);
     `ratio_to_best_forced_peer` over that of the fastest one which keeps to the forced instruction set, at least in its
     GEMMs, null where none is forced; `ratio_to_fused` over fused_int8. `check`: `sqnr_db` and `max_abs` of the logits
-    against timm's fp32 ones on the same weights and images, and what else the method says of itself; null for this
-    engine, whose weights here are random int8. `peak_memory_mb`: 10^6 bytes, see peers.memory; `model_mb`: of the file,
+    against timm's fp32 ones on the same weights and images (a GELU-less graph's: of the model with ReLU and without FC1
+    bias), and what else the method says of itself. In files older than that null for this engine, which ran random int8
+    weights. `peak_memory_mb`: 10^6 bytes, see peers.memory; `model_mb`: of the file,
     or of the parameters in memory. `reason`: why there is no latency.
     """
 
@@ -254,19 +255,32 @@ METHOD_NOTES = {
     "(docs/fused.md).\n",
     f"{FUSED}_tensor": "`fused_int8_tensor` is `fused_int8` with one scale per weight tensor, which gains on AVX2 "
     "alone (docs/epilogues.md).\n",
+    f"{FUSED}_gelu_balanced": "`fused_int8_gelu_balanced` is `fused_int8_gelu` with such steps.\n",
+    "openvino_int8_unsmoothed": "`openvino_int8` is NNCF's transformer preset, SmoothQuant included; "
+    "`openvino_int8_unsmoothed` does without that.\n",
     "pt2e_int8_bf16": "`pt2e_int8_bf16` is `pt2e_int8` with bf16 in the place of fp32 for what is not int8.\n",
     "onnxruntime_int8_dynamic": "`onnxruntime_int8_dynamic` takes the ranges of activations in each call; "
     "`onnxruntime_int8` has them from calibration.\n",
 }
 """What is said below the table of medians where a method is in it."""
 
-DETAILS = """\
+SAME_WEIGHTS = """\
+SQNR and largest difference: logits against timm's fp32 on the same random weights, those of GELU-less graphs against
+the same model with ReLU and without FC1 bias. Int8 methods are calibrated on random images: their SQNR shows that they
+compute the model and how coarsely, not what a trained one would lose.
+"""
+RANDOM_INT8 = """\
 SQNR and largest difference: logits against timm's fp32 on the same random weights; int8 peers are calibrated on random
 images, so that their SQNR only shows that they compute the model. This engine's weights here are random int8 of its
-own; its numerics are proven by its tests. Peak MB: highest resident size of a process of its own that loads the method
-and runs it three times, with Python and its libraries; what PyTorch compiles or quantizes while loading is in it.
-Forced: whether the instruction set named holds in the method ("partly": in its GEMMs, not in other kernels; "no": GEMMs
-ran with all that the processor has, "not forced" in the table of medians).
+own; its numerics are proven by its tests.
+"""
+"""Of files older than the rows of this engine with `check`."""
+
+DETAILS = """\
+Peak MB: highest resident size of a process of its own that loads the method and runs it three times, with Python and
+its libraries; what PyTorch compiles or quantizes while loading is in it. Forced: whether the instruction set named
+holds in the method ("partly": in its GEMMs, not in other kernels; "no": GEMMs ran with all that the processor has, "not
+forced" in the table of medians).
 """
 
 
@@ -288,4 +302,6 @@ def markdown(document: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items() if version)
     machine, _, rest = results.conditions(meta).split("; ", 2)
     text += f"\nMeasured: {'; '.join(part for part in (machine, versions, rest) if part)}.\n"
-    return f"{text}{results.REST_OF_FILE}methods in full\n\n{_all_rows(rows)}\n{DETAILS}"
+    checked = any(row["side"] == OURS and row["check"] for row in rows)
+    details = (SAME_WEIGHTS if checked else RANDOM_INT8) + DETAILS
+    return f"{text}{results.REST_OF_FILE}methods in full\n\n{_all_rows(rows)}\n{details}"

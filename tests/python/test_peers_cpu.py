@@ -3,6 +3,7 @@ and real runs of the micro model: against timm eager, and of the int8 peers that
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -469,9 +470,9 @@ def test_a_peer_that_breaks_costs_only_its_row(setting: methods.Setting, wanted:
         (lambda y: y * 1.01, "fp32", "at 40.0 dB against timm's fp32, at least 60 dB"),
         (lambda y: y * 1.01, "bf16", None),
         (lambda y: y * 1.2, "bf16", "at least 20 dB"),
-        (lambda y: y * 1.07, "int8", None),  # 23.1 dB
-        (lambda y: y * 1.15, "int8", "at 16.5 dB against timm's fp32, at least 20 dB"),  # as SmoothQuant's best
-        (lambda y: y * 2, "int8", "at 0.0 dB against timm's fp32, at least 20 dB"),
+        (lambda y: y * 1.3, "int8", None),  # 10.5 dB
+        (lambda y: y * 1.35, "int8", "at 9.1 dB against timm's fp32, at least 10 dB"),
+        (lambda y: y * 2, "int8", "at 0.0 dB against timm's fp32, at least 10 dB"),
         (lambda y: y[:1], "int8", r"shape \(1, 10\), \(2, 10\) is needed"),
         (lambda y: y / 0, "int8", "not finite"),
     ],
@@ -496,6 +497,46 @@ def test_calibration_images_are_others_than_the_timed_ones(setting: methods.Sett
     assert len(batches) == methods.CALIBRATION_IMAGES and all(b.shape == setting.images.shape for b in batches)
     assert not any(torch.equal(b, setting.images) for b in batches)
     assert not torch.equal(batches[0], batches[1])
+    assert all(len(batch) == 1 for batch in setting.calibration(batch=1))
+
+
+def test_the_peers_model_has_weights_that_matter(tmp_path: Path) -> None:
+    """Of timm's initial ones some are at 100 standard deviations, and Swin-V2's norms, last in each branch, are zero."""
+    for name in ("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"):
+        model = peers_cpu.setting_of(name, 1, 1, "native", tmp_path).model
+        for key, parameter in model.named_parameters():
+            assert parameter.any(), key
+            if parameter.dim() > 1 and not key.endswith("logit_scale"):
+                assert parameter.abs().max() < 8 * parameter.std(), key
+
+
+def test_files_are_kept_by_the_models_weights(setting: methods.Setting) -> None:
+    model = copy.deepcopy(setting.model)
+    assert dataclasses.replace(setting, model=model).key("x") == setting.key("x")
+    with torch.no_grad():
+        next(model.parameters())[0] += 1e-3
+    assert dataclasses.replace(setting, model=model).key("x") != setting.key("x")
+
+
+# --- this engine -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", methods.engine_methods(), ids=lambda method: method.name)
+def test_the_engine_runs_the_peers_model(method: Method, setting: methods.Setting, wanted: torch.Tensor) -> None:
+    """Or for a GELU-less graph what is left of it without GELU and FC1 bias, another function: 35.0 to 41.9 dB."""
+    with torch.no_grad():
+        ready = peers_cpu.prepare(method, setting, wanted, "A CPU")
+        from_gelu = peers_cpu.check_of(ready.built.call(), wanted, "int8")["sqnr_db"]
+    found = ready.row.check["sqnr_db"]
+    assert found > 30
+    gelu = method.name == "ft_int8" or "_gelu" in method.name
+    assert from_gelu == found if gelu else from_gelu < found - 10
+
+
+def test_an_engine_that_computes_something_else_ends_the_run(setting: methods.Setting, wanted: torch.Tensor) -> None:
+    method = peer(lambda setting: Built(lambda: 2 * wanted), "int8", ours=True)
+    with pytest.raises(HarnessError, match=r"at 0\.0 dB"):
+        peers_cpu.prepare(method, setting, wanted, "A CPU")
 
 
 # --- the real int8 peers ---------------------------------------------------------------------------------------------
@@ -512,11 +553,14 @@ def ready_peer(name: str, setting: methods.Setting, wanted: torch.Tensor) -> pee
     return ready
 
 
-@pytest.mark.parametrize("name", ["onnxruntime_int8", "onnxruntime_int8_dynamic", "openvino_int8"])
-def test_int8_peers_of_a_file(name: str, setting: methods.Setting, wanted: torch.Tensor) -> None:
-    """35.9 to 39.7 dB; OpenVINO's with SmoothQuant has no more than 17."""
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("onnxruntime_int8", 30), ("onnxruntime_int8_dynamic", 30), ("openvino_int8_unsmoothed", 30), ("openvino_int8", 10)],
+)
+def test_int8_peers_of_a_file(name: str, least: float, setting: methods.Setting, wanted: torch.Tensor) -> None:
+    """30.9 to 41.1 dB, with SmoothQuant 14.1."""
     ready = ready_peer(name, setting, wanted)
-    assert ready.row.check["sqnr_db"] > 30
+    assert ready.row.check["sqnr_db"] > least
     assert 0 < ready.row.model_mb < 0.9 * methods._size(setting.model) and ready.built.alone[1].endswith(("onnx", "xml"))
 
 
@@ -568,7 +612,7 @@ def test_a_group_of_the_engine_timm_and_a_fake_peer(setting: methods.Setting) ->
     best = min(timm, fake, key=lambda row: row.latency_ms["median"])
     assert best.ratio_to_best_peer == 1.0  # the other's is a median of ratios, which three rounds may put below 1
     assert all(row.ratio_to_best_peer > 0 for row in (ours, timm, fake))
-    assert ours.check is None and timm.check["max_abs"] == 0
+    assert ours.check["sqnr_db"] > 25 and timm.check["max_abs"] == 0
     assert fake.check["precision"] == "f32" and fake.model_mb == 1.5 and len(calls) > 3
     assert ours.model_mb > 0.1 and timm.version.startswith("torch ")
     assert gone.latency_ms is None and gone.peak_memory_mb is None and "no_such_package" in gone.reason
