@@ -1,15 +1,24 @@
 #include "thread_pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "memory.h"
+
+extern "C" {  // OpenMP 4.5's, where the process has one when this library comes; PyTorch brings it
+__attribute__((weak)) int omp_get_num_places(void);
+__attribute__((weak)) int omp_get_place_num_procs(int place);
+__attribute__((weak)) void omp_get_place_proc_ids(int place, int* ids);
+}
 
 namespace swin::cpu {
 namespace {
@@ -24,6 +33,26 @@ inline void relax() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+// The processors for workers of a caller that has fewer than the `threads` it asks for; else none, and workers have the
+// caller's, as threads do. OpenMP, told to bind its threads (OMP_PROC_BIND, KMP_AFFINITY), begins with the one that
+// loads it, mostly the caller: all workers would share that one's processor. They get those that OpenMP would use.
+std::optional<cpu_set_t> processors_of_openmp(int threads) {
+  cpu_set_t callers;
+  if (pthread_getaffinity_np(pthread_self(), sizeof callers, &callers) != 0 || CPU_COUNT(&callers) >= threads ||
+      omp_get_num_places == nullptr || omp_get_place_num_procs == nullptr || omp_get_place_proc_ids == nullptr) {
+    return std::nullopt;
+  }
+  cpu_set_t all = callers;
+  for (int place = 0; place < omp_get_num_places(); ++place) {
+    std::vector<int> ids(static_cast<std::size_t>(omp_get_place_num_procs(place)));
+    omp_get_place_proc_ids(place, ids.data());
+    for (const int id : ids) {
+      if (id >= 0 && id < CPU_SETSIZE) CPU_SET(static_cast<std::size_t>(id), &all);
+    }
+  }
+  return all;
 }
 
 // Each thread of a job has a share of its tasks, in their order, and takes of the other shares when its own is done. So
@@ -116,7 +145,12 @@ class ThreadPool {
   int grow(int workers) {
     try {
       for (; size_ < workers && !refused_; ++size_) {
-        std::thread([this, index = size_ + 1, seen = wake_.load()] { worker(index, seen); }).detach();
+        const std::optional<cpu_set_t> processors = processors_of_openmp(workers + 1);
+        std::thread thread([this, index = size_ + 1, seen = wake_.load()] { worker(index, seen); });
+        // From here: the thread itself might not get to it before this one, on the only processor of both, is done.
+        pthread_setname_np(thread.native_handle(), "swin_int8");
+        if (processors) pthread_setaffinity_np(thread.native_handle(), sizeof *processors, &*processors);
+        thread.detach();
       }
     } catch (...) {
       refused_ = true;
