@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
-from pyharness.hf_format import CONFIG_NAME, is_huggingface, load_folder
+from pyharness.hf_format import CONFIG_NAME, is_huggingface, load_folder, without_type
 from pyharness.tensor_file import load_tensors, save_tensors, save_torch
 from pyharness.training import report
 
@@ -98,14 +98,14 @@ def describe_state(names: Iterable[str]) -> str:
     names = set(names)
     kinds = (
         ("a calibrated Swin checkpoint (with the amax of quantizers)", lambda n: n.endswith(AMAX_SUFFIX)),
-        ("Hugging Face's Swin", lambda n: n.removeprefix("swin.").startswith("embeddings.patch_embeddings.")),
+        ("Hugging Face's Swin", lambda n: without_type(n).startswith("embeddings.patch_embeddings.")),
         ("a Swin-V2", lambda n: n.endswith((".attn.logit_scale", ".attn.cpb_mlp.0.weight"))),
         ("a masked-image pretraining checkpoint", lambda n: n.endswith("mask_token")),
         ("a Swin-V1 in Microsoft's layout", lambda n: n.startswith("layers.0.downsample.") or n == "head.weight"),
         ("a Swin-V1 in timm's layout", lambda n: n.endswith(".attn.relative_position_bias_table")),
         ("a ViT", lambda n: n == "cls_token"),
     )
-    if not any(".attn." in name or name.startswith(("swin.", "embeddings.")) for name in names):
+    if not any(".attn." in name or without_type(name).startswith(("encoder.", "embeddings.")) for name in names):
         return f"no Swin (its first tensors: {', '.join(sorted(names)[:3])})"
     return next((kind for kind, fits in kinds if any(map(fits, names))), "no Swin that is known here")
 

@@ -220,7 +220,6 @@ def export(source: Source, command: str, out: Path) -> dict[str, Any]:
         buffers = microsoft_buffers(source.config) if source.config.version == 1 else {}
         save_state_dict(out, {**to_microsoft_layout(state), **buffers}, meta)
     else:
-        need_v1(source.config, "Hugging Face folders are written")
         images = image_input(source)
         save_folder(out, to_microsoft_layout(state), source.config, source.activation, meta, images)
     return meta

@@ -1,8 +1,7 @@
-"""Hugging Face's Swin (`SwinForImageClassification`, `SwinModel`) as a folder: config.json and model.safetensors, and
-preprocessor_config.json, which says how images come in.
+"""Hugging Face's Swin and Swin-V2 (`SwinForImageClassification`, `SwinModel`; `Swinv2...`) as a folder: config.json and
+model.safetensors, and preprocessor_config.json, which says how images come in.
 
-Read and written here without `transformers`, offline; their Swin-V2 (`Swinv2Model`) is neither. Names, beside
-Microsoft's:
+Read and written here without `transformers`, offline. Names, beside Microsoft's (of Swin-V2 with `swinv2.` in front):
 
 | Hugging Face | Microsoft |
 |---|---|
@@ -12,6 +11,8 @@ Microsoft's:
 | `... .layernorm_before`, `.layernorm_after` | `... .norm1`, `.norm2` |
 | `... .intermediate.dense`, `.output.dense` | `... .mlp.fc1`, `.mlp.fc2` |
 | `swin.layernorm`, `classifier` | `norm`, `head` |
+| `... .attention.self.logit_scale`, `.continuous_position_bias_mlp` (Swin-V2) | `... .attn.logit_scale`, `.cpb_mlp` |
+| `... .attention.self.query.bias`, `.value.bias` (Swin-V2, whose key has none) | `... .attn.q_bias`, `.v_bias` |
 
 A GELU-less model is one with `"hidden_act": "relu"` and FC1 biases of zero; with others it is RELU_WITH_FC1_BIAS.
 """
@@ -55,9 +56,19 @@ DEFAULTS = {
 }  # fmt: skip
 """What a field that config.json leaves out stands for (transformers' SwinConfig)."""
 
+V2_DEFAULTS = {**DEFAULTS, "pretrained_window_sizes": (0, 0, 0, 0)}
+"""The same of transformers' Swinv2Config."""
+
+MODEL_TYPES = {"swin": 1, "swinv2": 2}
+"""config.json's model_type, which also begins the names of tensors -> Swin's version."""
+
+_TYPE_OF = {version: name for name, version in MODEL_TYPES.items()}
+
 _BLOCK_NAMES = {
     "attention.self.relative_position_bias_table": "attn.relative_position_bias_table",
     "attention.relative_position_bias.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attention.self.logit_scale": "attn.logit_scale",
+    "attention.self.continuous_position_bias_mlp": "attn.cpb_mlp",
     "attention.output.dense": "attn.proj",
     "attention.o_proj": "attn.proj",
     "layernorm_before": "norm1",
@@ -76,6 +87,9 @@ _OUTER_NAMES = {
 }
 
 _QKV = ("query", "key", "value")
+_DERIVED = (".relative_position_index", ".relative_coords_table")
+"""How the names of buffers end that older files hold and the geometry gives."""
+
 _QKV_NAME = re.compile(
     r"^(layers\.\d+\.blocks\.\d+\.)attention\.(?:self\.(query|key|value)|([qkv])_proj)\.(weight|bias)$"
 )
@@ -87,7 +101,14 @@ RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "
 
 def is_huggingface(names: Iterable[str]) -> bool:
     """Whether tensor names are those of Hugging Face's Swin."""
-    return any(name.removeprefix("swin.") == "embeddings.patch_embeddings.projection.weight" for name in names)
+    return any(without_type(name) == "embeddings.patch_embeddings.projection.weight" for name in names)
+
+
+def without_type(name: str) -> str:
+    """A tensor's name without the model's type in front of it, which a model without a classifier leaves out."""
+    for model_type in MODEL_TYPES:
+        name = name.removeprefix(f"{model_type}.")
+    return name
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -97,18 +118,18 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in Microsoft's layout, and the meta data: model, config, activation, "input" where there is a
     preprocessor_config.json (`read_processor`), and ours where it has any.
 
-    CheckpointError where a file is missing or cut off, or is no Swin; ModelError and FormatError for a Swin-V1 that the
+    CheckpointError where a file is missing or cut off, or is no Swin; ModelError and FormatError for a Swin that the
     engine cannot run.
     """
     folder = Path(folder)
     fields = _read_json(folder / CONFIG_NAME)
-    if fields.get("model_type") != "swin":
+    if fields.get("model_type") not in MODEL_TYPES:
         raise CheckpointError(
-            f"{folder}: config.json is of model_type {fields.get('model_type')!r}; Swin-V1 ('swin') is needed; "
-            "take a Swin-V2 from timm's or Microsoft's checkpoint"
+            f"{folder}: config.json is of model_type {fields.get('model_type')!r}; a Swin ('swin') or Swin-V2 "
+            "('swinv2') is needed"
         )
     tensors, own_meta = _read_weights(folder)
-    state = to_microsoft_names(tensors, str(folder))
+    state = to_microsoft_names(tensors, str(folder), MODEL_TYPES[fields["model_type"]])
     config, activation = read_config(fields, state, str(folder))
     own = own_meta.get("config")
     if isinstance(own, dict) and isinstance(own.get("name"), str):  # we wrote it, and the folder may have another name
@@ -168,16 +189,17 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return unwrap_state_dict(path, load_pickle(path)), {}
 
 
-def to_microsoft_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors under Microsoft's names, query, key and value joined. What has no counterpart keeps its name.
+def to_microsoft_names(tensors: Mapping[str, Tensor], source: str, version: int = 1) -> dict[str, Tensor]:
+    """The tensors under Microsoft's names, query, key and value joined, but for Swin-V2's biases, of which key has
+    none. What has no counterpart keeps its name.
 
-    CheckpointError where one of the three is missing.
+    CheckpointError where one of them is missing, or has a bias that it should not have.
     """
     state: dict[str, Tensor] = {}
     apart: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        name = name.removeprefix("swin.").removeprefix("encoder.")
-        if name.endswith(".relative_position_index"):
+        name = without_type(name).removeprefix("encoder.")
+        if name.endswith(_DERIVED):
             continue
         if match := _QKV_NAME.match(name):
             part = match[2] or {"q": "query", "k": "key", "v": "value"}[match[3]]
@@ -185,9 +207,18 @@ def to_microsoft_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, 
         else:
             state[_renamed(name)] = tensor
     for name, parts in apart.items():
-        if lacking := [part for part in _QKV if part not in parts]:
-            raise CheckpointError(f"{source}: {name} needs query, key and value; {', '.join(lacking)} is missing")
-        state[name] = torch.cat([parts[part] for part in _QKV])
+        biases = version == 2 and name.endswith(".bias")
+        needed = ("query", "value") if biases else _QKV
+        if lacking := [part for part in needed if part not in parts]:
+            listed = "query and value" if biases else "query, key and value"
+            raise CheckpointError(f"{source}: {name} needs {listed}; {', '.join(lacking)} is missing")
+        if not biases:
+            state[name] = torch.cat([parts[part] for part in _QKV])
+        elif "key" in parts:
+            raise CheckpointError(f"{source}: {name} is given for key too, which has none in Swin-V2")
+        else:
+            prefix = name.removesuffix("qkv.bias")
+            state |= {f"{prefix}q_bias": parts["query"], f"{prefix}v_bias": parts["value"]}
     return state
 
 
@@ -204,9 +235,10 @@ def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: 
     """Geometry and activation of config.json's `fields`; the number of classes is that of the weights.
 
     (transformers leaves the labels out of config.json where there are two, its default.) What Hugging Face's Swin pads,
-    it pads ahead of the cyclic shift: `SwinLayer.maybe_pad`, then `torch.roll`.
+    it pads ahead of the cyclic shift: `SwinLayer.maybe_pad`, then `torch.roll`; its Swin-V2 too.
     """
-    fields = {**DEFAULTS, **fields}
+    version = MODEL_TYPES[fields["model_type"]]
+    fields = {**(DEFAULTS if version == 1 else V2_DEFAULTS), **fields}
     classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     labels = fields.get("id2label")
     if classes and isinstance(labels, dict) and len(labels) not in (0, classes):
@@ -238,12 +270,21 @@ def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: 
             window_size=(fields["window_size"],) * len(fields["depths"]),
             mlp_ratio=float(fields["mlp_ratio"]),
             qkv_bias=fields["qkv_bias"],
+            version=version,
+            pretrained_window_size=_trained_windows(fields) if version == 2 else (),
             pad_first=True,
         )
     except (TypeError, ValueError, FormatError) as error:
         raise FormatError(f"{source}: config.json does not describe a Swin ({error})") from None
     check_windows(config)
     return dataclasses.replace(config, name=published_name(config) or config.name), activation
+
+
+def _trained_windows(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """`pretrained_window_sizes`, one per stage; () where all are the model's own. Default and null are of four stages,
+    which models of fewer have too."""
+    windows = tuple(fields["pretrained_window_sizes"] or ())[: len(fields["depths"])]
+    return windows if any(windows) else ()
 
 
 def read_processor(fields: Mapping[str, Any], config: SwinConfig, source: str) -> dict[str, Any]:
@@ -308,8 +349,7 @@ def published_name(config: SwinConfig) -> str | None:
     size = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}.get(
         (config.embed_dim, config.depths[2]) if len(config.depths) == 4 else (0, 0)
     )
-    variants = ((7, 224), (12, 384)) if size in ("base", "large") else ((7, 224),)
-    for window, image in variants if size else ():
+    for name, (window, image, trained) in _VARIANTS.get((config.version, size), {}).items():
         wanted = dataclasses.replace(
             config,
             img_size=(image, image),
@@ -320,10 +360,32 @@ def published_name(config: SwinConfig) -> str | None:
             mlp_ratio=4.0,
             qkv_bias=True,
             qk_scale=None,
+            pretrained_window_size=trained,
         )
         if wanted == config:
-            return f"swin_{size}_patch4_window{window}_{image}"
+            return f"{_TYPE_OF[config.version]}_{size}_{name}"
     return None
+
+
+_OWN_WINDOWS_V1 = {"patch4_window7_224": (7, 224, ())}
+_LARGE_IMAGES_V1 = {"patch4_window12_384": (12, 384, ())}
+_OWN_WINDOWS_V2 = {"window8_256": (8, 256, ()), "window16_256": (16, 256, ())}
+_FINE_TUNED_V2 = {
+    "window12_192": (12, 192, ()),
+    "window12to16_192to256": (16, 256, (12, 12, 12, 6)),
+    "window12to24_192to384": (24, 384, (12, 12, 12, 6)),
+}
+_VARIANTS = {
+    (1, "tiny"): _OWN_WINDOWS_V1,
+    (1, "small"): _OWN_WINDOWS_V1,
+    (1, "base"): {**_OWN_WINDOWS_V1, **_LARGE_IMAGES_V1},
+    (1, "large"): {**_OWN_WINDOWS_V1, **_LARGE_IMAGES_V1},
+    (2, "tiny"): _OWN_WINDOWS_V2,
+    (2, "small"): _OWN_WINDOWS_V2,
+    (2, "base"): {**_OWN_WINDOWS_V2, **_FINE_TUNED_V2},
+    (2, "large"): _FINE_TUNED_V2,
+}
+"""By version and size: how the name goes on -> window, image, pretrained_window_size."""
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -337,7 +399,8 @@ def save_folder(
     meta: Mapping[str, Any],
     normalization: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model (Microsoft's layout) as a folder that `SwinForImageClassification.from_pretrained` loads.
+    """Write a model (Microsoft's layout) as a folder that `SwinForImageClassification.from_pretrained` loads, or
+    `Swinv2ForImageClassification`'s.
 
     `normalization` says how images come in (`data.input_normalization`); None writes no preprocessor_config.json. Each
     file appears whole or not at all, config.json last, so that a folder without it is an unfinished one.
@@ -348,7 +411,7 @@ def save_folder(
         raise CheckpointError(f"{folder} is a file; a Hugging Face model is a folder, give the name of one")
     fields = write_config(config, activation)
     header = {"format": "pt", META_KEY: json.dumps(dict(meta), sort_keys=True)}
-    save_tensors(folder / WEIGHT_NAMES[0], to_huggingface_names(state), header)
+    save_tensors(folder / WEIGHT_NAMES[0], to_huggingface_names(state, config.version), header)
     if normalization is None:
         (folder / PROCESSOR_NAME).unlink(missing_ok=True)  # it would be that of the model that was there before
     else:
@@ -361,17 +424,22 @@ def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def to_huggingface_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_huggingface_names(state: Mapping[str, Tensor], version: int = 1) -> dict[str, Tensor]:
     """The tensors of Microsoft's layout under the names of Hugging Face's files, inverse of `to_microsoft_names`."""
     block_names: dict[str, str] = {}
     for theirs, ours in _BLOCK_NAMES.items():
         block_names.setdefault(ours, theirs)
     outer_names = {ours: theirs for theirs, ours in _OUTER_NAMES.items()}
+    model = _TYPE_OF[version]
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if match := re.match(r"^(layers\.\d+\.blocks\.\d+\.)attn\.qkv\.(weight|bias)$", name):
             for part, rows in zip(_QKV, tensor.chunk(3)):
-                result[f"swin.encoder.{match[1]}attention.self.{part}.{match[2]}"] = rows.clone()
+                result[f"{model}.encoder.{match[1]}attention.self.{part}.{match[2]}"] = rows.clone()
+            continue
+        if match := re.match(r"^(layers\.\d+\.blocks\.\d+\.)attn\.([qv])_bias$", name):
+            part = {"q": "query", "v": "value"}[match[2]]
+            result[f"{model}.encoder.{match[1]}attention.self.{part}.bias"] = tensor
             continue
         block = re.match(r"^(layers\.\d+\.blocks\.\d+\.)(.*)$", name)
         prefix, rest = (block[1], block[2]) if block else ("", name)
@@ -380,7 +448,7 @@ def to_huggingface_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 rest = theirs + rest[len(ours) :]
                 break
         outer = "encoder." if name.startswith("layers.") else ""
-        result[rest if rest.startswith("classifier.") else f"swin.{outer}{prefix}{rest}"] = tensor
+        result[rest if rest.startswith("classifier.") else f"{model}.{outer}{prefix}{rest}"] = tensor
     return result
 
 
@@ -393,9 +461,13 @@ def write_config(config: SwinConfig, activation: str) -> dict[str, Any]:
         raise ModelError(f"{config.name}: has no norm behind the patch embedding, Hugging Face's Swin always has one")
     height, width = config.img_size
     labels = {str(index): f"LABEL_{index}" for index in range(config.num_classes)}
+    own: dict[str, Any] = {"architectures": ["SwinForImageClassification"]}
+    if config.version == 2:
+        trained = config.pretrained_window_size or (0,) * len(config.depths)
+        own = {"architectures": ["Swinv2ForImageClassification"], "pretrained_window_sizes": list(trained)}
     return {
-        "architectures": ["SwinForImageClassification"],
-        "model_type": "swin",
+        **own,
+        "model_type": _TYPE_OF[config.version],
         "image_size": height if height == width else [height, width],
         "patch_size": config.patch_size,
         "num_channels": config.in_chans,
@@ -444,19 +516,29 @@ def write_processor(config: SwinConfig, normalization: Mapping[str, Any]) -> dic
 def check_windows(config: SwinConfig) -> None:
     """ModelError unless Hugging Face's Swin computes on the same windows.
 
-    It has one window size for all stages, and builds its position bias for it even where a stage is smaller. What it
-    pads, it pads ahead of the cyclic shift.
+    It has one window size for all stages, and in Swin-V1 builds its position bias for it even where a stage is smaller.
+    What it pads, it pads ahead of the cyclic shift.
     """
     if len(set(config.window_size)) != 1:
         raise ModelError(f"{config.name}: has windows {config.window_size}; Hugging Face's Swin has one for all stages")
-    check_one_window_rule(config, "Hugging Face's")
-    for stage in config.stages():
-        if stage.window[0] != config.window_size[0]:
-            raise ModelError(
-                f"{config.name}: stage {stage.index} has {stage.resolution} tokens, fewer than the window "
-                f"{config.window_size[0]}; Hugging Face's Swin cannot run that"
-            )
+    if config.version == 2:
+        _check_rule(config, "Hugging Face's", _v2_windows(config))
+    else:
+        check_one_window_rule(config, "Hugging Face's")
+        for stage in config.stages():
+            if stage.window[0] != config.window_size[0]:
+                raise ModelError(
+                    f"{config.name}: stage {stage.index} has {stage.resolution} tokens, fewer than the window "
+                    f"{config.window_size[0]}; Hugging Face's Swin cannot run that"
+                )
     check_pads_first(config, "Hugging Face's Swin")
+
+
+def _v2_windows(config: SwinConfig) -> list[tuple[int, int]]:
+    """Window and shift of each stage in Hugging Face's Swin-V2: by the tokens' rows, for both directions, and by as
+    many rows as there are where merging pads none."""
+    rows = [config.img_size[0] // config.patch_size // 2**index for index in range(len(config.depths))]
+    return [(r, 0) if r <= wanted else (wanted, wanted // 2) for r, wanted in zip(rows, config.window_size)]
 
 
 def check_pads_first(config: SwinConfig, whose: str) -> None:
@@ -476,14 +558,18 @@ def check_one_window_rule(config: SwinConfig, whose: str) -> None:
     shifts. Ours, as timm's, holds for each direction by itself. The two differ for some images that are not square.
     """
 
-    def theirs(stage: StageGeometry) -> tuple[tuple[int, int], tuple[int, int]]:
+    def theirs(stage: StageGeometry) -> tuple[int, int]:
         wanted = config.window_size[stage.index]
         shortest = min(stage.resolution)
-        window, shift = (shortest, 0) if shortest <= wanted else (wanted, wanted // 2)
-        return (window, window), (shift, shift)
+        return (shortest, 0) if shortest <= wanted else (wanted, wanted // 2)
 
-    for stage in config.stages():
-        window, shift = theirs(stage)
+    _check_rule(config, whose, [theirs(stage) for stage in config.stages()])
+
+
+def _check_rule(config: SwinConfig, whose: str, theirs: Iterable[tuple[int, int]]) -> None:
+    """ModelError unless the stages have `theirs`, a window and a shift of each for both directions."""
+    for stage, (side, by) in zip(config.stages(), theirs):
+        window, shift = (side, side), (by, by)
         if stage.window != window or (stage.depth > 1 and stage.shift != shift):
             raise ModelError(
                 f"{config.name}: stage {stage.index} of {stage.resolution} tokens has windows {stage.window} shifted "

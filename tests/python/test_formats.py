@@ -21,7 +21,7 @@ from pyharness.convert import main, to_checkpoint, to_engine_file
 from pyharness.engine_file import load_engine_file, save_engine_file
 from pyharness.errors import CheckpointError, FormatError, HarnessError, ModelError
 from pyharness.export import COMMANDS, Source, export, open_source, resized
-from pyharness.hf_format import DEFAULTS, published_name, to_huggingface_names
+from pyharness.hf_format import DEFAULTS, V2_DEFAULTS, published_name, to_huggingface_names
 from pyharness.model_card import read_card
 from pyharness.quantize import main as quantize_main
 from pyharness.random_engine import random_engine_file
@@ -37,6 +37,12 @@ CONFIGS = {
     "ImageNet-22k classes": dataclasses.replace(MICRO_DIGITS, num_classes=21841),
     "not square": dataclasses.replace(MICRO_DIGITS, img_size=(56, 112), in_chans=3),
     "window 12": SwinConfig("window12", (96, 96), 4, 3, 5, 32, (2, 2), (1, 2), (12, 12), mlp_ratio=2.0, qkv_bias=False),
+    "Swin-V2": dataclasses.replace(MICRO_DIGITS, name="v2", version=2),
+    "V2, no biases": SwinConfig("v2_bare", (64, 96), 2, 1, 0, 16, (2, 2), (1, 2), (8, 8), qkv_bias=False, version=2),
+    "V2, other windows": SwinConfig(  # 16, 8 and 4 tokens: the last two stages are one window, the last a smaller one
+        "v2_windows", (64, 64), 4, 3, 5, 32, (2, 2, 2), (1, 2, 4), (8, 8, 8), version=2,
+        pretrained_window_size=(6, 6, 3),
+    ),  # fmt: skip
 }
 TRANSFORMERS_BOUND = 1e-11
 """Relative to the largest logit, in float64: 2**-53 times some thousands of additions. A tensor in the wrong place moves
@@ -235,10 +241,14 @@ def assert_same_logits(theirs, ours, config: SwinConfig) -> None:
 def test_transformers_computes_what_we_export(transformers, geluless, config, tmp_path, seed):
     source = source_of(config, seed, geluless)
     export(source, "to-hf", tmp_path / "hf")
-    model, info = transformers.SwinForImageClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    model, info = their_class(transformers, config).from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(info.values()), "no tensor may be missing, unexpected or of another shape"
     assert model.config.num_labels == config.num_classes
     assert_same_logits(model, source.model, config)
+
+
+def their_class(transformers, config: SwinConfig):
+    return transformers.SwinForImageClassification if config.version == 1 else transformers.Swinv2ForImageClassification
 
 
 def transformers_model(transformers, config: SwinConfig, seed: int, **changes):
@@ -249,7 +259,10 @@ def transformers_model(transformers, config: SwinConfig, seed: int, **changes):
         "window_size": config.window_size[0], "mlp_ratio": config.mlp_ratio, "qkv_bias": config.qkv_bias,
         "num_labels": config.num_classes,
     }  # fmt: skip
-    model = transformers.SwinForImageClassification(transformers.SwinConfig(**{**fields, **changes}))
+    if config.version == 2:
+        fields["pretrained_window_sizes"] = config.pretrained_window_size or (0, 0, 0, 0)
+    kind = transformers.SwinConfig if config.version == 1 else transformers.Swinv2Config
+    model = their_class(transformers, config)(kind(**{**fields, **changes}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -258,7 +271,8 @@ def transformers_model(transformers, config: SwinConfig, seed: int, **changes):
 
 
 KINDS = [("model.safetensors", name) for name in CONFIGS]
-KINDS += [(kind, "RGB, 2 classes") for kind in ("pytorch_model.bin", "shards", "file", "in memory")]
+KINDS += [(kind, name) for name in ("RGB, 2 classes", "Swin-V2")
+          for kind in ("pytorch_model.bin", "shards", "file", "in memory")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
@@ -297,10 +311,26 @@ def test_a_relu_model_of_transformers_is_geluless_without_fc1_biases_alone(trans
     assert_same_logits(theirs, ours, MICRO_DIGITS)
 
 
-def test_defaults_are_those_of_transformers(transformers):
-    config = transformers.SwinConfig()
-    theirs = {name: getattr(config, name) for name in DEFAULTS}
-    assert {name: tuple(v) if isinstance(v, list) else v for name, v in theirs.items()} == DEFAULTS
+@pytest.mark.parametrize(("kind", "defaults"), [("SwinConfig", DEFAULTS), ("Swinv2Config", V2_DEFAULTS)])
+def test_defaults_are_those_of_transformers(kind, defaults, transformers):
+    config = getattr(transformers, kind)()
+    theirs = {name: getattr(config, name) for name in defaults}
+    assert {name: tuple(v) if isinstance(v, list) else v for name, v in theirs.items()} == defaults
+
+
+def test_older_files_of_transformers_hold_buffers_too(transformers, tmp_path, seed):
+    """Up to transformers 4.30 or so those that follow from the geometry were saved."""
+    config = CONFIGS["Swin-V2"]
+    theirs = transformers_model(transformers, config, seed)
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for name, buffer in theirs.named_buffers():
+        if name.endswith(("relative_coords_table", "relative_position_index")):
+            state[name] = buffer
+    assert len(state) > len(list(theirs.parameters()))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert_same_logits(theirs, models.load_model(tmp_path)[0], config)
 
 
 @pytest.fixture
@@ -330,7 +360,8 @@ QKV = "swin.encoder.layers.0.blocks.0.attention.self."
         (lambda f: (f / "config.json").unlink(), CheckpointError, "config.json: no such file"),
         (lambda f: (f / "config.json").write_text("{"), CheckpointError, "not readable JSON"),
         (lambda f: (f / "model.safetensors").unlink(), CheckpointError, "the weights are missing"),
-        (lambda f: edit_config(f, model_type="swinv2"), CheckpointError, "'swinv2'.*take a Swin-V2 from timm's"),
+        (lambda f: edit_config(f, model_type="vit"), CheckpointError, r"'vit'; a Swin \('swin'\) or Swin-V2 \('swinv2'\)"),
+        (lambda f: edit_config(f, model_type="swinv2"), CheckpointError, "is given for key too, which has none in Swin-V2"),
         (lambda f: edit_config(f, hidden_act="gelu_new"), ModelError, "hidden_act is 'gelu_new'"),
         (lambda f: edit_config(f, layer_norm_eps=1e-6), ModelError, "layer_norm_eps is 1e-06"),
         (lambda f: edit_config(f, use_absolute_embeddings=True), ModelError, "absolute position"),
@@ -380,13 +411,60 @@ def test_what_hugging_face_cannot_express_is_refused(change, message, tmp_path, 
     assert not (tmp_path / "hf" / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window_size": (7, 14)}, "one for all stages"),
+        ({"img_size": (28, 56)}, r"stage 1 of \(7, 14\) tokens has windows \(7, 7\) shifted by \(0, 3\)"),
+        ({"img_size": (40, 40)}, "pads ahead of it"),
+    ],
+)
+def test_what_hugging_faces_v2_cannot_express_is_refused(change, message, tmp_path, seed):
+    config = dataclasses.replace(CONFIGS["Swin-V2"], **change)
+    with pytest.raises(ModelError, match=message):
+        export(source_of(config, seed), "to-hf", tmp_path / "hf")
+
+
+V2_SELF = "swinv2.encoder.layers.0.blocks.0.attention.self."
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda f: edit_config(f, pretrained_window_sizes=[8]), FormatError, "pretrained_window_size has 1 entries"),
+        (lambda f: edit_config(f, pretrained_window_sizes="8"), FormatError, "does not describe a Swin"),
+        (lambda f: edit_weights(f, lambda s: s.pop(V2_SELF + "value.bias")), CheckpointError, "query and value; value is"),
+        (lambda f: edit_weights(f, lambda s: s.pop(V2_SELF + "key.weight")), CheckpointError, "key is missing"),
+        (lambda f: edit_weights(f, lambda s: s.pop(V2_SELF + "logit_scale")), CheckpointError, "missing.*logit_scale"),
+    ],
+)
+def test_damage_to_a_v2_folder_is_explained(damage, error, message, tmp_path, seed):
+    export(source_of(CONFIGS["Swin-V2"], seed), "to-hf", tmp_path / "hf")
+    damage(tmp_path / "hf")
+    with pytest.raises(error, match=message):
+        models.load_model(tmp_path / "hf")
+
+
+def test_no_pretrained_windows_may_be_said_in_three_ways(tmp_path, seed):
+    config = CONFIGS["Swin-V2"]
+    export(source_of(config, seed), "to-hf", tmp_path / "hf")
+    for said in ([0, 0], [0, 0, 0, 0], None):
+        edit_config(tmp_path / "hf", pretrained_window_sizes=said)
+        loaded, meta = models.load_model(tmp_path / "hf")
+        assert models.config_of(loaded, meta["model"]) == dataclasses.replace(config, pad_first=True)
+
+
 def test_microsoft_shifts_otherwise_where_a_stage_is_one_window_high(tmp_path, seed):
     with pytest.raises(ModelError, match="Microsoft's Swin would take"):
         export(source_of(NON_SQUARE, seed), "to-microsoft", tmp_path / "m.pth")
     export(source_of(NON_SQUARE, seed), "to-timm", tmp_path / "t.pth")  # timm's rule is ours
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swin_large_patch4_window12_384"])
+@pytest.mark.parametrize(
+    "name",
+    ["swin_tiny_patch4_window7_224", "swin_large_patch4_window12_384", "swinv2_small_window16_256",
+     "swinv2_base_window8_256", "swinv2_base_window12_192", "swinv2_large_window12to24_192to384"],
+)  # fmt: skip
 def test_published_geometries_get_timms_name(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=21841, in_chans=1)
@@ -632,7 +710,5 @@ def test_a_swin_v2_goes_where_it_can_and_is_refused_elsewhere(tmp_path, seed):
         export(source, command, path)
         loaded, meta = models.load_model(path)
         assert models.config_of(loaded, meta["model"]) == config and same_function(source.model, loaded, config)
-    with pytest.raises(ModelError, match="is a Swin-V2; Hugging Face"):
-        export(source, "to-hf", tmp_path / "hf")
     with pytest.raises(ModelError, match="is a Swin-V2; windows"):
         resized(source, (56, 56), None)

@@ -17,7 +17,14 @@ import test_reference
 import test_v2
 import torch
 from quant_helpers import calibrated, exercised_model, images_for, one_thread, sqnr_db
-from test_formats import TRANSFORMERS_BOUND, assert_same_logits, source_of, transformers, transformers_model
+from test_formats import (
+    TRANSFORMERS_BOUND,
+    assert_same_logits,
+    source_of,
+    their_class,
+    transformers,
+    transformers_model,
+)
 from torchvision.models import swin_transformer as torchvision_swin
 
 from pyharness import models
@@ -344,8 +351,10 @@ def blocks_of_torchvision(model) -> list[torch.nn.Module]:
     return [m for m in model.modules() if isinstance(m, torchvision_swin.SwinTransformerBlock)]
 
 
+@VERSION
 @pytest.mark.parametrize("config", [PADDED, SQUARE], ids=lambda c: c.name)
-def test_hugging_face_saves_what_pads_first(transformers, config, tmp_path, seed):
+def test_hugging_face_saves_what_pads_first(transformers, config, version, tmp_path, seed):
+    config = of(config, False, version)
     theirs = transformers_model(transformers, config, seed)
     theirs.save_pretrained(tmp_path)
     ours, meta = models.load_model(tmp_path)
@@ -358,11 +367,12 @@ def test_hugging_face_saves_what_pads_first(transformers, config, tmp_path, seed
         assert_same_logits(theirs, behind, config)
 
 
+@VERSION
 @pytest.mark.parametrize("config", [PADDED, SQUARE], ids=lambda c: c.name)
-def test_hugging_face_computes_what_we_export(transformers, config, tmp_path, seed):
-    source = source_of(of(config, True), seed)
+def test_hugging_face_computes_what_we_export(transformers, config, version, tmp_path, seed):
+    source = source_of(of(config, True, version), seed)
     export(source, "to-hf", tmp_path / "hf")
-    theirs = transformers.SwinForImageClassification.from_pretrained(tmp_path / "hf")
+    theirs = their_class(transformers, source.config).from_pretrained(tmp_path / "hf")
     assert_same_logits(theirs, source.model, config)
     back = open_source(tmp_path / "hf")
     assert back.config == source.config
