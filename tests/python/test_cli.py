@@ -69,6 +69,28 @@ def test_no_program_is_left_out(repository: Path) -> None:
     assert sorted(f.stem for f in files if "run_cli(main)" in f.read_text()) == list(PROGRAMS)
 
 
+def test_the_package_names_every_program(repository: Path) -> None:
+    """And needs none of the packages that these need for that: -S hides all installed ones."""
+    from pyharness.__main__ import PROGRAMS as named
+
+    assert sorted(named) == list(PROGRAMS)
+    done = run(repository, "-S", "-m", "pyharness", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"\n  {name} " in done.stdout for name in PROGRAMS)
+    without = run(repository, "-S", "-m", "pyharness")
+    assert (without.returncode, without.stdout, without.stderr) == (2, "", done.stdout)
+
+
+def test_a_program_by_its_name(repository: Path, tmp_path: Path) -> None:
+    done = run(repository, "-m", "pyharness", "tune-gemm", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: tune_gemm.py")
+    done = run(repository, "-m", "pyharness", "results", str(tmp_path))
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot read")
+    done = run(repository, "-m", "pyharness", "quantise")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: there is no program 'quantise'; choose one of quantize, convert, .*results\n", done.stderr)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_of_the_file(repository: Path, program: str) -> None:
     done = run(repository, f"pyharness/{program}.py", "--help")
