@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from pyharness.errors import HarnessError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
@@ -17,7 +20,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
     Missing parent folders are made. The temporary name keeps the suffix, since many writers choose the format by it.
     The content reaches the disk before the rename, so that a power cut leaves the old file or the new one.
-    HarnessError where the folder cannot be made or written to, or where the body wrote no file.
+    HarnessError where the folder cannot be made or written to, where the disk takes no more, or where the body wrote no
+    file.
     """
     target = Path(target)
     _make_writable_folder(target)
@@ -30,6 +34,12 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         raise HarnessError(f"{target}: nothing was written to it; this is a fault of the program") from None
     except IsADirectoryError:
         raise HarnessError(f"{target} is a folder; a file name is needed") from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise HarnessError(
+            f"{target} could not be written ({error.strerror}); is the disk full? Make room, or choose another place"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

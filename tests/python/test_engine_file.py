@@ -268,6 +268,7 @@ WRITERS = {
     "engine.safetensors": "save_tensors(path, {'x': x}, {})",
     "checkpoint.pth": "save_state_dict(path, {'x': x}, {})",
     "state.pt": "save_torch(path, {'x': x})",
+    "table2.md": "write_text(path, 'x' * (1 << 18))",
 }
 
 
@@ -279,6 +280,7 @@ def test_a_file_that_does_not_fit_is_one_error_and_leaves_nothing(name, tmp_path
         import resource, sys, torch
         from pyharness.checkpoint import save_state_dict
         from pyharness.errors import run_cli
+        from pyharness.results import write_text
         from pyharness.tensor_file import save_tensors, save_torch
         path, x = sys.argv[1], torch.zeros(1 << 18)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
