@@ -26,7 +26,7 @@ from pyharness.errors import DataError, HarnessError
 from pyharness.models import create_model, noted_input
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import ignore_in_reader
-from pyharness.training import report
+from pyharness.training import derived_seed, report
 
 if TYPE_CHECKING:
     from timm.data.readers.reader import Reader
@@ -402,6 +402,16 @@ def get_dataset(
     if is_procedural(data):
         return procedural_set(str(data), split, model)
     return open_images(str(data), split, model, is_training=augment)
+
+
+def evaluation_indices(size: int, limit: int) -> Tensor:
+    """`limit` of `size` images in order, i64: one from each of as many equal stretches, drawn once and for all, so that
+    every class has its share where images are sorted by class. All, where there are no more."""
+    count = min(size, limit)
+    bounds = torch.arange(count + 1) * size // count
+    generator = torch.Generator().manual_seed(derived_seed("held-out images"))
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+    return bounds[:-1] + (drawn * bounds.diff()).long()
 
 
 def make_loader(

@@ -26,7 +26,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyharness import distributed
-from pyharness.data import CORRUPT, DATA_HELP, add_max_corrupt, check_corrupt, get_dataset, name_of, need_share
+from pyharness.data import (
+    CORRUPT,
+    DATA_HELP,
+    add_max_corrupt,
+    check_corrupt,
+    evaluation_indices,
+    get_dataset,
+    name_of,
+    need_share,
+)
 from pyharness.errors import CheckpointError, DataError, HarnessError, run_cli
 from pyharness.tensor_file import writing
 from pyharness.training import progress, report
@@ -153,8 +162,6 @@ def images_of(size: int, limit: int | None) -> Sequence[int]:
     """The numbers of `limit` of `size` images, one from each of as many equal stretches, or of all."""
     if limit is None or limit >= size:
         return range(size)
-    from pyharness.train import evaluation_indices  # which imports this module
-
     return evaluation_indices(size, limit).tolist()
 
 

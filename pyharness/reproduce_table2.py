@@ -17,18 +17,22 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyharness import gpu, measure, results
 from pyharness.config import GRAPHS, MICRO_DIGITS
-from pyharness.data import DATA_HELP, add_max_corrupt, need_share
+from pyharness.data import DATA_HELP, add_max_corrupt, check_corrupt, need_share
 from pyharness.errors import HarnessError, run_cli
 from pyharness.hf_format import CONFIG_NAME
-from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline
+from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline, file_digest, listing_digest
 from pyharness.results import METHODS, Table2Row
 from pyharness.training import report
+
+if TYPE_CHECKING:
+    from pyharness.evaluate import EvalResult, ShardedEvaluation
 
 DEFAULT_MODELS = (MICRO_DIGITS.name, *results.PUBLISHED)
 DEFAULT_BATCH = {"cuda": 128, "cpu": 1}
@@ -109,21 +113,43 @@ def names_that_run(names: Sequence[str], device: torch.device, version: int = 1)
     return [name for name in names if GRAPH_OF_METHOD.get(name) not in lacking]
 
 
-def evaluate(pipeline: Pipeline, methods: Mapping[str, Predictor], limit: int | None) -> dict:
-    """`EvalResult` by method on the held-out images; empty where there are no trained weights.
+def evaluations(
+    pipeline: Pipeline, methods: Mapping[str, Predictor], limit: int | None
+) -> dict[str, ShardedEvaluation]:
+    """`ShardedEvaluation` by method on `limit` of the held-out images; empty where there are no trained weights.
 
-    DataError where more of the images than the pipeline allows cannot be read.
+    What is counted is kept in the pipeline's folder until it is told to `forget`: a killed run goes on from there.
     """
-    from pyharness.data import check_images, make_loader
-    from pyharness.evaluate import accuracy
+    from pyharness.engine import SwinInt8, library_path
+    from pyharness.evaluate import ShardedEvaluation
+    from pyharness.models import MICRO_TEACHER
 
     if not pipeline.inputs.has_weights:
         return {}
+    listing = listing_digest(pipeline.dataset(train=False))
     found = {}
     for name, predict in methods.items():
-        dataset = pipeline.dataset(train=False)
-        found[name] = accuracy(predict, make_loader(dataset, EVAL_BATCH), limit)
-        check_images(dataset, None, pipeline.max_corrupt)  # each is named already
+        on_engine = isinstance(predict.model, SwinInt8)
+        weights = pipeline.engine_path(name) if on_engine else pipeline.inputs.weights or MICRO_TEACHER
+        identity = {
+            "method": name, "weights": file_digest(weights), "engine": on_engine and file_digest(library_path()),
+            "data": str(pipeline.inputs.data), "listing": listing, "device": predict.device.type,
+        }  # fmt: skip
+        found[name] = ShardedEvaluation(
+            pipeline.dataset(train=False), EVAL_BATCH, limit=limit, folder=pipeline.work / "partial", identity=identity,
+            label=f"{pipeline.inputs.model}: {name}",
+        )  # fmt: skip
+    return found
+
+
+def evaluate(
+    pipeline: Pipeline, methods: Mapping[str, Predictor], todo: Mapping[str, ShardedEvaluation]
+) -> dict[str, EvalResult]:
+    """`EvalResult` by method. DataError where more of the images than the pipeline allows cannot be read."""
+    found = {}
+    for name, evaluation in todo.items():
+        found[name], corrupt = evaluation.run(methods[name])
+        check_corrupt(corrupt, found[name].n + found[name].corrupt, None, pipeline.max_corrupt)  # each is named already
         report(f"{pipeline.inputs.model}: {name}: top-1 {found[name].top1:.2f} % of {found[name].n} images")
     return found
 
@@ -168,10 +194,14 @@ def gemm_providers(method: Predictor, batch: int, info: Mapping[str, str]) -> di
     return gpu.gemm_providers(method.model.ops(batch), dict(info)) if isinstance(method.model, SwinInt8) else None
 
 
-def rows_of(pipeline: Pipeline, settings: Settings, device: str, info: Mapping[str, str]) -> list[Table2Row]:
-    """The rows of one model. `device` names the machine; `info` is what the engine says of itself."""
+def rows_of(
+    pipeline: Pipeline, settings: Settings, device: str, info: Mapping[str, str]
+) -> tuple[list[Table2Row], Callable[[], None]]:
+    """The rows of one model, and what to call once they are written: it removes what their evaluation has kept.
+    `device` names the machine; `info` is what the engine says of itself."""
     methods = predictors(pipeline, settings.device)
-    accuracies = evaluate(pipeline, methods, settings.limit)
+    todo = evaluations(pipeline, methods, settings.limit)
+    accuracies = evaluate(pipeline, methods, todo)
     timed = time_methods(pipeline, methods, settings)
     rows = []
     for name, method in methods.items():
@@ -196,7 +226,12 @@ def rows_of(pipeline: Pipeline, settings: Settings, device: str, info: Mapping[s
                 gemm_providers=gemm_providers(method, settings.batch, info),
             )
         )
-    return rows
+
+    def written() -> None:
+        for evaluation in todo.values():
+            evaluation.forget()
+
+    return rows, written
 
 
 # --- The program ------------------------------------------------------------------------------------------------------
@@ -284,7 +319,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"for the models with --weights: {DATA_HELP}",
     )  # fmt: skip
     add_max_corrupt(what)
-    what.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images only")
+    what.add_argument("--limit", type=int, metavar="N", help="evaluate on N of the images only, from all over the set")
     what.add_argument(
         "--int8-mode", type=int, choices=(1, 2), default=1,
         help="2: FC2 and patch merging with 32-bit results (default: %(default)s)",
@@ -318,9 +353,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[Table2Row] = []
     document: dict = {}
     while pipelines:
-        rows += rows_of(pipelines.pop(0), settings, meta["device"], info)
-        gc.collect()  # the weights of one model go before those of the next come
+        new, written = rows_of(pipelines.pop(0), settings, meta["device"], info)
+        rows += new
         document = results.write_table(args.out, "table2", meta, rows)  # so that a killed run leaves what it has
+        written()
+        del written
+        gc.collect()  # the weights of one model go before those of the next come
     from pyharness.plots import plot_table2
 
     pictures = plot_table2(document, args.out)

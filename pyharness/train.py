@@ -37,6 +37,7 @@ from pyharness.data import (
     SeededImages,
     add_max_corrupt,
     check_images,
+    evaluation_indices,
     get_dataset,
     make_loader,
     need_share,
@@ -126,16 +127,6 @@ def training_batches(
     )  # fmt: skip
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def evaluation_indices(size: int, limit: int) -> Tensor:
-    """`limit` of `size` images in order, i64: one from each of as many equal stretches, drawn once and for all, so that
-    every class has its share where images are sorted by class. All, where there are no more."""
-    count = min(size, limit)
-    bounds = torch.arange(count + 1) * size // count
-    generator = torch.Generator().manual_seed(derived_seed("held-out images"))
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-    return bounds[:-1] + (drawn * bounds.diff()).long()
 
 
 def evaluation_batches(

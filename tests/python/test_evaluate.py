@@ -12,9 +12,8 @@ import torchrun_helper
 
 from pyharness import evaluate, models, pipeline
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DigitsDataset, make_loader
+from pyharness.data import DigitsDataset, evaluation_indices, make_loader
 from pyharness.errors import CheckpointError, DataError, EngineError, HarnessError
-from pyharness.train import evaluation_indices
 
 MICRO = MICRO_DIGITS.name
 

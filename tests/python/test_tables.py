@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import shutil
@@ -20,6 +21,7 @@ from pyharness.diff_baseline import compare_logits, diffstat, side_by_side
 from pyharness.engine import OpInfo
 from pyharness.engine_file import load_engine_file
 from pyharness.errors import DataError, FormatError, HarnessError
+from pyharness.evaluate import EvalResult
 from pyharness.fused_reference import FusedReferenceSwin
 from pyharness.latency_breakdown import WHOLE, Ceilings, GraphTiming
 from pyharness.models import MICRO_TEACHER, load_model
@@ -173,6 +175,33 @@ def test_table2_of_the_micro_model(work: Path, tmp_path: Path, capsys: pytest.Ca
     assert rows["geluless_int8_no_kd"]["top1"] < rows["geluless_int8"]["top1"], "distillation must help"
     assert results.markdown_table2(document) in capsys.readouterr().out
     assert (tmp_path / "table2_accuracy.png").exists() and (tmp_path / "table2_latency.png").exists()
+    assert not (work / MICRO / "partial").exists(), "what evaluations keep goes once the table is written"
+
+
+def test_a_killed_evaluation_of_table2_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyharness.evaluate.SAVE_SECONDS", 0)
+    made = Pipeline(Inputs(MICRO), tmp_path)
+    seen: list[int] = []
+
+    def counted(images: torch.Tensor, stop: int) -> torch.Tensor:
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        return made.teacher(images)
+
+    def run(stop: int, limit: int) -> EvalResult:
+        seen.clear()
+        methods = {"fp32": reproduce_table2.Predictor(functools.partial(counted, stop=stop))}
+        todo = reproduce_table2.evaluations(made, methods, limit)
+        return reproduce_table2.evaluate(made, methods, todo)["fp32"]
+
+    whole = run(-1, 200)
+    assert len(seen) == 7 and whole.n == 200
+    shutil.rmtree(tmp_path / MICRO / "partial")
+    with pytest.raises(KeyboardInterrupt):
+        run(3, 200)
+    assert run(-1, 200) == whole and len(seen) == 4
+    assert run(-1, 100).n == 100 and len(seen) == 4, "of other images nothing is taken over"
 
 
 def test_table2_without_weights_has_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
