@@ -48,7 +48,7 @@ call, and with all cores in use the next method runs at half its speed meanwhile
 
 LEAST_SQNR_DB = {"fp32": 60.0, "bf16": 20.0, "int8": 10.0}
 """Of a method's logits against the fp32 ones of its model; below it computes something else, and is not timed. Seen:
-bf16 44 to 45 dB, int8 31 to 42, but 13 to 22 where NNCF applies SmoothQuant."""
+bf16 43 to 46 dB, int8 31 to 42, but 13 to 22 where NNCF applies SmoothQuant."""
 
 
 class WrongResult(HarnessError):

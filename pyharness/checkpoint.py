@@ -105,7 +105,7 @@ def describe_state(names: Iterable[str]) -> str:
         ("a Swin-V1 in timm's layout", lambda n: n.endswith(".attn.relative_position_bias_table")),
         ("a ViT", lambda n: n == "cls_token"),
     )
-    if not any(".attn." in name or without_type(name).startswith(("encoder.", "embeddings.")) for name in names):
+    if not any(".attn." in name or name.startswith(("swin.", "swinv2.", "embeddings.")) for name in names):
         return f"no Swin (its first tensors: {', '.join(sorted(names)[:3])})"
     return next((kind for kind, fits in kinds if any(map(fits, names))), "no Swin that is known here")
 

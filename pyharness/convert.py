@@ -250,6 +250,7 @@ def _normalization(ef: EngineFile) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog="convert.py",
         description="Convert between checkpoints (ours, timm's, Microsoft's, Hugging Face's, FasterTransformer's "
         "calibrated ones) and engine files. What a file is, its content says."
     )

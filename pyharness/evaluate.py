@@ -444,14 +444,15 @@ def evaluate_one(
     predictor: Predictor, path: str, args: argparse.Namespace
 ) -> tuple[dict[str, Any], ShardedEvaluation]:
     """Evaluate one model as the command line says, print its line, and return its row, and what keeps its counts."""
-    from pyharness.pipeline import file_digest
+    from pyharness.engine import library_path
+    from pyharness.pipeline import code_digest, file_digest
 
     dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model)
     identity = {"weights": file_digest(Path(path)), "kind": predictor.kind, "data": str(args.data)}
     evaluation = ShardedEvaluation(
         dataset, args.batch, limit=args.limit, workers=args.workers,
         folder=args.out and args.out / "partial",
-        identity={**identity, "device": predictor.device.type},
+        identity={**identity, "device": predictor.device.type, "code": code_digest(library_path())},
         label=Path(path).name,
     )  # fmt: skip
     result, corrupt = evaluation.run(predictor.predict)

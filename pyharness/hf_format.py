@@ -123,7 +123,7 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     folder = Path(folder)
     fields = _read_json(folder / CONFIG_NAME)
-    if fields.get("model_type") not in MODEL_TYPES:
+    if str(fields.get("model_type")) not in MODEL_TYPES:
         raise CheckpointError(
             f"{folder}: config.json is of model_type {fields.get('model_type')!r}; a Swin ('swin') or Swin-V2 "
             "('swinv2') is needed"

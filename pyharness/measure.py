@@ -232,6 +232,8 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     words = list(sys.argv if argv is None else argv)
     if words and Path(words[0]).name == INSTALLED_NAME:
         return " ".join([INSTALLED_NAME, *words[1:]])
+    if words and words[0].endswith("pyharness/__main__.py"):
+        return " ".join(["python", "-m", "pyharness", *words[1:]])
     return " ".join(["python", *(word.replace(f"{ROOT}{os.sep}", "") for word in words)])
 
 

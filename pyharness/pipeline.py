@@ -131,6 +131,18 @@ def package_versions() -> dict[str, str | None]:
     return found
 
 
+@functools.cache
+def code_digest(library: Path) -> str:
+    """Of what accuracies depend on besides weights and images: the harness, the packages below it, the engine in the
+    file `library`, where there is one."""
+    known = {
+        "sources": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in (*SOURCES, "evaluate")],
+        "packages": package_versions(),
+        "engine": file_digest(library) if library.exists() else None,
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
 def listing_digest(dataset: Dataset) -> str | None:
     """A digest of the names, sizes in bytes and class numbers of the images of `dataset`, in their order; no image is
     read. Of parquet files, the files' names and sizes. None of sets without files: their names say what they are.

@@ -180,6 +180,7 @@ def quantize(
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog="quantize.py",
         description="Calibrate a Swin model for INT8 and write the calibrated checkpoint (FasterTransformer's names).",
         epilog="Next: python pyharness/convert.py to-engine OUT ENGINE_FILE",
     )

@@ -27,7 +27,7 @@ from pyharness.config import GRAPHS, MICRO_DIGITS
 from pyharness.data import DATA_HELP, add_max_corrupt, check_corrupt, need_share
 from pyharness.errors import HarnessError, run_cli
 from pyharness.hf_format import CONFIG_NAME
-from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline, file_digest, listing_digest
+from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline, code_digest, file_digest, listing_digest
 from pyharness.results import METHODS, Table2Row
 from pyharness.training import report
 
@@ -132,7 +132,7 @@ def evaluations(
         on_engine = isinstance(predict.model, SwinInt8)
         weights = pipeline.engine_path(name) if on_engine else pipeline.inputs.weights or MICRO_TEACHER
         identity = {
-            "method": name, "weights": file_digest(weights), "engine": on_engine and file_digest(library_path()),
+            "method": name, "weights": file_digest(weights), "code": code_digest(library_path()),
             "data": str(pipeline.inputs.data), "listing": listing, "device": predict.device.type,
         }  # fmt: skip
         found[name] = ShardedEvaluation(
@@ -351,14 +351,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     meta = {**measure.environment(info, threads), "int8_mode": args.int8_mode}
     meta |= gpu.conditions_on(device, meta["device"])
     rows: list[Table2Row] = []
+    finished: list[Callable[[], None]] = []
     document: dict = {}
     while pipelines:
         new, written = rows_of(pipelines.pop(0), settings, meta["device"], info)
         rows += new
+        finished.append(written)
         document = results.write_table(args.out, "table2", meta, rows)  # so that a killed run leaves what it has
-        written()
-        del written
         gc.collect()  # the weights of one model go before those of the next come
+    for written in finished:  # the table is whole: until then a run begins with the first model, and finds it counted
+        written()
     from pyharness.plots import plot_table2
 
     pictures = plot_table2(document, args.out)

@@ -521,7 +521,9 @@ def _short_markdown(file: Path, program: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Print the tables of a result folder, or put them into README.md.")
+    parser = argparse.ArgumentParser(
+        prog="results.py", description="Print the tables of a result folder, or put them into README.md."
+    )
     parser.add_argument("folder", type=Path, help="result folder, e.g. results/local or results/cpu-2core")
     parser.add_argument("--readme", action="store_true", help="write the tables into README.md, between its markers")
     return parser

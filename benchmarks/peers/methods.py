@@ -33,8 +33,13 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 8
 """Batches that static quantizers see. The weights are random, so that more would calibrate nothing better."""
 
-CALIBRATION_SOURCES = ("calibrated", "config", "fakequant", "fakequant_v2", "quantize")
-FILE_SOURCES = ("convert", "engine_file", "ft_format", "fused_convert", "fused_format", "weight_steps")
+CALIBRATION_SOURCES = (
+    "attention_geometry", "calibrated", "config", "fakequant", "fakequant_v2", "position_bias", "quantize",
+    "swin_blocks",
+)  # fmt: skip
+FILE_SOURCES = (
+    "attention_geometry", "convert", "engine_file", "ft_format", "fused_convert", "fused_format", "weight_steps",
+)  # fmt: skip
 """Modules of the harness that this engine's checkpoints, and its files made of these, depend on."""
 
 GELU = "_gelu"

@@ -81,6 +81,12 @@ def test_the_package_names_every_program(repository: Path) -> None:
     assert (without.returncode, without.stdout, without.stderr) == (2, "", done.stdout)
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_usage_names_the_program_however_it_was_started(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/some/bin/swin-int8", program])
+    assert importlib.import_module(f"pyharness.{program}").build_parser().prog == f"{program}.py"
+
+
 def test_a_program_by_its_name(repository: Path, tmp_path: Path) -> None:
     done = run(repository, "-m", "pyharness", "tune-gemm", "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: tune_gemm.py")

@@ -361,6 +361,7 @@ QKV = "swin.encoder.layers.0.blocks.0.attention.self."
         (lambda f: (f / "config.json").write_text("{"), CheckpointError, "not readable JSON"),
         (lambda f: (f / "model.safetensors").unlink(), CheckpointError, "the weights are missing"),
         (lambda f: edit_config(f, model_type="vit"), CheckpointError, r"'vit'; a Swin \('swin'\) or Swin-V2 \('swinv2'\)"),
+        (lambda f: edit_config(f, model_type=["swin"]), CheckpointError, r"\['swin'\]; a Swin"),
         (lambda f: edit_config(f, model_type="swinv2"), CheckpointError, "is given for key too, which has none in Swin-V2"),
         (lambda f: edit_config(f, hidden_act="gelu_new"), ModelError, "hidden_act is 'gelu_new'"),
         (lambda f: edit_config(f, layer_norm_eps=1e-6), ModelError, "layer_norm_eps is 1e-06"),

@@ -178,6 +178,24 @@ def test_table2_of_the_micro_model(work: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (work / MICRO / "partial").exists(), "what evaluations keep goes once the table is written"
 
 
+def test_what_a_model_was_counted_for_stays_until_the_table_is_whole(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--models", MICRO, "--runs", "2", "--limit", "64", "--threads", "1", "--out", str(tmp_path), "--work", str(work)]
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(reproduce_table2.gc, "collect", stop)  # behind the first model's rows
+        reproduce_table2.main(argv)
+    assert list((work / MICRO / "partial").iterdir())
+    capsys.readouterr()
+    assert reproduce_table2.main(argv) == 0
+    assert "fp32: 2 of 2 batches are done; going on" in capsys.readouterr().err
+    assert not (work / MICRO / "partial").exists()
+
+
 def test_a_killed_evaluation_of_table2_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyharness.evaluate.SAVE_SECONDS", 0)
     made = Pipeline(Inputs(MICRO), tmp_path)
