@@ -41,7 +41,9 @@ def run(words: Sequence[str]) -> int | None:
     name = words[0].replace("-", "_").removesuffix(".py")
     if name not in PROGRAMS:
         raise HarnessError(f"there is no program {words[0]!r}; choose one of {', '.join(PROGRAMS)}")
-    return importlib.import_module(f"pyharness.{name}").main(list(words[1:]))
+    module = importlib.import_module(f"pyharness.{name}")
+    sys.argv = [str(module.__file__), *words[1:]]  # what result files and cards say they were made by
+    return module.main()
 
 
 def main() -> None:

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-INSTALLED_NAME = "swin-int8"
-"""What runs the programs by their names where the package is installed (pyproject.toml)."""
-
 LEAST_ROUNDS = 10
 """Rounds that a time limit leaves, so that there is a median."""
 
@@ -230,10 +227,6 @@ def git_state(root: Path = ROOT) -> dict[str, object]:
 def command_line(argv: Sequence[str] | None = None) -> str:
     """The command that runs, with paths below the repository written from its root."""
     words = list(sys.argv if argv is None else argv)
-    if words and Path(words[0]).name == INSTALLED_NAME:
-        return " ".join([INSTALLED_NAME, *words[1:]])
-    if words and words[0].endswith("pyharness/__main__.py"):
-        return " ".join(["python", "-m", "pyharness", *words[1:]])
     return " ".join(["python", *(word.replace(f"{ROOT}{os.sep}", "") for word in words)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import signal
@@ -92,6 +93,11 @@ def test_a_program_by_its_name(repository: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith("usage: tune_gemm.py")
     done = run(repository, "-m", "pyharness", "results", str(tmp_path))
     assert done.returncode == 2 and done.stderr.startswith("error: cannot read")
+    made = tmp_path / "x.safetensors"
+    done = run(repository, "-m", "pyharness", "convert", "random", "--model", "swin_micro_digits", "--graph", "fused_int8", str(made))
+    assert done.returncode == 0, done.stderr
+    command = json.loads(Path(f"{made}.card.json").read_text())["made_by"]["command"]
+    assert command.startswith("python pyharness/convert.py random --model swin_micro_digits")
     done = run(repository, "-m", "pyharness", "quantise")
     assert done.returncode == 2
     assert re.fullmatch(r"error: there is no program 'quantise'; choose one of quantize, convert, .*results\n", done.stderr)
