@@ -43,8 +43,8 @@ DEFAULT_BATCHES, DEFAULT_RUNS, DEFAULT_SECONDS = (1, 8), 60, 60
 PACKAGES = ("torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 CHILD_SECONDS = 1800
 SETTLE_MS = 60.0
-"""Untimed calls ahead of a timed one, in milliseconds: ONNX Runtime's threads go on spinning for 20 to 30 after its
-call, and with all cores in use the next method runs at half its speed meanwhile."""
+"""Untimed calls ahead of a timed one, in milliseconds: ONNX Runtime's threads go on spinning for some 40 after its
+call (seen on two cores of Zen 5), and with all cores in use the next method runs at half its speed meanwhile."""
 
 LEAST_SQNR_DB = {"fp32": 60.0, "bf16": 20.0, "int8": 10.0}
 """Of a method's logits against the fp32 ones of its model; below it computes something else, and is not timed. Seen:

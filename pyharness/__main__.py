@@ -3,6 +3,9 @@ package is installed. In the repository each is a file as well: `python pyharnes
 
 from __future__ import annotations
 
+if not __package__:  # run as a file or a folder: make `pyharness` importable and say plainly what is missing
+    import _script  # noqa: F401
+
 import importlib
 import sys
 from collections.abc import Sequence

@@ -136,7 +136,7 @@ def code_digest(library: Path) -> str:
     """Of what accuracies depend on besides weights and images: the harness, the packages below it, the engine in the
     file `library`, where there is one."""
     known = {
-        "sources": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in (*SOURCES, "evaluate")],
+        "sources": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in (*SOURCES, "engine", "evaluate")],
         "packages": package_versions(),
         "engine": file_digest(library) if library.exists() else None,
     }

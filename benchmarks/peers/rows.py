@@ -253,9 +253,9 @@ model{relu}.
 METHOD_NOTES = {
     f"{FUSED}_balanced": "`fused_int8_balanced` is `fused_int8` with weight steps that are no finer than AVX2 gains by "
     "(docs/fused.md).\n",
+    f"{FUSED}_gelu_balanced": "`fused_int8_gelu_balanced` is `fused_int8_gelu` with weight steps chosen so.\n",
     f"{FUSED}_tensor": "`fused_int8_tensor` is `fused_int8` with one scale per weight tensor, which gains on AVX2 "
     "alone (docs/epilogues.md).\n",
-    f"{FUSED}_gelu_balanced": "`fused_int8_gelu_balanced` is `fused_int8_gelu` with such steps.\n",
     "openvino_int8_unsmoothed": "`openvino_int8` is NNCF's transformer preset, SmoothQuant included; "
     "`openvino_int8_unsmoothed` does without that.\n",
     "pt2e_int8_bf16": "`pt2e_int8_bf16` is `pt2e_int8` with bf16 in the place of fp32 for what is not int8.\n",

@@ -93,6 +93,8 @@ def test_a_program_by_its_name(repository: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith("usage: tune_gemm.py")
     done = run(repository, "-m", "pyharness", "results", str(tmp_path))
     assert done.returncode == 2 and done.stderr.startswith("error: cannot read")
+    for folder in ("pyharness", "pyharness/__main__.py"):
+        assert run(repository, folder, "results", "--help").stdout.startswith("usage: results.py")
     made = tmp_path / "x.safetensors"
     done = run(repository, "-m", "pyharness", "convert", "random", "--model", "swin_micro_digits", "--graph", "fused_int8", str(made))
     assert done.returncode == 0, done.stderr
