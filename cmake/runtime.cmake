@@ -32,7 +32,14 @@ target_link_options(swin_int8_c PRIVATE -Wl,-Bsymbolic -Wl,--as-needed -Wl,-z,no
 
 add_executable(swin_run csrc/runtime/swin_run.cc csrc/runtime/npy.cc)
 target_link_libraries(swin_run PRIVATE swin_int8_c)
-set_target_properties(swin_run PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+# From the program to the library, wherever both are installed; a folder that was given as an absolute one stays that.
+if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
+  set(library_dir "${CMAKE_INSTALL_LIBDIR}")
+else()
+  file(RELATIVE_PATH library_dir "${CMAKE_INSTALL_FULL_BINDIR}" "${CMAKE_INSTALL_FULL_LIBDIR}")
+  string(PREPEND library_dir "$ORIGIN/")
+endif()
+set_target_properties(swin_run PROPERTIES INSTALL_RPATH "${library_dir}")
 
 # With the C++ library inside, they run on any Linux whose C library is not older. Some distributions keep it apart.
 if(NOT SWIN_SANITIZE)

@@ -25,7 +25,7 @@ PROGRAMS = {
     "diff_baseline": "what the patch series changes",
     "ablate_distillation": "what each choice of Algorithm 1 is worth",
     "train_teacher": "train the micro Swin that the package carries",
-    "results": "print result tables again, write them into README",
+    "results": "print result tables again, write them into README.md and results/README.md",
 }
 """Those that most people need first, and what each is for. Kept here so that the list imports nothing."""
 

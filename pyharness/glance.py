@@ -1,4 +1,4 @@
-"""The README's first table: this engine beside the fastest other library, over machines, models and batches."""
+"""Pages' first table: this engine beside the fastest other library, over machines, models and batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ INSTRUCTIONS = {
 """Of an engine's variant, for people."""
 
 
-def at_a_glance(folders: Sequence[Path]) -> str:
-    """Markdown: one row for each group of `<folder>/peers_cpu.json` on the most threads the file has.
+def at_a_glance(folders: Sequence[Path], model: str | None = None, root: str = "results/") -> str:
+    """Markdown: one row for each group of `<folder>/peers_cpu.json` on the most threads the file has; of `model` alone
+    (as tables call it, "Swin-T") where one is given. Folders are linked to as `root` and their name.
 
     Times as fast: 1 over the median of the ratios within each round, peers being those that keep to the instruction
     set where it was named to them. A dash was not measured. Of two folders that have the same model and batch on the
@@ -27,7 +28,9 @@ def at_a_glance(folders: Sequence[Path]) -> str:
     """
     newest: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
     for folder in folders:
-        for date, line in _lines(folder):
+        for date, line in _lines(folder, root):
+            if model not in (None, line[2]):
+                continue
             processor, *what = line[:4]
             key = (processor.split("](")[0], *what)
             if key not in newest or newest[key][0] < date:
@@ -46,7 +49,7 @@ def at_a_glance(folders: Sequence[Path]) -> str:
     )
 
 
-def _lines(folder: Path) -> Iterable[tuple[str, tuple[str, ...]]]:
+def _lines(folder: Path, root: str) -> Iterable[tuple[str, tuple[str, ...]]]:
     """(date, cells) of each group."""
     path, program = folder / "peers_cpu.json", "benchmarks/peers_cpu.py"
     document = read_document(path, program)
@@ -65,7 +68,7 @@ def _lines(folder: Path) -> Iterable[tuple[str, tuple[str, ...]]]:
         engine_isa = isas.get(isa) or document["meta"]["engine"]["isa"]
         said = folder / "processor.txt"
         name = said.read_text(encoding="utf-8").strip() if said.exists() else document["meta"]["device"].split(",")[0]
-        processor = f"[{name}](results/{folder.name})"
+        processor = f"[{name}]({root}{folder.name})"
         instructions = INSTRUCTIONS[engine_isa] + (" alone" if isa != "native" else "")
         cells = _line(engine_isa, model, batch, groups[isa, model, batch])
         yield document["meta"]["date"], (processor, instructions, *cells)

@@ -10,6 +10,7 @@ differ in their order (order_of_round), so that what is left of that does not fa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import os
 import platform
@@ -189,14 +190,19 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def cpu_name() -> str:
-    """The processor's model name with its core count, e.g. `AMD EPYC 7763, 2 cores`."""
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name and core count, e.g. `AMD EPYC 7763 (family 25 model 1), 2 cores`.
+
+    Where Linux tells family and model they are part of it: a virtual machine often says no more than `AMD EPYC`, which
+    is every generation since 2017.
+    """
     name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    with contextlib.suppress(OSError):
+        first = cpuinfo.read_text(encoding="utf-8").split("\n\n")[0]
+        told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+        name = told.get("model name", name)
+        if {"cpu family", "model"} <= told.keys():
+            name += f" (family {told['cpu family']} model {told['model']})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name}, {cores} core{'s' if cores != 1 else ''}"
 

@@ -3,7 +3,7 @@
 A result folder holds `table2.*` and `table1.*`, each JSON `{"meta": {...}, "rows": [...]}`. Units: milliseconds,
 percent, bytes, operations (a multiply-add counts as two). What was not measured is null, never a guess.
 
-Run as a program it prints the tables of a result folder, or puts them into README.md:
+Run as a program it prints the tables of a result folder, or puts them into README.md and results/README.md:
 
     python pyharness/results.py results/cpu-2core --readme
 """
@@ -71,13 +71,16 @@ MARKDOWN_BLOCKS = {
     "peers_cpu": "benchmarks/peers_cpu.py",
     "roofline_cpu": "benchmarks/roofline_cpu.py",
 }
-"""What README takes from a Markdown file of a result folder as it is, and the program that writes the file."""
+"""What pages take from a Markdown file of a result folder as it is, and the program that writes the file."""
 
-OPTIONAL_BLOCKS = ("peers_cpu", "roofline_cpu")
-"""Those that README need not have."""
+README_NEEDS = ("table2", "table1", "diff_baseline")
+"""Blocks that README must have a place for."""
+
+PAGES = ("README.md", "results/README.md")
+"""What --readme writes tables into."""
 
 REST_OF_FILE = "\n### All "
-"""Where, in such a file, what is too long for README begins."""
+"""Where, in such a file, what is too long for a page begins."""
 
 BLOCK_NAMES = {"table2": "Table 2", "table1": "Table 1", "diff_baseline": "The patch series"}
 
@@ -471,7 +474,7 @@ def markdown(kind: str, document: Mapping[str, Any]) -> str:
     return markdown_table2(document) if kind == "table2" else markdown_table1(document)
 
 
-# --- README ----------------------------------------------------------------------------------------------------------
+# --- Pages -----------------------------------------------------------------------------------------------------------
 
 
 def replace_block(text: str, name: str, content: str) -> str:
@@ -486,24 +489,26 @@ def replace_block(text: str, name: str, content: str) -> str:
     return f"{head}{begin}\n{content.rstrip()}\n{end}{tail}"
 
 
-def readme_with_tables(text: str, folder: Path) -> str:
-    """`text` of the README with the tables of result folder `folder` in their places.
+def readme_with_tables(text: str, folder: Path, *, needed: Sequence[str] = README_NEEDS, root: str = "results/") -> str:
+    """`text` of a page with the tables of result folder `folder` in their places.
 
-    A block `NAME of OTHER` takes the Markdown file NAME of another machine: of the folder OTHER beside `folder`; a
-    block `at_a_glance of SOME OTHERS` is made of the peers' tables in all those folders.
+    A block `NAME of OTHER` takes the Markdown file NAME of another machine: of the folder OTHER beside `folder`. A
+    block `at_a_glance of SOME OTHERS` is made of the peers' tables in all those folders, `at_a_glance of SOME OTHERS
+    for MODEL` of their rows of one model. From the page, result folders lie in `root`. FormatError where a block of
+    `needed` has no place in the text, or what a block takes is not there.
     """
     from pyharness.glance import at_a_glance
 
     beside = folder.resolve().parent
-    for others in re.findall(r"<!-- begin at_a_glance of ([\w. -]+?) -->", text):
-        folders = [beside / other for other in others.split()]
-        text = replace_block(text, f"at_a_glance of {others}", at_a_glance(folders))
+    for others, model in re.findall(r"<!-- begin at_a_glance of ([\w. -]+?)(?: for ([\w.-]+))? -->", text):
+        table = at_a_glance([beside / other for other in others.split()], model or None, root)
+        text = replace_block(text, f"at_a_glance of {others}{f' for {model}' * bool(model)}", table)
     for kind in ROW_TYPES:
-        text = replace_block(text, kind, markdown(kind, load_table(folder, kind)))
+        if kind in needed or f"<!-- begin {kind} -->" in text:
+            text = replace_block(text, kind, markdown(kind, load_table(folder, kind)))
     for name, program in MARKDOWN_BLOCKS.items():
-        if name in OPTIONAL_BLOCKS and f"<!-- begin {name} -->" not in text:
-            continue
-        text = replace_block(text, name, _short_markdown(folder / f"{name}.md", program))
+        if name in needed or f"<!-- begin {name} -->" in text:
+            text = replace_block(text, name, _short_markdown(folder / f"{name}.md", program))
     for name, other in re.findall(r"<!-- begin (?!at_a_glance)(\w+) of ([\w.-]+) -->", text):
         if name not in MARKDOWN_BLOCKS:
             raise FormatError(f"`<!-- begin {name} of {other} -->`: {name} is none of {', '.join(MARKDOWN_BLOCKS)}")
@@ -512,8 +517,16 @@ def readme_with_tables(text: str, folder: Path) -> str:
     return text
 
 
+def with_tables(page: str, folder: Path) -> str:
+    """The text of `page`, one of PAGES, with the tables of `folder`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page == "README.md":
+        return readme_with_tables(text, folder)
+    return readme_with_tables(text, folder, needed=(), root="")
+
+
 def _short_markdown(file: Path, program: str) -> str:
-    """Of a Markdown file that `program` writes, what README takes."""
+    """Of a Markdown file that `program` writes, what pages take."""
     try:
         return file.read_text(encoding="utf-8").split(REST_OF_FILE)[0]
     except OSError as error:
@@ -522,19 +535,21 @@ def _short_markdown(file: Path, program: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="results.py", description="Print the tables of a result folder, or put them into README.md."
+        prog="results.py",
+        description=f"Print the tables of a result folder, or put them into {' and '.join(PAGES)}.",
     )
     parser.add_argument("folder", type=Path, help="result folder, e.g. results/local or results/cpu-2core")
-    parser.add_argument("--readme", action="store_true", help="write the tables into README.md, between its markers")
+    parser.add_argument("--readme", action="store_true", help="write the tables into the pages, between their markers")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     if options.readme:
-        path = ROOT / "README.md"
-        write_text(path, readme_with_tables(path.read_text(encoding="utf-8"), options.folder))
-        print(f"README.md now holds the tables of {options.folder}")
+        pages = {path: with_tables(path, options.folder) for path in PAGES}  # all of them, before one is written
+        for path, text in pages.items():
+            write_text(ROOT / path, text)
+        print(f"{' and '.join(PAGES)} now hold the tables of {options.folder}")
         return 0
     for kind in ROW_TYPES:
         print(f"{BLOCK_NAMES[kind]}\n\n{markdown(kind, load_table(options.folder, kind))}")

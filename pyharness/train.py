@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyharness.atomic import atomic_path
-from pyharness.config import MICRO_DIGITS
+from pyharness.config import MICRO_DIGITS, SwinConfig
 from pyharness.data import (
     DATA_HELP,
     MAX_CORRUPT_SHARE,
@@ -45,6 +45,7 @@ from pyharness.data import (
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.evaluate import EvalResult, accuracy
 from pyharness.models import (
+    blocks_of,
     checkpoint_meta,
     config_of,
     create_model,
@@ -69,6 +70,7 @@ UNFINISHED = 3
 """Exit status of a run that --max-minutes ended."""
 NARROW = 64
 """Up to this many channels timm's initial weights hand on too little signal (see `spread_initial_weights`)."""
+INITS = ("auto", "timm", "spread", "identity")
 _AMP = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -85,6 +87,7 @@ class TrainingOptions:
     max_norm: float = 5.0
     precision: str = "fp32"
     seed: int = 0
+    init: str = "auto"
 
     def __post_init__(self) -> None:
         for ok, message in (
@@ -337,7 +340,7 @@ class Training:
         advice = f"remove {self.out_dir} to begin anew, or choose another output folder"
         if not isinstance(content, dict) or content.get("version") != STATE_VERSION:
             raise CheckpointError(f"{self.state_path}: not a training state of version {STATE_VERSION}; {advice}")
-        before, mine = content["identity"], dict(self.identity)
+        before, mine = {"init": "auto", **content["identity"]}, dict(self.identity)
         if TRAINING_SET not in before:  # an old state, which holds what --data said instead
             del mine[TRAINING_SET]
             mine["data"] = self.data
@@ -379,10 +382,17 @@ class Training:
 
 
 def build_model(
-    name: str, *, classes: int | None, weights: str, changes: dict[str, Any], new_name: str | None, seed: int
+    name: str,
+    *,
+    classes: int | None,
+    weights: str,
+    changes: dict[str, Any],
+    new_name: str | None,
+    seed: int,
+    init: str = "auto",
 ) -> tuple[SwinTransformer, str]:
     """The model to train, and its name. `changes` replace fields of the geometry of the model `name`; what they make
-    has random weights and a name of its own."""
+    has random weights and a name of its own. `init` (`INITS`) says what random weights are."""
     if not changes:
         model = create_model(name, num_classes=classes, weights=weights, seed=seed)
         final = name
@@ -396,9 +406,31 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = model_from_config(dataclasses.replace(base, **changes, name=final))
-    if weights == "random" and config_of(model, final).embed_dim <= NARROW:
-        spread_initial_weights(model, seed)
+    if weights == "random":
+        set_initial_weights(model, config_of(model, final), init, seed)
+    elif init != "auto":
+        raise HarnessError(f"--init {init} is for random weights, and --weights names others; leave one of them out")
     return model, final
+
+
+def set_initial_weights(model: SwinTransformer, config: SwinConfig, init: str, seed: int) -> None:
+    """Change the fresh weights of a timm `model` as `init` says (one of `INITS`).
+
+    "timm" leaves them; "spread" is `spread_initial_weights`; "auto" is that for narrow models alone. "identity" makes
+    every block begin as the identity: spread weights, but zero ones in the two layers that write to the residual stream
+    (attn.proj, mlp.fc2), and timm's in the head; Swin-V2's blocks do so anyway, by their last norms. The idea is
+    that of zero-initialized residual branches (Goyal et al. 2017, section 5.1).
+    """
+    if init == "timm" or (init == "auto" and config.embed_dim > NARROW):
+        return
+    head = model.head.fc.weight.detach().clone()
+    spread_initial_weights(model, seed)
+    if init == "identity":
+        with torch.no_grad():
+            model.head.fc.weight.copy_(head)
+            for block in blocks_of(model) if config.version == 1 else ():
+                block.attn.proj.weight.zero_()
+                block.mlp.fc2.weight.zero_()
 
 
 def parse_changes(words: Sequence[str]) -> dict[str, Any]:
@@ -464,6 +496,12 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--label-smoothing", type=float, default=default.label_smoothing, help="default: %(default)s")
     how.add_argument("--seed", type=int, default=default.seed, help="of weights, order, crops (default: %(default)s)")
     how.add_argument(
+        "--init", choices=INITS, default=default.init,
+        help="random weights: timm's; spread, Xavier's, for narrow models; identity, where blocks begin as identities, "
+        "which deep models with little data begin to learn from sooner (default: auto, spread for at most "
+        f"{NARROW} channels, else timm)",
+    )  # fmt: skip
+    how.add_argument(
         "--precision", choices=_AMP, help="bf16 is mixed: fp32 weights and sums (default: bf16 on a GPU, else fp32)"
     )
     machine = parser.add_argument_group("machine")
@@ -503,12 +541,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = TrainingOptions(
         epochs=args.epochs, batch_size=args.batch, lr=args.lr, weight_decay=args.weight_decay,
         warmup_epochs=args.warmup_epochs, label_smoothing=args.label_smoothing, seed=args.seed,
-        precision=args.precision or ("bf16" if args.device == "cuda" else "fp32"),
+        init=args.init, precision=args.precision or ("bf16" if args.device == "cuda" else "fp32"),
     )  # fmt: skip
     started = time.monotonic()
     model, name = build_model(
         args.model, classes=classes_of(args.data, args.classes), weights=args.weights,
         changes=parse_changes(args.changes), new_name=args.name, seed=args.seed,
+        init=args.init,
     )  # fmt: skip
     training = Training(
         model,

@@ -24,8 +24,18 @@ usage_error() {
   exit 2
 }
 
+# full_disk LOG: what to do about a full disk, where the log of a failed command tells of one; else nothing.
+full_disk() {
+  awk '/No space left on device|Disk quota exceeded/ { found = 1 } END { exit !found }' "$1" || return 0
+  local place room=""
+  for place in "$SWIN_ROOT" "${TMPDIR:-/tmp}"; do
+    room="$room${room:+, }$(df -Ph "$place" 2>/dev/null | awk 'NR == 2 { print $4 }') in $place"
+  done
+  printf '%s' "The disk is full (free now: $room). Make room, or name another place for temporary files (TMPDIR); then run this script again."
+}
+
 # run_step WHAT TODO COMMAND...: runs COMMAND with its output in a log file; prints one line. When it fails, prints the
-# end of the log, then what failed, where the whole log is, and TODO.
+# end of the log, then what failed, where the whole log is, and TODO, or what to do about a full disk.
 run_step() {
   local what="$1" todo="$2" log started=$SECONDS
   shift 2
@@ -37,6 +47,9 @@ run_step() {
   else
     say "FAILED"
     tail -n 25 "$log" >&2
+    local full
+    full="$(full_disk "$log")"
+    todo="${full:-$todo}"
     die "$what failed (whole log: ${log#"$SWIN_ROOT"/}). $todo"
   fi
 }

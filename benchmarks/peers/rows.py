@@ -285,7 +285,7 @@ forced" in the table of medians).
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The tables of one document: one of medians for each instruction set, for README; then every row in full."""
+    """The tables of one document: one of medians for each instruction set, for pages; then every row in full."""
     rows, meta = document["rows"], document["meta"]
     text = ""
     for isa in dict.fromkeys(row["isa"] for row in rows):

@@ -92,6 +92,15 @@ def test_the_later_of_two_measurements_counts(tmp_path: Path, order: tuple[str, 
     ]
 
 
+def test_one_model_alone_and_links_from_another_folder(tmp_path: Path) -> None:
+    other = [{**r, "model": "swin_base_patch4_window7_224"} for r in a_group()]
+    folder = written(tmp_path / "there", [*a_group(), *other], native="avx2")
+    assert len(lines_of(folder)) == 2
+    (line,) = at_a_glance([folder], "Swin-B", root="").splitlines()[2:3]
+    assert "| [A CPU](there) |" in line and "| Swin-B |" in line
+    assert "Swin-T" not in at_a_glance([folder], "Swin-B")
+
+
 def test_a_group_without_peers_has_no_row(tmp_path: Path) -> None:
     alone = [r for r in a_group(batch=8) if r["side"] == "ours"]
     assert len(lines_of(written(tmp_path / "there", [*alone, *a_group()], native="avx2"))) == 1

@@ -207,3 +207,21 @@ def test_environment_has_every_field_of_the_schema() -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, pyharness, pyharness.measure, pyharness.results; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=measure.ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nmodel\t\t: 3\n", "AMD EPYC (family 26 model 2)"),
+        ("model name\t: A CPU: fast\n", "A CPU: fast"),
+        ("CPU implementer\t: 0x41\n", None),
+        (None, None),
+    ],
+)
+def test_a_processor_is_named_with_its_generation(tmp_path, text: str | None, expected: str | None) -> None:
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    name = expected or measure.platform.processor() or measure.platform.machine()
+    assert measure.cpu_name(file).rpartition(", ")[0] == name
+    assert measure.cpu_name(file).rpartition(", ")[2].split()[1].startswith("core")

@@ -248,10 +248,12 @@ def test_a_readme_takes_another_machines_table_from_the_folder_beside(repository
         results.readme_with_tables(text + "<!-- begin table3 of there -->\n<!-- end table3 of there -->\n", tmp_path / "here")
 
 
-def test_readme_holds_the_committed_results(repository: Path) -> None:
-    """README's tables are those of results/cpu-2core, and those named so of the folders beside it, to the letter."""
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    assert text == results.readme_with_tables(text, repository / "results" / "cpu-2core")
+@pytest.mark.parametrize("page", results.PAGES)
+def test_pages_hold_the_committed_results(repository: Path, page: str) -> None:
+    """Their tables are those of results/cpu-2core, and those named so of the folders beside it, to the letter."""
+    text = (repository / page).read_text(encoding="utf-8")
+    assert text == results.with_tables(page, repository / "results" / "cpu-2core")
+    assert text.count("<!-- begin ") >= 2
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_a_broken_active_environment(checkout: Path, compilers: Path, tmp_path: 
 FAKE_PYTHON = """
 case "$*" in
   *"-m venv"*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" ;;
-  *"pip install"*) echo "no such host: pypi.org"; exit 1 ;;
+  *"pip install"*) echo "${PIP_SAYS:-no such host: pypi.org}"; exit 1 ;;
 esac
 """
 
@@ -209,6 +209,16 @@ def test_failed_download_names_its_log(checkout: Path, compilers: Path) -> None:
     assert "no such host: pypi.org" in (checkout / log).read_text()
     assert "no such host: pypi.org" in done.stderr and "Is the network there?" in line
     assert not (checkout / ".venv" / ".swin-int8-installed").exists(), "a failed install must be tried again"
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_network(checkout: Path, compilers: Path, tmp_path: Path) -> None:
+    for tool in ("cp", "chmod", "df"):
+        provide(compilers, tool)
+    provide(compilers, "python3", FAKE_PYTHON)
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    line = error_line(run_script(checkout, "build_ft.sh", path=compilers, PIP_SAYS=said, TMPDIR=str(tmp_path)), 1)
+    assert re.search(rf"The disk is full \(free now: \S+ in {checkout}, [0-9.]+\S* in {tmp_path}\)", line), line
+    assert "network" not in line and "TMPDIR" in line
 
 
 # --- CUDA, on a machine that is made of shell scripts -----------------------------------------------------------------

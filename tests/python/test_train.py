@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import signal
 
 import pytest
 import torch
+from v2_configs import MICRO as V2_MICRO
 
 from pyharness import train as t
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, get_dataset
 from pyharness.errors import CheckpointError, EngineError, HarnessError
-from pyharness.models import create_model, load_model
+from pyharness.models import blocks_of, create_model, load_model, model_from_config
 
 QUICK = t.TrainingOptions(epochs=2, batch_size=8, lr=2e-3, warmup_epochs=0.2, seed=4)
 GEOMETRY = ["--set", "img_size=28", "patch_size=4", "in_chans=3", "embed_dim=32", "depths=1", "num_heads=1", "window_size=7"]
@@ -143,6 +145,49 @@ def test_an_old_state_is_told_by_what_its_data_was_called(tmp_path):
     assert not run.run(max_seconds=0) and run.step == 2
 
 
+def test_a_state_from_before_there_was_a_choice_of_weights_goes_on(tmp_path):
+    training(tmp_path).run(max_seconds=0)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["identity"]["init"]
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="init was auto, now identity"):
+        training(tmp_path, dataclasses.replace(QUICK, init="identity")).run()
+    run = training(tmp_path)
+    assert not run.run(max_seconds=0) and run.step == 2
+
+
+@pytest.mark.parametrize("config", [dataclasses.replace(MICRO_DIGITS, depths=(2, 1)), V2_MICRO], ids=lambda c: f"v{c.version}")
+def test_blocks_begin_as_identities_and_learn(config):
+    """Behind one step both matrices that began as zero have a gradient to go on with."""
+    torch.manual_seed(0)
+    model = model_from_config(config)
+    head = model.head.fc.weight.detach().clone()
+    t.set_initial_weights(model, config, "identity", seed=1)
+    assert torch.equal(model.head.fc.weight, head), "timm's own"
+    seen = []
+    for block in blocks_of(model):
+        block.register_forward_hook(lambda block, given, result: seen.append((given[0], result)))
+    loss = torch.nn.functional.cross_entropy(model(torch.randn(4, 1, 28, 28)), torch.arange(4))
+    assert len(seen) == sum(config.depths) and all(torch.equal(given, result) for given, result in seen)
+    loss.backward()
+    last = blocks_of(model)[-1]
+    written = [last.norm1.weight, last.norm2.weight] if config.version == 2 else [last.attn.proj.weight, last.mlp.fc2.weight]
+    assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in written)
+
+
+@pytest.mark.parametrize(
+    ("init", "width", "changed"), [("timm", 32, False), ("auto", 32, True), ("auto", 96, False), ("spread", 96, True)]
+)
+def test_which_models_have_spread_weights(init, width, changed):
+    config = dataclasses.replace(MICRO_DIGITS, embed_dim=width)
+    model = model_from_config(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    t.set_initial_weights(model, config, init, seed=0)
+    same = {name: torch.equal(value, before[name]) for name, value in model.state_dict().items()}
+    assert all(same.values()) != changed
+    assert same["patch_embed.proj.weight"] and same["layers.0.blocks.0.attn.qkv.weight"] != changed
+
+
 def test_a_damaged_state_is_explained(tmp_path):
     training(tmp_path).run(max_seconds=0)
     path = tmp_path / "state.pt"
@@ -194,6 +239,7 @@ def test_the_program_makes_a_model_of_its_own_geometry(tmp_path, capsys):
         (["--set", "depth=2"], "'depth=2' is not understood"),
         (["--set", "depths=2,x"], "'depths=2,x' is not understood"),
         (["--set", "embed_dim=32", "--weights", "pretrained"], "leave --weights out"),
+        (["--init", "identity", "--weights", "pretrained"], "--init identity is for random weights"),
         (["--epochs", "1", "--warmup-epochs", "1"], "--warmup-epochs must be at least 0 and below"),
         (["--max-minutes", "0"], "--max-minutes"),
         (["--batch", "2000"], "more than the 1200 training images"),
