@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,9 @@ def resized(
         shape = ((2 * after.window[0] - 1) * (2 * after.window[1] - 1), after.heads)
         for block in range(before.depth):
             name = f"layers.{before.index}.blocks.{block}.attn.relative_position_bias_table"
-            state[name] = resize_rel_pos_bias_table(state[name], after.window, shape)
+            with warnings.catch_warnings():  # of timm's own code, nothing that a user could change
+                warnings.simplefilter("ignore", UserWarning)
+                state[name] = resize_rel_pos_bias_table(state[name], after.window, shape)
     model = model_from_config(config)
     set_activation(model, source.activation)
     note_input(model, source.meta)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = ("build_ft.sh", "test.sh", "reproduce.sh", "gpu_check.sh")
+SCRIPTS = ("build_ft.sh", "test.sh", "reproduce.sh", "gpu_check.sh", "swin_tiny_procedural.sh")
 
 TOOLS = (
     "awk", "basename", "bash", "cat", "cut", "dirname", "env", "head", "mkdir", "nproc", "rm", "sha256sum", "tail",
@@ -139,6 +139,19 @@ def test_help_names_every_option(repository: Path) -> None:
 )
 def test_wrong_values(repository: Path, words: list[str], expected: str) -> None:
     assert expected in error_line(run_script(repository, "build_ft.sh", *words), 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--times", "0"], "--times needs a positive number, found '0'"),
+        (["--times", "x"], "--times needs a positive number, found 'x'"),
+        (["--device", "tpu"], "--device needs cpu or cuda, found 'tpu'"),
+        (["--out"], "--out needs a value"),
+    ],
+)
+def test_wrong_values_of_the_large_experiment(repository: Path, words: list[str], expected: str) -> None:
+    assert expected in error_line(run_script(repository, "swin_tiny_procedural.sh", *words), 2)
 
 
 def test_git_is_missing(checkout: Path, bare_path: Path) -> None:
