@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
-from pyharness.hf_format import CONFIG_NAME, is_huggingface, load_folder, without_type
+from pyharness.hf_format import CONFIG_NAME, index_of, is_huggingface, load_folder, without_type
 from pyharness.tensor_file import load_tensors, save_tensors, save_torch
 from pyharness.training import report
 
@@ -77,19 +77,19 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         content = load_pickle(path)
         meta = content.get("meta", {}) if isinstance(content, Mapping) else {}
         state, meta = unwrap_state_dict(path, content), dict(meta) if isinstance(meta, Mapping) else {}
-    if is_huggingface(state):
+    if is_huggingface(state) or index_of(path) is not None:
         if not (path.parent / CONFIG_NAME).is_file():
             raise CheckpointError(
                 f"{path}: is a Hugging Face checkpoint, whose geometry stands in {CONFIG_NAME}; put that file beside it"
             )
-        return _load_huggingface(path.parent)
+        return _load_huggingface(path.parent, path)
     if is_detector(state):
         state, meta = backbone_of(state)  # what a detector's training program wrote beside it is none of ours
     return to_timm_layout(state), meta
 
 
-def _load_huggingface(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    state, meta = load_folder(folder)
+def _load_huggingface(folder: Path, weights: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state, meta = load_folder(folder, weights)
     return to_timm_layout(state), meta
 
 
@@ -190,7 +190,8 @@ def load_pickle(path: Path) -> Any:
     """What `torch.load` reads with weights_only: tensors, plain containers, and argparse.Namespace, which holds values
     alone and in which training programs, timm's too, keep their options. CheckpointError as `load_checkpoint`."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        fetch = "`python pyharness/convert.py to-timm pretrained FILE --model NAME` makes one of timm's weights"
+        raise CheckpointError(f"{path}: no such file" + (f"; {fetch}" if str(path) == "pretrained" else ""))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -261,8 +261,8 @@ def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_trainin
     """ImageNet-style folder `root/split/<class>/<image>` through the transforms of the timm `model`.
 
     `is_training` selects random crops and flips (no colour changes); otherwise the model's own resize and centre crop.
-    Classes are the sorted folder names. DataError where a folder is missing or empty, or where the number of classes
-    is not the model's.
+    Classes are the folder names in natural order (2 before 10), as timm has them. DataError where a folder is missing
+    or empty, or where the number of classes is not the model's.
     """
     return _image_set(open_folder(Path(root), split), str(Path(root) / split), split, model, is_training)
 
@@ -302,8 +302,14 @@ def _open_archives(root: Path, split: str, scheme: str | None) -> Reader | None:
     return None
 
 
-def open_images(data: str, split: str, model: torch.nn.Module, is_training: bool = False) -> ImageSet:
-    """The images that a `--data` word names, of `split` "train" or "val"; DataError as `imagefolder`."""
+def open_images(
+    data: str, split: str, model: torch.nn.Module, is_training: bool = False, *, labels: bool = True
+) -> ImageSet:
+    """The images that a `--data` word names, of `split` "train" or "val"; DataError as `imagefolder`.
+
+    Without `labels` their number of classes does not matter, and a folder may hold images at any depth, in itself or in
+    its folder `split`.
+    """
     scheme, colon, path = data.partition(":")
     if not colon or scheme not in SCHEMES:
         scheme, path = None, data
@@ -313,7 +319,22 @@ def open_images(data: str, split: str, model: torch.nn.Module, is_training: bool
     has_classes = folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
     if scheme != "folder" and (scheme is not None or not has_classes):
         reader = _open_archives(root, split, scheme)
+    if not labels:
+        reader = reader or _open_unlabelled(folder if folder.is_dir() else root)
+        return ImageSet(reader, data_config(model), is_training=is_training, substitute=split == "train")
     return _image_set(reader or open_folder(root, split), f"{root} ({split})", split, model, is_training)
+
+
+def _open_unlabelled(folder: Path) -> Reader:
+    """timm's reader of all images below `folder`."""
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    try:
+        return ReaderImageFolder(str(folder))
+    except RuntimeError:
+        raise DataError(f"{folder}: no image found in it or below; .jpg, .jpeg and .png are read") from None
 
 
 def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, is_training: bool) -> ImageSet:
@@ -323,9 +344,24 @@ def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, 
     if model.num_classes and (classes != model.num_classes if named else classes > model.num_classes):
         raise DataError(
             f"{source}: has {classes} classes, the model has {model.num_classes}; the folder must be of the data set "
-            "that the weights were trained on"
+            f"that the weights were trained on (train.py --classes {classes} trains a model for it)"
         )
+    _tell_order(list(named or ()), source)
     return dataset
+
+
+def _tell_order(classes: list[str], source: str) -> None:
+    """Say it where the number of a class is not the one that torchvision would give: accuracy would be wrong without a
+    word."""
+    from timm.utils.misc import natural_key
+
+    timms, torchvisions = sorted(classes, key=natural_key), sorted(classes)
+    if timms != torchvisions:
+        first = next(i for i, pair in enumerate(zip(timms, torchvisions)) if pair[0] != pair[1])
+        report(
+            f"note: {source}: classes are numbered in timm's order, where class {first} is {timms[first]}; a model "
+            f"that torchvision's ImageFolder fed has them sorted as text, where it is {torchvisions[first]}"
+        )
 
 
 def procedural_set(data: str, split: str, model: torch.nn.Module) -> ProceduralDataset:
@@ -381,11 +417,13 @@ def get_dataset(
     *,
     model: torch.nn.Module | None = None,
     augment: bool = False,
+    labels: bool = True,
 ) -> Dataset:
     """The data set a program works on: the digits for the micro model where `data` is None, else what `data` names
     (`DATA_HELP`).
 
-    `train` selects training or held-out images; `augment` random crops for files of images (the others have none).
+    `train` selects training or held-out images; `augment` random crops for files of images (the others have none);
+    without `labels`, images of any classes or none do (`open_images`).
     Images go through the transforms of the timm `model`, by default the one that `model_name` stands for; how they are
     normalized tells `input_normalization`.
     """
@@ -401,7 +439,7 @@ def get_dataset(
     split = "train" if train else "val"
     if is_procedural(data):
         return procedural_set(str(data), split, model)
-    return open_images(str(data), split, model, is_training=augment)
+    return open_images(str(data), split, model, is_training=augment, labels=labels)
 
 
 def evaluation_indices(size: int, limit: int) -> Tensor:

@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 from pyharness import distributed
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DATA_HELP, get_dataset
-from pyharness.errors import HarnessError, run_cli
+from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.model_card import write_card
 from pyharness.models import (
     blocks_of,
@@ -47,6 +47,7 @@ from pyharness.models import (
     load_model,
     make_geluless_block,
     make_relu_block,
+    need_classes,
     save_checkpoint,
     weights_source,
 )
@@ -261,7 +262,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--model",
         metavar="NAME",
-        help=f"timm name of the teacher (default: the checkpoint's own; where it has none, {MICRO_DIGITS.name})",
+        help="timm name of the teacher (default: the checkpoint's own; of the teacher in the package "
+        f"{MICRO_DIGITS.name})",
     )
     where.add_argument(
         "--weights",
@@ -315,14 +317,16 @@ def options_from(args: argparse.Namespace) -> DistillOptions:
 
 
 def load_teacher(weights: str, name: str | None) -> tuple[SwinTransformer, str]:
-    """The teacher that --weights and --model give, and its name: the latter, else the checkpoint's own, else the micro
-    model's. CheckpointError and ModelError as `load_model` and `create_model`."""
+    """The teacher that --weights and --model give, and its name: the latter, else the checkpoint's own; of "pretrained"
+    the micro model's. CheckpointError and ModelError as `load_model` and `create_model`."""
     if weights == "pretrained":
         name = name or MICRO_DIGITS.name
         return create_model(name, weights="pretrained"), name
     if name is None:
         _, meta = load_checkpoint(weights)
-        name = meta["config"]["name"] if "config" in meta else MICRO_DIGITS.name
+        if "config" not in meta:
+            raise CheckpointError(f"{weights}: does not say which model it is of; give the model's timm name (--model)")
+        name = meta["config"]["name"]
     return load_model(weights, name)[0], name
 
 
@@ -332,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with distributed.session():
         distributed.device_for(machine.device)
         teacher, name = load_teacher(args.weights, args.model)
+        need_classes(teacher, name, "distillation compares logits")
         summary = distill(
             teacher,
             name,

@@ -445,8 +445,10 @@ def evaluate_one(
 ) -> tuple[dict[str, Any], ShardedEvaluation]:
     """Evaluate one model as the command line says, print its line, and return its row, and what keeps its counts."""
     from pyharness.engine import library_path
+    from pyharness.models import need_classes
     from pyharness.pipeline import code_digest, file_digest
 
+    need_classes(predictor.timm_model, predictor.model_name, "accuracy is of classes")
     dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model)
     identity = {"weights": file_digest(Path(path)), "kind": predictor.kind, "data": str(args.data)}
     evaluation = ShardedEvaluation(

@@ -80,9 +80,17 @@ def open_calibrated(path: Path, name: str | None = None, int8_mode: int | None =
 
 
 def open_source(path: Path, name: str | None = None, activation: str | None = None) -> Source:
-    """The floating-point model of any file these programs read. Errors as the file's own loader."""
-    from pyharness.models import config_of, load_model
+    """The floating-point model of any file these programs read, or, with the path "pretrained", timm's own of that
+    `name`. Errors as the file's own loader."""
+    from pyharness.models import checkpoint_meta, config_of, create_model, load_model, weights_source
 
+    if str(path) == "pretrained" and not path.exists():
+        if name is None:
+            raise HarnessError("pretrained: timm has weights of many models; name one (--model)")
+        model = create_model(name, weights=weights_source(name, "pretrained"))
+        if activation not in (None, "gelu"):
+            raise CheckpointError(f"pretrained: timm's {name} has GELU, not {activation}; leave --activation out")
+        return Source(model, config_of(model, name), {**checkpoint_meta(model, name), "weights": "pretrained"})
     if is_engine_file(path):
         source = _without_scales(open_calibrated(path, name), "the weights are int8 values, dequantized")
         return _need_activation(source, path, activation)
@@ -290,11 +298,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     for name, kind in COMMANDS.items():
         command = commands.add_parser(name, help=f"any checkpoint or engine file -> {kind}")
         command.add_argument(
-            "source", type=Path, help="checkpoint, Hugging Face folder, calibrated checkpoint or engine file"
+            "source", type=Path,
+            help="checkpoint, Hugging Face folder, calibrated checkpoint or engine file; or 'pretrained', timm's own",
         )
         what = "folder to write" if name == "to-hf" else "file to write: .safetensors or .pth"
         command.add_argument("out", type=Path, help=what)
-        command.add_argument("--model", help="timm name, for checkpoints that do not hold it")
+        command.add_argument("--model", help="timm name, for checkpoints that do not hold it, and for pretrained")
         command.add_argument("--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own")
         command.add_argument("--img-size", type=image_size, metavar="N|HxW", help="change the image size")
         command.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,18 @@ def at_a_glance(folders: Sequence[Path], model: str | None = None, root: str = "
     lines = [line for _, line in newest.values()]
     header = (
         "processor", "instructions", "model", "batch", "fastest other", "ms", "fused_int8 ms", "GELU: times as fast",
-        "GELU-less", "GELU-less over FT",
+        "GELU-less", "GELU-less over FT", "dB: other", "ours",
     )  # fmt: skip
-    return markdown_table(header, lines, right=(3, 5, 6, 7, 8, 9)) + (
-        "\nfastest other: of those measured, which run the GELU model. GELU: `fused_int8_gelu`, a checkpoint as it is, "
-        "is as many times as fast. GELU-less: `fused_int8`, whose time is given, of a model that was distilled first. "
-        "On AVX2 both with balanced weight steps, where these were measured (`*`: of GELU-less). GELU-less over FT: "
-        "the paper's subject, `geluless_int8` against `ft_int8`. Medians of the ratios within rounds of alternating "
-        "calls, random weights; every method and its spread: the folders' `peers_cpu.md`.\n"
+    if model is not None and not lines:
+        raise FormatError(f"no folder has measured {model}; tables call models as in Swin-T, Swin-B 384")
+    return markdown_table(header, lines, right=(3, *range(5, len(header)))) + (
+        "\nfastest other: of those measured, which run the GELU model. GELU: the speed-up of `fused_int8_gelu`, a "
+        "checkpoint without retraining, over it. GELU-less: the same of `fused_int8`, whose time is given and which "
+        "needs a distilled model. `*`: on AVX2 both with balanced weight steps, where both were measured so. GELU-less "
+        "over FT: the paper's subject, `geluless_int8` against `ft_int8`. dB: signal to noise of the logits against "
+        "the fp32 model's, of the fastest other and of `fused_int8_gelu`; older files have random int8 weights in "
+        "this engine, which have none. Medians of the ratios within rounds of alternating calls; every method and its "
+        "spread: the folders' `peers_cpu.md`.\n"
     )
 
 
@@ -67,11 +72,16 @@ def _lines(folder: Path, root: str) -> Iterable[tuple[str, tuple[str, ...]]]:
     for isa, model, batch in sorted(groups, key=lambda g: (g[0] != "native", models.index(g[1]), g[2])):
         engine_isa = isas.get(isa) or document["meta"]["engine"]["isa"]
         said = folder / "processor.txt"
-        name = said.read_text(encoding="utf-8").strip() if said.exists() else document["meta"]["device"].split(",")[0]
+        name = said.read_text(encoding="utf-8").strip() if said.exists() else _short(document["meta"]["device"])
         processor = f"[{name}]({root}{folder.name})"
         instructions = INSTRUCTIONS[engine_isa] + (" alone" if isa != "native" else "")
         cells = _line(engine_isa, model, batch, groups[isa, model, batch])
         yield document["meta"]["date"], (processor, instructions, *cells)
+
+
+def _short(device: str) -> str:
+    """A processor's name as `measure.cpu_name` gives it, without family, model and cores, which older files lack."""
+    return re.sub(r"( \(family \d+ model \d+\))?,.*", "", device)
 
 
 def _peers(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -85,12 +95,14 @@ def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, A
     ratio = "ratio_to_best_peer" if len(kept) + len(ours) == len(rows) else "ratio_to_best_forced_peer"
     best = min(kept, key=lambda row: row["latency_ms"]["median"])
 
-    def for_avx2(method: str) -> str:
-        """`method` with balanced weight steps, where these are of use and were measured."""
-        return f"{method}_balanced" if engine_isa == "avx2" and f"{method}_balanced" in ours else method
+    # Like beside like: balanced weight steps, of use on AVX2, for both or for neither.
+    balanced = engine_isa == "avx2" and {"fused_int8_balanced", "fused_int8_gelu_balanced"} <= ours.keys()
+    fused, gelu = (f"{method}{'_balanced' if balanced else ''}" for method in ("fused_int8", "fused_int8_gelu"))
+    star = "*" if balanced else ""
 
-    fused = for_avx2("fused_int8")
-    star = "" if fused == "fused_int8" else "*"
+    def quality(row: Mapping[str, Any] | None) -> str:
+        value = ((row or {}).get("check") or {}).get("sqnr_db")
+        return "-" if value is None else f"{value:.0f}"
 
     def times(method: str, ratio: str) -> str:
         value = ours.get(method, {}).get(ratio)
@@ -102,7 +114,9 @@ def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, A
         best["method"],
         milliseconds(best["latency_ms"]["median"]),
         milliseconds(ours[fused]["latency_ms"]["median"]) + star if fused in ours else "-",
-        times(for_avx2("fused_int8_gelu"), ratio),
+        times(gelu, ratio),
         times(fused, ratio),
         times("geluless_int8", "vs_ft_int8"),
+        quality(best),
+        quality(ours.get(gelu)),
     )

@@ -114,9 +114,10 @@ def without_type(name: str) -> str:
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_folder(folder: str | Path, weights: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in Microsoft's layout, and the meta data: model, config, activation, "input" where there is a
-    preprocessor_config.json (`read_processor`), and ours where it has any.
+    preprocessor_config.json (`read_processor`), and ours where it has any. `weights` names one of the folder's files;
+    None is the one that goes by its usual name. A part of weights in many files stands for all of them.
 
     CheckpointError where a file is missing or cut off, or is no Swin; ModelError and FormatError for a Swin that the
     engine cannot run.
@@ -128,7 +129,7 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{folder}: config.json is of model_type {fields.get('model_type')!r}; a Swin ('swin') or Swin-V2 "
             "('swinv2') is needed"
         )
-    tensors, own_meta = _read_weights(folder)
+    tensors, own_meta = _read_weights(folder, weights)
     state = to_microsoft_names(tensors, str(folder), MODEL_TYPES[fields["model_type"]])
     config, activation = read_config(fields, state, str(folder))
     own = own_meta.get("config")
@@ -156,22 +157,35 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of the folder, and our own meta data ({} in a file that others wrote)."""
+def _read_weights(folder: Path, weights: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of the folder, or of the file `weights`, and our own meta data ({} in a file that others wrote)."""
     found = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+    if weights is not None:
+        found = index_of(weights) or weights
     if found is None:
         raise CheckpointError(f"{folder}: has none of {', '.join(WEIGHT_NAMES)}; the weights are missing")
     if found.suffix != ".json":
         return _read_file(found)
-    weight_map = _read_json(found).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(part, str) for part in weight_map.values()):
-        raise CheckpointError(f"{found}: has no weight_map of file names; fetch it again")
     tensors: dict[str, Tensor] = {}
-    for part in sorted(set(weight_map.values())):
+    for part in sorted(set(_parts_of(found).values())):
         if Path(part).name != part:
             raise CheckpointError(f"{found}: names {part}, which is outside the folder; refused")
         tensors |= _read_file(folder / part)[0]
     return tensors, {}
+
+
+def index_of(file: Path) -> Path | None:
+    """The index beside `file` that names it as one of its parts, None where there is none."""
+    indices = (file.parent / name for name in WEIGHT_NAMES if name.endswith(".json"))
+    return next((i for i in indices if i.is_file() and file.name in _parts_of(i).values()), None)
+
+
+def _parts_of(index: Path) -> dict[str, str]:
+    """The file of each tensor, by the index of weights in many files."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(part, str) for part in weight_map.values()):
+        raise CheckpointError(f"{index}: has no weight_map of file names; fetch it again")
+    return weight_map
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

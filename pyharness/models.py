@@ -64,6 +64,7 @@ __all__ = [
     "make_pad_first",
     "make_relu_block",
     "model_from_config",
+    "need_classes",
     "note_input",
     "noted_input",
     "save_checkpoint",
@@ -288,6 +289,12 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
     return model.eval()
 
 
+def need_classes(model: nn.Module, name: str, why: str) -> None:
+    """ModelError for a `model` without a head, which `why`, in words, needs one."""
+    if not model.num_classes:
+        raise ModelError(f"{name}: has no classification head, its results are features; {why}")
+
+
 def note_input(model: nn.Module, meta: Mapping[str, Any]) -> None:
     """Note on a timm `model` how its images come in, where the meta data of its file says so ("input", or parts of it):
     `data.data_config` follows it, and `checkpoint_meta` hands it on to files."""
@@ -392,12 +399,14 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
         for name in shared
         if state[name].shape != own[name].shape
     ]
+    table = "relative_position_bias_table"
+    windows = any(name.endswith(table) and len(state[name]) != len(own[name]) for name in shared)
     faults += _listed("wrong shape", shapes)
     faults += _listed("not floating point", [name for name in shared if not state[name].is_floating_point()])
     faults += _listed("NaN or infinite", [name for name in shared if not state[name].isfinite().all()])
     if faults:
         found = f"Found {describe_state(state)} of {describe_geometry(state) or 'unknown size'}. "
-        raise CheckpointError(f"{source}: does not fit the model. {found}{_advice(shapes)}{'; '.join(faults)}")
+        raise CheckpointError(f"{source}: does not fit the model. {found}{_advice(windows)}{'; '.join(faults)}")
     biased_relu = meta.get("activation") == RELU_WITH_FC1_BIAS
     geluless = is_geluless(model) and not biased_relu
     if meta.get("activation") == "relu" and not geluless:
@@ -410,8 +419,9 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     model.load_state_dict(dict(state), strict=True)
 
 
-def _advice(shapes: list[str]) -> str:
-    if not any("relative_position_bias_table" in shape for shape in shapes):
+def _advice(windows: bool) -> str:
+    """What to do where a model's `windows` are the fault, if they are."""
+    if not windows:
         return ""
     return (
         "Its windows are others than the model's: load it under the name it was trained as. To change windows, "

@@ -200,7 +200,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="of a checkpoint that does not say its own (all FC1 biases zero), and of random weights (default: gelu)",
     )
     parser.add_argument("--out", required=True, type=Path, help="calibrated checkpoint to write: .safetensors or .pth")
-    parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
+    parser.add_argument(
+        "--data", metavar="DATA",
+        help=f"{DATA_HELP}; labels are not looked at, so a folder of images at any depth does (default: the digits)",
+    )  # fmt: skip
     parser.add_argument("--method", choices=METHODS, default="percentile", help="for activations (default: percentile)")
     parser.add_argument("--percentile", type=float, default=PERCENTILE, help=f"default: {PERCENTILE}")
     parser.add_argument("--int8-mode", type=int, choices=(1, 2), default=1, help="2: FC2 and reduction in s32 (Swin-L)")
@@ -222,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     from pyharness.data import check_images, get_dataset, input_normalization, make_loader
     from pyharness.models import weights_source
 
-    dataset = get_dataset(args.data, config.name, train=True, model=model)
+    dataset = get_dataset(args.data, config.name, train=True, model=model, labels=False)
     loader = make_loader(dataset, args.batch_size, shuffle=True, seed=args.seed)
     batches = _with_progress((images for images, _ in islice(loader, args.batches)), args.batches)
     data = args.data or "scikit-learn's digits, training images"

@@ -252,7 +252,8 @@ def named_paths(option: str, words: Sequence[str]) -> dict[str, Path]:
                 f"{option} {word}: {file} is a folder without {CONFIG_NAME}; give a checkpoint or a Hugging Face folder"
             )
         if not Path(file).exists():
-            raise HarnessError(f"{option} {word}: there is no file {file}")
+            fetch = "; `python pyharness/convert.py to-timm pretrained FILE --model NAME` makes one of timm's weights"
+            raise HarnessError(f"{option} {word}: there is no file {file}{fetch * (file == 'pretrained')}")
         found[model] = Path(file)
     return found
 
@@ -348,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = gpu.use_device(args.device)
     threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)
     settings = Settings(args.batch or DEFAULT_BATCH[device.type], args.runs, args.limit, device, args.seconds)
-    meta = {**measure.environment(info, threads), "int8_mode": args.int8_mode}
+    meta = {**measure.environment(info, threads), "int8_mode": args.int8_mode, "data": args.data}
     meta |= gpu.conditions_on(device, meta["device"])
     rows: list[Table2Row] = []
     finished: list[Callable[[], None]] = []

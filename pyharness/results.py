@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pyharness.atomic import atomic_path
-from pyharness.errors import FormatError, run_cli
+from pyharness.errors import FormatError, HarnessError, run_cli
 
 _PARENT = Path(__file__).resolve().parent.parent
 ROOT = _PARENT if (_PARENT / "pyproject.toml").is_file() else Path.cwd()
@@ -389,10 +389,19 @@ def conditions(meta: Mapping[str, Any]) -> str:
 
 def markdown_table2(document: Mapping[str, Any]) -> str:
     """Table 2 with its notes. `document` as `write_table` returns it."""
+    from pyharness.procedural import is_procedural
+
     header = (
         "model", "batch", "method", "top-1 % (95 % interval)", "images", "latency ms (p10 to p90)", "images/s",
         "vs FT INT8", "the paper claims", "FT published",
     )  # fmt: skip
+    data = document["meta"].get("data")
+
+    def elsewhere(figure: str) -> str:
+        """A figure of ImageNet; in brackets where these images are certain to be others."""
+        others = data is not None and is_procedural(data) and figure and not figure.startswith("(")
+        return f"(ImageNet: {figure})" if others else figure
+
     rows = [
         (
             row["model"],
@@ -403,13 +412,13 @@ def markdown_table2(document: Mapping[str, Any]) -> str:
             _latency(row),
             number(row["images_per_s"], 1),
             _versus_ft(row),
-            paper_claim(row["model"], row["method"]),
-            published_by_ft(row["model"], row["method"]),
+            elsewhere(paper_claim(row["model"], row["method"])),
+            elsewhere(published_by_ft(row["model"], row["method"])),
         )
         for row in document["rows"]
     ]
     notes = (
-        f"\nMeasured: {conditions(document['meta'])}.\n"
+        f"\nMeasured: {conditions(document['meta'])}.\n{f'Images: {data}. ' * bool(data)}"
         "vs FT INT8: change of latency, median of the ratios within each round. A dash was not measured.\n"
         "The paper's claims: Tayaranian et al. 2024, RTX 4090, batch 128, ImageNet. "
         "FT published: NVIDIA's figures, top-1 on ImageNet and latency on an A100, batch 64.\n"
@@ -519,7 +528,12 @@ def readme_with_tables(text: str, folder: Path, *, needed: Sequence[str] = READM
 
 def with_tables(page: str, folder: Path) -> str:
     """The text of `page`, one of PAGES, with the tables of `folder`."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    try:
+        text = (ROOT / page).read_text(encoding="utf-8")
+    except OSError as error:
+        raise HarnessError(
+            f"cannot read {ROOT / page} ({error.strerror}); --readme is for a checkout of the repository"
+        ) from None
     if page == "README.md":
         return readme_with_tables(text, folder)
     return readme_with_tables(text, folder, needed=(), root="")

@@ -56,7 +56,7 @@ from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedura
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.tensor_file import save_torch
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
-from pyharness.trainer import TRAINING_SET, data_identity, load_state
+from pyharness.trainer import TRAINING_SET, data_identity, load_state, weights_digest
 from pyharness.training import Stopwatch, derived_seed, progress, repeatable, report, write_csv
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ LOG_FIELDS = (
     "step", "epoch", "lr", "loss", "train_accuracy", "eval_accuracy", "eval_images", "images_per_s", "seconds",
 )  # fmt: skip
 STATE_VERSION = 1
+STARTING_WEIGHTS = "starting weights"
+"""The entry of a run's identity that tells from which weights it began."""
 UNFINISHED = 3
 """Exit status of a run that --max-minutes ended."""
 NARROW = 64
@@ -161,6 +163,7 @@ class Training:
         out_dir: Path,
         *,
         data: str = "",
+        weights: str = "random",
         device: torch.device | str = "cpu",
         workers: int = 0,
         eval_every: int = 500,
@@ -183,6 +186,7 @@ class Training:
         training_set = data_identity(train) or data
         self.identity = {
             **asdict(options), TRAINING_SET: training_set, "training images": len(train), "model": config,
+            STARTING_WEIGHTS: "random" if weights == "random" else weights_digest(model),
         }  # fmt: skip
         self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay))
@@ -340,7 +344,8 @@ class Training:
         advice = f"remove {self.out_dir} to begin anew, or choose another output folder"
         if not isinstance(content, dict) or content.get("version") != STATE_VERSION:
             raise CheckpointError(f"{self.state_path}: not a training state of version {STATE_VERSION}; {advice}")
-        before, mine = {"init": "auto", **content["identity"]}, dict(self.identity)
+        mine = dict(self.identity)
+        before = {"init": "auto", STARTING_WEIGHTS: mine[STARTING_WEIGHTS], **content["identity"]}  # (of older states)
         if TRAINING_SET not in before:  # an old state, which holds what --data said instead
             del mine[TRAINING_SET]
             mine["data"] = self.data
@@ -394,7 +399,9 @@ def build_model(
     """The model to train, and its name. `changes` replace fields of the geometry of the model `name`; what they make
     has random weights and a name of its own. `init` (`INITS`) says what random weights are."""
     if not changes:
-        model = create_model(name, num_classes=classes, weights=weights, seed=seed)
+        if new_name is not None:
+            raise HarnessError("--name is for a model of --set; another one keeps the name of --model")
+        model = _with_classes(name, classes, weights, seed)
         final = name
     else:
         if weights != "random":
@@ -411,6 +418,22 @@ def build_model(
     elif init != "auto":
         raise HarnessError(f"--init {init} is for random weights, and --weights names others; leave one of them out")
     return model, final
+
+
+def _with_classes(name: str, classes: int | None, weights: str, seed: int) -> SwinTransformer:
+    """The model `name` with `weights`; where a checkpoint has another number of classes than are asked for, with a
+    random head in the place of its own."""
+    if classes is None or weights in ("random", "pretrained"):
+        return create_model(name, num_classes=classes, weights=weights, seed=seed)
+    model = create_model(name, weights=weights, seed=seed)
+    if model.num_classes != classes:
+        report(f"{weights}: its head of {model.num_classes} classes gives way to a random one of {classes}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.reset_classifier(classes)
+            nn.init.trunc_normal_(model.head.fc.weight, std=0.02)
+            nn.init.zeros_(model.head.fc.bias)
+    return model
 
 
 def set_initial_weights(model: SwinTransformer, config: SwinConfig, init: str, seed: int) -> None:
@@ -557,6 +580,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options,
         args.out,
         data=str(args.data),
+        weights=args.weights,
         device=args.device,
         workers=args.workers,
         eval_every=args.eval_every,

@@ -300,7 +300,9 @@ def markdown(document: Mapping[str, Any]) -> str:
     text += "".join(note for method, note in METHOD_NOTES.items() if method in methods)
     text += "".join(f"\n- {line}" for line in reasons(rows)) + ("\n" if any(r["reason"] for r in rows) else "")
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items() if version)
-    machine, _, rest = results.conditions(meta).split("; ", 2)
+    runs = meta.get("runs_of_this_file") or ({"engine_isa": meta["engine"]["isa"]},)
+    isas = " and ".join(dict.fromkeys(run["engine_isa"] for run in runs))
+    machine, _, rest = results.conditions({**meta, "engine": {**meta["engine"], "isa": isas}}).split("; ", 2)
     text += f"\nMeasured: {'; '.join(part for part in (machine, versions, rest) if part)}.\n"
     checked = any(row["side"] == OURS and row["check"] for row in rows)
     details = (SAME_WEIGHTS if checked else RANDOM_INT8) + DETAILS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -102,6 +103,39 @@ def test_grey_models_read_folders_in_grey(folder):
         data.get_dataset(folder, MICRO_DIGITS.name, train=False)
     image, _ = data.get_dataset(folder, MICRO_DIGITS.name, train=False, model=model)[0]
     assert image.shape == (1, 28, 28)
+
+
+def test_calibration_takes_images_of_any_classes_or_none(folder, small_swin, tmp_path):
+    """As they lie in train/, at any depth of a folder without one, and beside each other; never a random crop."""
+    flat = tmp_path / "flat"
+    (flat / "deep" / "er").mkdir(parents=True)
+    for i, file in enumerate(sorted(folder.glob("train/*/*.png"))):
+        shutil.copy(file, (flat / "deep" / "er" if i % 2 else flat) / f"{i}.png")
+    other = create_model("swin_tiny_patch4_window7_224", num_classes=1000)
+    with pytest.raises(DataError, match="has 3 classes, the model has 1000.*--classes 3"):
+        data.get_dataset(folder, other.default_cfg["architecture"], train=True, model=other)
+    for place in (folder, folder / "train", flat, f"folder:{flat}"):
+        found = data.get_dataset(place, "swin_tiny_patch4_window7_224", train=True, model=other, labels=False)
+        assert len(found) == 6 and found[0][0].shape == (3, 224, 224), place
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match="bare: no image found in it or below"):
+        data.get_dataset(tmp_path / "bare", "swin_tiny_patch4_window7_224", train=True, model=other, labels=False)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        data.get_dataset(tmp_path / "nowhere", "swin_tiny_patch4_window7_224", train=True, model=other, labels=False)
+
+
+def test_it_is_said_where_torchvision_numbers_classes_otherwise(folder, capsys):
+    for split in ("train", "val"):
+        for old, new in (("ant", "2"), ("bee", "10"), ("cat", "1")):
+            (folder / split / old).rename(folder / split / new)
+    model = create_model(MICRO_DIGITS.name, num_classes=3)
+    dataset = data.get_dataset(folder, MICRO_DIGITS.name, train=False, model=model)
+    assert "where class 1 is 2; a model that torchvision's ImageFolder fed" in capsys.readouterr().err
+    assert dataset.reader.class_to_idx == {"1": 0, "2": 1, "10": 2}
+    for split in ("train", "val"):
+        (folder / split / "10").rename(folder / split / "3")
+    data.get_dataset(folder, MICRO_DIGITS.name, train=False, model=model)
+    assert capsys.readouterr().err == ""
 
 
 def test_folder_mistakes_are_explained(folder, small_swin, tmp_path):

@@ -432,17 +432,19 @@ def test_a_checkpoint_names_its_own_model_and_both_students_have_cards(tmp_path)
 
 
 def test_names_of_teachers(tmp_path):
-    """As --model says, else as the checkpoint does, else the micro model's."""
+    """As --model says, else as the checkpoint does; the one in the package is the micro model's."""
     model = models.create_model(MICRO, weights="pretrained")
     models.save_checkpoint(tmp_path / "nameless.pth", model, {})
     assert d.load_teacher("pretrained", None)[1] == MICRO
-    teacher, name = d.load_teacher(str(tmp_path / "nameless.pth"), None)
+    with pytest.raises(CheckpointError, match="nameless.pth: does not say which model it is of; .*--model"):
+        d.load_teacher(str(tmp_path / "nameless.pth"), None)
+    teacher, name = d.load_teacher(str(tmp_path / "nameless.pth"), MICRO)
     assert name == MICRO
     assert_same_weights(teacher, model)
     models.save_checkpoint(tmp_path / "named.pth", model, models.checkpoint_meta(model, MICRO))
     assert d.load_teacher(str(tmp_path / "named.pth"), MICRO)[1] == MICRO
     help_text = " ".join(d.build_parser().format_help().split())
-    assert f"the checkpoint's own; where it has none, {MICRO}" in help_text
+    assert f"the checkpoint's own; of the teacher in the package {MICRO}" in help_text
 
 
 def test_defaults_are_the_papers():

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torchrun_helper
 
-from pyharness import evaluate, models, pipeline
+from pyharness import distill, evaluate, models, pipeline
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, evaluation_indices, make_loader
-from pyharness.errors import CheckpointError, DataError, EngineError, HarnessError
+from pyharness.errors import CheckpointError, DataError, EngineError, HarnessError, ModelError
 
 MICRO = MICRO_DIGITS.name
 
@@ -99,6 +99,15 @@ def test_broken_input_is_an_error_not_a_low_accuracy():
         evaluate.accuracy(lambda x: torch.zeros(len(x), 7), batches(10))
     with pytest.raises(DataError, match="no image"):
         evaluate.accuracy(predictor([]), [])
+
+
+def test_features_have_no_accuracy(tmp_path):
+    headless = models.create_model(MICRO, num_classes=0)
+    models.save_checkpoint(tmp_path / "backbone.pth", headless, models.checkpoint_meta(headless, MICRO))
+    for program, words in ((evaluate, []), (distill, ["--weights"])):
+        more = ["--out", str(tmp_path / "out"), "--model", MICRO] if program is distill else []
+        with pytest.raises(ModelError, match="has no classification head, its results are features"):
+            program.main([*words, str(tmp_path / "backbone.pth"), *more])
 
 
 def test_packaged_teacher_reaches_its_recorded_accuracy(capsys):

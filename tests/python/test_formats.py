@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from quant_helpers import NON_SQUARE, calibrated, exercised_model, images_for, one_thread
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models.swin_transformer import checkpoint_filter_fn
 
 from pyharness import data, models
@@ -383,6 +383,51 @@ def test_a_damaged_or_foreign_folder_is_explained(folder, damage, error, message
     damage(folder)
     with pytest.raises(error, match=message):
         models.load_model(folder)
+
+
+def test_the_file_that_was_named_is_the_one_that_is_read(folder):
+    """Beside the file of the usual name, and in a folder without one; a part of many stands for all."""
+    state = load_file(folder / "model.safetensors")
+    average = {name: tensor + 1 for name, tensor in state.items()}
+    save_file(average, folder / "model_ema.safetensors")
+    weight = "norm.weight"
+    plain, average = (models.load_model(folder / f"{n}.safetensors")[0].state_dict()[weight] for n in ("model", "model_ema"))
+    assert torch.equal(average, plain + 1)
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(models.load_model(folder / "model_ema.safetensors")[0].state_dict()[weight], average)
+    with pytest.raises(CheckpointError, match="the weights are missing"):
+        models.load_model(folder)
+
+    names = sorted(state)
+    parts = {"part-1.safetensors": names[:20], "part-2.safetensors": names[20:]}
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file in ("part-1.safetensors", "part-2.safetensors"):
+        assert torch.equal(models.load_model(folder / file)[0].state_dict()[weight], plain)
+    assert torch.equal(models.load_model(folder / "model_ema.safetensors")[0].state_dict()[weight], average)
+
+
+def test_a_file_of_timms_own_weights(tmp_path, capsys):
+    assert main(["to-timm", "pretrained", str(tmp_path / "own.safetensors"), "--model", MICRO]) == 0
+    model, meta = models.load_model(tmp_path / "own.safetensors")
+    teacher = models.create_model(MICRO, weights="pretrained").state_dict()
+    assert meta["model"] == MICRO and all(torch.equal(t, teacher[n]) for n, t in model.state_dict().items())
+    for words, message in (([], "name one"), (["--model", MICRO, "--activation", "relu"], "has GELU, not relu")):
+        with pytest.raises(HarnessError, match=message):
+            main(["to-timm", "pretrained", str(tmp_path / "no.safetensors"), *words])
+    with pytest.raises(CheckpointError, match="pretrained: no such file; .*convert.py to-timm pretrained FILE"):
+        models.load_model("pretrained", MICRO)
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_more_heads_are_not_called_other_windows(tmp_path, seed):
+    wide = dataclasses.replace(MICRO_DIGITS, num_heads=tuple(2 * heads for heads in MICRO_DIGITS.num_heads))
+    torch.save(exercised_model(wide, seed).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError, match="wrong shape") as caught:
+        models.load_model(tmp_path / "wide.pth", MICRO)
+    assert "indows are others" not in str(caught.value)
 
 
 def test_an_index_cannot_lead_out_of_the_folder(folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyharness import plots, results
-from pyharness.errors import FormatError
+from pyharness.errors import FormatError, HarnessError
 from pyharness.results import Table1Row, Table2Row
 
 TINY = "swin_tiny_patch4_window7_224"
@@ -217,6 +217,24 @@ def test_columns_line_up_as_plain_text() -> None:
 
 
 # --- README ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_imagenet_stand_in_brackets_beside_other_images(meta: dict, table2_rows: list) -> None:
+    document = results.document_of(meta, table2_rows)
+    plain = results.markdown_table2(document)
+    assert "| -12 %, < 0.5 points top-1 lost" in plain and "(ImageNet: " not in plain and "Images: " not in plain
+    document["meta"]["data"] = "procedural:classes=20"
+    text = results.markdown_table2(document)
+    assert "| (ImageNet: -12 %, < 0.5 points top-1 lost)" in text and "Images: procedural:classes=20. " in text
+    assert "| (ImageNet: 80.75 %; 8.17 ms)" in text and "(ImageNet: (" not in text
+    document["meta"]["data"] = "a/folder"
+    assert "(ImageNet: " not in results.markdown_table2(document)
+
+
+def test_pages_are_written_in_a_checkout_alone(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    with pytest.raises(HarnessError, match=r"README\.md \(No such file.*for a checkout"):
+        results.main([str(tmp_path), "--readme"])
 
 
 def test_a_block_of_the_readme_is_replaced_and_nothing_else() -> None:

@@ -15,7 +15,14 @@ from pyharness import train as t
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, get_dataset
 from pyharness.errors import CheckpointError, EngineError, HarnessError
-from pyharness.models import blocks_of, create_model, load_model, model_from_config
+from pyharness.models import (
+    blocks_of,
+    checkpoint_meta,
+    create_model,
+    load_model,
+    model_from_config,
+    save_checkpoint,
+)
 
 QUICK = t.TrainingOptions(epochs=2, batch_size=8, lr=2e-3, warmup_epochs=0.2, seed=4)
 GEOMETRY = ["--set", "img_size=28", "patch_size=4", "in_chans=3", "embed_dim=32", "depths=1", "num_heads=1", "window_size=7"]
@@ -188,6 +195,36 @@ def test_which_models_have_spread_weights(init, width, changed):
     assert same["patch_embed.proj.weight"] and same["layers.0.blocks.0.attn.qkv.weight"] != changed
 
 
+def test_a_state_that_began_from_other_weights_is_refused(tmp_path):
+    training(tmp_path, weights="one.pth").run(max_seconds=0)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    run = training(tmp_path, weights="the same under another name.pth")
+    assert not run.run(max_seconds=0) and run.step == 2
+    state["identity"][t.STARTING_WEIGHTS] = "another digest"
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="starting weights was another digest, now "):
+        training(tmp_path, weights="one.pth").run()
+    del state["identity"][t.STARTING_WEIGHTS]  # as an older program wrote it
+    torch.save(state, tmp_path / "state.pt")
+    assert not training(tmp_path, weights="one.pth").run(max_seconds=0)
+
+
+def test_a_checkpoint_gets_a_new_head_for_other_classes(tmp_path, capsys):
+    teacher = create_model(MICRO_DIGITS.name, weights="pretrained")
+    save_checkpoint(tmp_path / "ten.pth", teacher, checkpoint_meta(teacher, MICRO_DIGITS.name))
+    more = {"weights": str(tmp_path / "ten.pth"), "changes": {}, "new_name": None, "seed": 3}
+    model, _ = t.build_model(MICRO_DIGITS.name, classes=7, **more)
+    assert "its head of 10 classes gives way to a random one of 7" in capsys.readouterr().err
+    found = model.state_dict()
+    changed = [name for name, value in teacher.state_dict().items() if not torch.equal(value, found[name])]
+    assert changed == ["head.fc.weight", "head.fc.bias"] and found["head.fc.weight"].shape == (7, 64)
+    again, _ = t.build_model(MICRO_DIGITS.name, classes=7, **more)
+    assert torch.equal(again.head.fc.weight, model.head.fc.weight), "drawn from the seed"
+    assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
+    same, _ = t.build_model(MICRO_DIGITS.name, classes=10, **more)
+    assert torch.equal(same.head.fc.weight, teacher.head.fc.weight)
+
+
 def test_a_damaged_state_is_explained(tmp_path):
     training(tmp_path).run(max_seconds=0)
     path = tmp_path / "state.pt"
@@ -240,6 +277,7 @@ def test_the_program_makes_a_model_of_its_own_geometry(tmp_path, capsys):
         (["--set", "depths=2,x"], "'depths=2,x' is not understood"),
         (["--set", "embed_dim=32", "--weights", "pretrained"], "leave --weights out"),
         (["--init", "identity", "--weights", "pretrained"], "--init identity is for random weights"),
+        (["--name", "mine"], "--name is for a model of --set"),
         (["--epochs", "1", "--warmup-epochs", "1"], "--warmup-epochs must be at least 0 and below"),
         (["--max-minutes", "0"], "--max-minutes"),
         (["--batch", "2000"], "more than the 1200 training images"),
