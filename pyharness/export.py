@@ -136,7 +136,24 @@ def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
     return Source(model.eval(), checkpoint.config, {**checkpoint.meta, "activation": activation}, (note,))
 
 
-# --- Another image or window size -------------------------------------------------------------------------------------
+# --- Another normalization of images, another image or window size ---------------------------------------------------
+
+
+def normalized(source: Source, mean: Sequence[float] | None, std: Sequence[float] | None) -> Source:
+    """The model with a note of how its images are normalized, a number per channel each, which goes before what timm
+    says of its name. HarnessError where one is missing, or their number is not that of the channels."""
+    from pyharness.models import note_input
+
+    channels = source.config.in_chans
+    for flag, values in (("--mean", mean), ("--std", std)):
+        if values is None or len(values) != channels:
+            found = "none" if values is None else f"{len(values)}"
+            raise HarnessError(f"{flag} needs {channels} numbers, one per channel, beside the other; found {found}")
+    if not all(value > 0 for value in std):
+        raise HarnessError(f"--std must be greater than 0, found {min(std):g}")
+    noted = {**(source.meta.get("input") or {}), "mean": list(mean), "std": list(std)}
+    note_input(source.model, {"input": noted})
+    return dataclasses.replace(source, meta={**source.meta, "input": noted})
 
 
 def resized(
@@ -305,6 +322,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("out", type=Path, help=what)
         command.add_argument("--model", help="timm name, for checkpoints that do not hold it, and for pretrained")
         command.add_argument("--activation", choices=("gelu", "relu"), help="of a checkpoint that does not say its own")
+        for flag, what in (("--mean", "mean"), ("--std", "standard deviation")):
+            command.add_argument(
+                flag, type=float, nargs="+", metavar="X",
+                help=f"{what} by which images are normalized, per channel, of values from 0 to 1, for a checkpoint "
+                "trained with others than timm's model of that name",
+            )  # fmt: skip
         command.add_argument("--img-size", type=image_size, metavar="N|HxW", help="change the image size")
         command.add_argument(
             "--window", type=int, help="change the windows; the position bias is interpolated as in timm"
@@ -333,6 +356,8 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     if args.window is not None and args.window < 1:
         raise HarnessError(f"--window must be at least 1, found {args.window}")
     source = open_source(args.source, args.model, args.activation)
+    if args.mean is not None or args.std is not None:
+        source = normalized(source, args.mean, args.std)
     if args.img_size or args.window or args.pad_first:
         source = resized(source, args.img_size, args.window, args.pad_first)
     meta = export(source, args.command, args.out)

@@ -166,11 +166,20 @@ PUBLISHED = {
 }
 """By timm name. Swin-L's INT8 top-1 is FasterTransformer's int8_mode 2."""
 
+PUBLISHED_WEIGHTS = {"swin_large_patch4_window7_224": "ms_in22k_ft_in1k"}
+"""timm's tag of the weights that those figures are of, where it is not ms_in1k."""
+
+
+def published(model: str) -> Published | None:
+    """The figures of a timm name, which may have a tag: None where it is of other weights, or there are none."""
+    name, _, tag = model.partition(".")
+    return PUBLISHED.get(name) if tag in ("", PUBLISHED_WEIGHTS.get(name, "ms_in1k")) else None
+
 
 def paper_claim(model: str, method: str) -> str:
     """What the paper claims for this row, in words; empty where it says nothing. For a model that the paper did not
     measure, its claim for the ImageNet models stands in brackets."""
-    known = PUBLISHED.get(model)
+    known = published(model)
     if method == "geluless_int8":
         if known:
             return f"-{known.paper_drop} %, < 0.5 points top-1 lost"
@@ -182,7 +191,7 @@ def paper_claim(model: str, method: str) -> str:
 
 def published_by_ft(model: str, method: str) -> str:
     """What FasterTransformer published for this row, in words; empty where it did not."""
-    known = PUBLISHED.get(model)
+    known = published(model)
     if known and method == "fp32":
         return f"{known.ft_top1_float:.2f} %; fp16 {known.ft_ms_fp16:.2f} ms"
     if known and method == "ft_int8":

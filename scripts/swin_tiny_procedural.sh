@@ -4,7 +4,8 @@
 #
 #   bash scripts/swin_tiny_procedural.sh [options]
 #
-#   --out FOLDER    where table and plots go (default results/local/swin_tiny); models and logs: its subfolders
+#   --out FOLDER    where table and plots go, below the repository unless absolute (default results/local/swin_tiny); models
+#                   and logs go to its subfolders
 #   --device NAME   cpu (default) or cuda
 #   --times N       N times as many images in every training stage, and in the distillation (default 1)
 #   -h, --help      show this text

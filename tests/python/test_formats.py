@@ -422,6 +422,25 @@ def test_a_file_of_timms_own_weights(tmp_path, capsys):
     assert not (tmp_path / "no.safetensors").exists()
 
 
+def test_normalization_is_noted_for_every_program_that_follows(tmp_path, seed):
+    """Of a plain state dict, which says nothing of it: in the file, and in what is made of it."""
+    torch.save(exercised_model(MICRO_DIGITS, seed).state_dict(), tmp_path / "plain.pth")
+    command = ["to-timm", str(tmp_path / "plain.pth"), str(tmp_path / "noted.pth"), "--model", MICRO]
+    assert main([*command, "--mean", "0.25", "--std", "0.5"]) == 0
+    model, meta = models.load_model(tmp_path / "noted.pth")
+    assert meta["input"] == {"mean": [0.25], "std": [0.5]}
+    assert data.input_normalization(None, MICRO, model) == {"mean": [0.25], "std": [0.5]}
+    assert main(["to-timm", str(tmp_path / "noted.pth"), str(tmp_path / "again.pth"), "--img-size", "56"]) == 0
+    assert models.load_model(tmp_path / "again.pth")[1]["input"] == meta["input"]
+    for words, message in (
+        (["--mean", "0.5"], "--std needs 1 numbers, one per channel, beside the other; found none"),
+        (["--mean", "0.5", "0.5", "--std", "1"], "--mean needs 1 numbers, .*; found 2"),
+        (["--mean", "0.5", "--std", "0"], "--std must be greater than 0, found 0"),
+    ):
+        with pytest.raises(HarnessError, match=message):
+            main([*command, *words])
+
+
 def test_more_heads_are_not_called_other_windows(tmp_path, seed):
     wide = dataclasses.replace(MICRO_DIGITS, num_heads=tuple(2 * heads for heads in MICRO_DIGITS.num_heads))
     torch.save(exercised_model(wide, seed).state_dict(), tmp_path / "wide.pth")

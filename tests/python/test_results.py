@@ -219,6 +219,15 @@ def test_columns_line_up_as_plain_text() -> None:
 # --- README ----------------------------------------------------------------------------------------------------------
 
 
+def test_published_figures_are_of_some_weights_alone() -> None:
+    """Of the same model with other weights there are none."""
+    small, large = "swin_small_patch4_window7_224", "swin_large_patch4_window7_224"
+    assert results.published(small) == results.published(f"{small}.ms_in1k") == results.PUBLISHED[small]
+    assert results.published(f"{small}.ms_in22k_ft_in1k") is None is results.published("swin_micro_digits")
+    assert results.published(f"{large}.ms_in22k_ft_in1k") == results.PUBLISHED[large]
+    assert results.paper_claim(f"{small}.ms_in22k_ft_in1k", "geluless_int8").startswith("(ImageNet models")
+
+
 def test_figures_of_imagenet_stand_in_brackets_beside_other_images(meta: dict, table2_rows: list) -> None:
     document = results.document_of(meta, table2_rows)
     plain = results.markdown_table2(document)
