@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyharness import measure, results
+from pyharness.compare import LogitDifference, compare_logits, markdown_differences
 from pyharness.config import GRAPHS, MICRO_DIGITS
 from pyharness.errors import FormatError, run_cli
 from pyharness.pipeline import Inputs, Pipeline
@@ -118,33 +119,6 @@ def side_by_side(left: Sequence[str], right: Sequence[str]) -> list[tuple[str, s
 # --- The logits -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LogitDifference:
-    """How far the logits `other` are from `reference`. SQNR in dB (null where they are equal), agreement in percent."""
-
-    reference: str
-    other: str
-    max_abs: float
-    mean_abs: float
-    sqnr_db: float | None
-    top1_agreement: float
-
-
-def compare_logits(reference: str, a: Tensor, other: str, b: Tensor) -> LogitDifference:
-    """Compare logits f32 [n, K]. SQNR = 10 log10(sum a^2 / sum (a - b)^2), in float64."""
-    a, b = a.double(), b.double()
-    error = (a - b).abs()
-    noise = error.square().sum()
-    return LogitDifference(
-        reference=reference,
-        other=other,
-        max_abs=error.max().item(),
-        mean_abs=error.mean().item(),
-        sqnr_db=(10 * torch.log10(a.square().sum() / noise)).item() if noise > 0 else None,
-        top1_agreement=100 * (a.argmax(1) == b.argmax(1)).double().mean().item(),
-    )
-
-
 def collect_logits(pipeline: Pipeline) -> tuple[dict[str, Tensor], Tensor]:
     """Logits f32 [n, K] of every variant on the held-out images, by name, and the labels i64 [n]."""
     from pyharness.calibrated import load_calibrated
@@ -205,17 +179,7 @@ def markdown(document: dict[str, Any]) -> str:
     logits = document["logits"]
     accuracy = ", ".join(f"{name} {value:.2f} %" for name, value in logits["top1"].items())
     text += f"\nLogits of {logits['model']} on {logits['images']} held-out images. Top-1: {accuracy}.\n\n"
-    text += table(
-        ("logits of", "against", "max difference", "mean difference", "SQNR dB", "same top-1"),
-        [
-            (
-                d["other"], d["reference"], f"{d['max_abs']:.4f}", f"{d['mean_abs']:.5f}",
-                "equal" if d["sqnr_db"] is None else f"{d['sqnr_db']:.1f}", f"{d['top1_agreement']:.2f} %",
-            )
-            for d in logits["differences"]
-        ],
-        right=(2, 3, 4, 5),
-    )  # fmt: skip
+    text += markdown_differences(LogitDifference(**d) for d in logits["differences"])
     ft, ours = (latency["latency_ms"][graph]["median"] for graph in GRAPHS)
     ratio = latency["ratio"]
     low, high = (results.percent_change(ratio[key]) for key in ("q25", "q75"))

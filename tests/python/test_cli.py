@@ -18,6 +18,7 @@ from pyharness.errors import HarnessError, run_cli
 
 PROGRAMS = (
     "ablate_distillation",
+    "compare",
     "convert",
     "diff_baseline",
     "distill",
@@ -36,6 +37,7 @@ TINY = "swin_tiny_patch4_window7_224"
 
 MISTAKES = {
     "ablate_distillation": (["--seeds", "0"], "--seeds must be at least 1, found 0"),
+    "compare": (["/no/such/file.pth", "b"], "/no/such/file.pth"),
     "convert": (["show", "/no/such/file.safetensors"], "/no/such/file.safetensors"),
     "diff_baseline": (["--runs", "0"], "--runs must be at least 1, found 0"),
     "distill": (["--out", "{tmp}", "--subset", "0"], "subset"),
@@ -159,7 +161,7 @@ def test_every_program_that_takes_images_tells_the_same_words() -> None:
         for action in parser._actions:
             if "--data" in action.option_strings:
                 told[program] = action.help
-    assert sorted(told) == ["distill", "evaluate", "qat", "quantize", "reproduce_table2", "train"]
+    assert sorted(told) == ["compare", "distill", "evaluate", "qat", "quantize", "reproduce_table2", "train"]
     assert all(DATA_HELP in text for text in told.values())
 
 

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from pyharness import convert, diff_baseline, engine, latency_breakdown, pipeline, reproduce_table2, results
+from pyharness.compare import compare_logits
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
-from pyharness.diff_baseline import compare_logits, diffstat, side_by_side
+from pyharness.diff_baseline import diffstat, side_by_side
 from pyharness.engine import OpInfo
 from pyharness.engine_file import load_engine_file
 from pyharness.errors import DataError, FormatError, HarnessError

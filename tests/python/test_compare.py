@@ -1,0 +1,94 @@
+"""compare.py: files of all kinds against a reference, on images without labels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from quant_helpers import calibrated
+
+from pyharness import compare, data, models
+from pyharness.calibrated import save_calibrated
+from pyharness.config import MICRO_DIGITS
+from pyharness.convert import to_engine_file
+from pyharness.engine_file import save_engine_file
+from pyharness.errors import DataError, HarnessError
+
+MICRO = MICRO_DIGITS.name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A floating-point checkpoint, the same calibrated, and its engine file; 40 images, one of which is none."""
+    folder = tmp_path_factory.mktemp("compare")
+    _, checkpoint = calibrated(MICRO_DIGITS, geluless=False, int8_mode=1)
+    save_calibrated(folder / "calibrated.safetensors", checkpoint)
+    save_engine_file(folder / "engine.safetensors", to_engine_file(checkpoint, "ft_int8"))
+    (folder / "images" / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        file = folder / "images" / ("deep" if i % 3 else ".") / f"{i}.png"
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(file)
+    return folder
+
+
+def differences(folder, capsys, *words):
+    assert compare.main([*words, "--out", str(folder / "found.json")]) == 0
+    document = json.loads((folder / "found.json").read_text())
+    return document, capsys.readouterr().out
+
+
+def test_every_kind_of_file_on_images_without_labels(folder, capsys):
+    files = [str(folder / f"{name}.safetensors") for name in ("calibrated", "calibrated", "engine")]
+    document, out = differences(folder, capsys, *files, "--data", str(folder / "images"), "--images", "30")
+    same, engine = document["differences"]
+    assert document["images"] == 30 and "30 images of " in out
+    assert same["sqnr_db"] is None and same["max_abs"] == 0 and same["top1_agreement"] == 100 and "equal" in out
+    predictors = [compare.open_predictor(file, None) for file in files[1:]]
+    dataset = data.get_dataset(folder / "images", MICRO, train=False, model=predictors[0].timm_model, labels=False)
+    images = torch.stack([dataset[int(i)][0] for i in data.evaluation_indices(40, 30)])
+    with torch.inference_mode():
+        expected = compare.compare_logits("a", predictors[0].predict(images), "b", predictors[1].predict(images))
+    assert engine["sqnr_db"] == pytest.approx(expected.sqnr_db, abs=0.01)
+    assert engine["top1_agreement"] == expected.top1_agreement and f"{expected.sqnr_db:.1f} |" in out
+    assert engine["reference"] == files[0] and engine["other"] == files[2]
+
+
+def test_by_default_the_digits(folder, capsys):
+    file = str(folder / "calibrated.safetensors")
+    document, out = differences(folder, capsys, file, file, "--images", "20")
+    assert document["images"] == 20 and document["data"] == "digits" and "the held-out digits" in out
+
+
+def test_images_that_cannot_be_read_are_left_out_and_limited(folder, capsys, tmp_path):
+    for i, file in enumerate(sorted((folder / "images").rglob("*.png"))[:10]):
+        (tmp_path / f"{i}.png").write_bytes(file.read_bytes() if i else b"no image")
+    command = [str(folder / "calibrated.safetensors"), str(folder / "engine.safetensors"), "--data", str(tmp_path)]
+    with pytest.raises(DataError, match="1 of 10 images cannot be read"):
+        compare.main(command)
+    document, _ = differences(folder, capsys, *command, "--max-corrupt", "0.2")
+    assert document["images"] == 9
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
+        compare.main([*command, "--max-corrupt", "1", "--images", "1", "--data", str(first_alone(tmp_path))])
+
+
+def first_alone(folder):
+    (folder / "alone").mkdir()
+    (folder / "0.png").rename(folder / "alone" / "0.png")
+    return folder / "alone"
+
+
+def test_features_are_compared_and_other_heads_are_not(folder, capsys, tmp_path):
+    for name, classes in (("none", 0), ("seven", 7)):
+        model = models.create_model(MICRO, num_classes=classes, seed=1)
+        models.save_checkpoint(tmp_path / f"{name}.pth", model, models.checkpoint_meta(model, MICRO))
+    document, _ = differences(folder, capsys, *[str(tmp_path / "none.pth")] * 2, "--images", "5")
+    assert document["differences"][0]["sqnr_db"] is None
+    with pytest.raises(HarnessError, match="seven.pth: has 7 results per image, .*none.pth has 64"):
+        compare.main([str(tmp_path / "none.pth"), str(tmp_path / "seven.pth"), "--images", "5"])
+    for words in (["--images", "0"], ["--batch", "0"], ["--workers", "-1"]):
+        with pytest.raises(HarnessError, match=f"{words[0]} must be at least"):
+            compare.main(["a", "b", *words])
