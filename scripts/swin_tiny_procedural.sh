@@ -43,8 +43,6 @@ cd "$SWIN_ROOT"
 bash scripts/build_ft.sh
 python="$(venv_dir)/bin/python"
 name=swin_tiny_patch4_window7_224
-# glibc returns large tensors to the system after every operation, and their pages are cleared anew for the next one.
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
 
 # train STAGE IMAGES SEED WARM_UP LEARNING_RATE OPTION...: one pass over IMAGES images that no other stage has.
 train() {
@@ -65,9 +63,9 @@ train 3_112px 62000 3 0.03 3e-4 --model swin_tiny_56 --weights "$out/2_112px/mod
 resize 3_112px 4_224px 224
 train 4_224px 11200 2 0.05 2e-4 --model "$name" --weights "$out/4_224px.safetensors"
 
-data="procedural:classes=20,train=$((12000 * times))"
-"$python" pyharness/distill.py --weights "$out/4_224px/model.safetensors" --data "$data,val=200,seed=5" --precision bf16 \
-  --device "$device" --log-every 4 --out "$out/student"
+data="procedural:classes=20,train=$((9600 * times))"
+"$python" pyharness/distill.py --weights "$out/4_224px/model.safetensors" --data "$data,val=100,seed=5" --precision bf16 \
+  --device "$device" --log-every 5 --state-every 30 --out "$out/student"
 "$python" pyharness/reproduce_table2.py --models "$name" --weights "$name=$out/4_224px/model.safetensors" \
   --student "$name=$out/student/student.safetensors" --data "$data,val=10000,seed=5" --device "$device" \
   --out "$out" --work "$out/work"
