@@ -11,7 +11,7 @@
 #   -h, --help      show this text
 #
 # Small images first: a Swin-T learns from 56 x 56 ten times as quickly as from 224 x 224, and its position bias is
-# interpolated in between. About two hours on 2 cores with AVX512-BF16; a killed run goes on where it stopped.
+# interpolated in between. Two to three hours on 2 cores with AVX512-BF16; a killed run goes on where it stopped.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
