@@ -32,10 +32,9 @@ from pyharness.data import (
     evaluation_indices,
     get_dataset,
     make_loader,
-    need_share,
 )
 from pyharness.errors import DataError, HarnessError, run_cli
-from pyharness.evaluate import Predictor, open_predictor
+from pyharness.evaluate import Predictor, open_predictor, take_reading_options
 from pyharness.training import progress, report
 
 IMAGES = 256
@@ -130,14 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    for flag, value in (("--batch", args.batch), ("--images", args.images), ("--threads", args.threads)):
-        if value is not None and value < 1:
-            raise HarnessError(f"{flag} must be at least 1, found {value}")
-    if args.workers < 0:
-        raise HarnessError(f"--workers must be at least 0, found {args.workers}")
-    need_share(args.max_corrupt)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    take_reading_options(args, "--images")
     differences, reference, indices = [], None, None
     for path in (args.reference, *args.others):
         predictor = open_predictor(path, args.model)

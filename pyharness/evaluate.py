@@ -375,6 +375,19 @@ def _check_name(path: str | Path, found: str, wanted: str | None) -> None:
         raise CheckpointError(f"{path}: is of {found}, not of {wanted}; leave --model out")
 
 
+def take_reading_options(args: argparse.Namespace, *positive: str) -> None:
+    """HarnessError where --batch, --threads, --workers, --max-corrupt, or the options `positive`, are no use; sets
+    PyTorch's threads."""
+    from pyharness.measure import need_positive
+
+    need_positive(args, "--batch", "--threads", *positive)
+    if args.workers < 0:
+        raise HarnessError(f"--workers must be at least 0, found {args.workers}")
+    need_share(args.max_corrupt)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
@@ -410,14 +423,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    for flag, value in (("--batch", args.batch), ("--limit", args.limit), ("--threads", args.threads)):
-        if value is not None and value < 1:
-            raise HarnessError(f"{flag} must be at least 1, found {value}")
-    if args.workers < 0:
-        raise HarnessError(f"--workers must be at least 0, found {args.workers}")
-    need_share(args.max_corrupt)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    take_reading_options(args, "--limit")
     with distributed.session():
         device = distributed.device_for(args.device)
         done = [
