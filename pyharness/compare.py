@@ -13,7 +13,6 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from pyharness import results
-from pyharness.atomic import atomic_path
 from pyharness.data import (
     CORRUPT,
     DATA_HELP,
@@ -85,7 +83,8 @@ def markdown_differences(differences: Iterable[LogitDifference]) -> str:
 @torch.inference_mode()
 def logits_of(predictor: Predictor, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Logits f32 [n, K] of `--images` images through the model's own transforms, and which of them, by their numbers
-    i64 [n]: not those that cannot be read. DataError where these are too many."""
+    i64 [n]: not those that cannot be read. DataError where these are too many, HarnessError for results that are not
+    finite."""
     dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model, labels=False)
     indices = evaluation_indices(len(dataset), args.images)
     loader = make_loader(Subset(dataset, indices.tolist()), args.batch, workers=args.workers)
@@ -98,7 +97,10 @@ def logits_of(predictor: Predictor, args: argparse.Namespace) -> tuple[Tensor, T
     check_images(dataset, None, args.max_corrupt)
     if not found:
         raise DataError(f"none of the {len(indices)} images can be read")
-    return torch.cat(found), indices[torch.cat(readable)]
+    logits = torch.cat(found)
+    if not (logits.isfinite().all() and logits.any()):  # neither has a distance in dB
+        raise HarnessError(f"{predictor.model_name}, {predictor.kind}: its results are not finite, or zero throughout")
+    return logits, indices[torch.cat(readable)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -152,8 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "data": args.data or "digits", "images": len(reference),
             "differences": [dataclasses.asdict(d) for d in differences],
         }  # fmt: skip
-        with atomic_path(args.out) as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        results.write_json(args.out, document)
     return 0
 
 

@@ -89,6 +89,10 @@ def test_features_are_compared_and_other_heads_are_not(folder, capsys, tmp_path)
     assert document["differences"][0]["sqnr_db"] is None
     with pytest.raises(HarnessError, match="seven.pth: has 7 results per image, .*none.pth has 64"):
         compare.main([str(tmp_path / "none.pth"), str(tmp_path / "seven.pth"), "--images", "5"])
+    with torch.no_grad():
+        model.head.fc.bias[0] = float("inf")
+    with pytest.raises(HarnessError, match="its results are not finite, or zero throughout"):
+        compare.logits_of(compare.Predictor("fp32", MICRO, model, model), compare.build_parser().parse_args(["a", "b"]))
     for words in (["--images", "0"], ["--batch", "0"], ["--workers", "-1"]):
         with pytest.raises(HarnessError, match=f"{words[0]} must be at least"):
             compare.main(["a", "b", *words])
