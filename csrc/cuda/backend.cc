@@ -127,12 +127,16 @@ class CudaBackend : public Backend {
     cudaStreamCaptureStatus status{};
     unsigned long long number = 0;
     SWIN_CUDA("forward", cudaStreamGetCaptureInfo(stream_of(context), &status, &number));
+    SWIN_CHECK(Error, "forward", status != cudaStreamCaptureStatusInvalidated,
+               "the capture that the stream is in has failed before; its error was reported where it ends, or by the call "
+               "that a capture does not allow");
     return status == cudaStreamCaptureStatusNone ? 0 : number + 1;
   }
 
   double time_ms(const ExecContext& context, const std::function<void()>& work) const override {
     const cudaStream_t stream = stream_of(context);
     const Event start, stop;
+    work();  // the device is busy with it while the host enqueues what is timed, whose own cost is then in no figure
     SWIN_CUDA("time_ms", cudaEventRecord(start.handle, stream));
     work();
     SWIN_CUDA("time_ms", cudaEventRecord(stop.handle, stream));

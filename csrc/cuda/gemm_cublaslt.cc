@@ -78,6 +78,14 @@ class Problem {
     const std::size_t no_workspace = 0;
     cublasStatus_t status = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                                  &no_workspace, sizeof no_workspace);
+    // What GemmCall promises of its pointers; the default is 256, and an operation may be called on a slice.
+    const std::uint32_t alignment = 16;
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      if (status != CUBLAS_STATUS_SUCCESS) break;
+      status = cublasLtMatmulPreferenceSetAttribute(preference, attribute, &alignment, sizeof alignment);
+    }
     std::vector<cublasLtMatmulHeuristicResult_t> results(kMostCandidates);
     int count = 0;
     if (status == CUBLAS_STATUS_SUCCESS) {

@@ -11,8 +11,9 @@
 // if few are: a multiplication and an addition in place of one fused, or another erf, move one value in 10^4 across a
 // tie at most, and a kernel that errs moves more than one in 256. The extreme values have no bias.
 //
-// A timing: launches back to back between two events on a stream of its own. The L2 is not flushed: in a forward pass too
-// the operation before has just written the activations.
+// A timing: a CUDA graph of launches, as the engine replays them, between two events on a stream of its own, and behind an
+// untimed one. What a launch costs the host, several times the kernel for few rows, is in neither. The L2 is not
+// flushed: in a forward pass too the operation before has just written the activations.
 #include <cuda_runtime_api.h>
 
 #include <cmath>
@@ -68,6 +69,50 @@ Memory allocate(std::int64_t bytes) {
   return Memory(memory);
 }
 
+// What `work` puts on `stream`, to be launched again. Error where it cannot be captured: the engine could not run it.
+class Graph {
+ public:
+  template <class Work>
+  Graph(cudaStream_t stream, const Work& work) {
+    SWIN_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+    cudaGraph_t graph = nullptr;
+    try {
+      work();
+    } catch (...) {
+      cudaStreamEndCapture(stream, &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    SWIN_CUDA(cudaStreamEndCapture(stream, &graph));
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "cudaGraphInstantiate");
+  }
+  ~Graph() { cudaGraphExecDestroy(executable_); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  void launch(cudaStream_t stream) const { SWIN_CUDA(cudaGraphLaunch(executable_, stream)); }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+// SWIN_GEMM_TRACE: where a process hangs or is killed, its last line says what ran.
+void trace(const GemmTrial& trial, const GemmShape& shape) {
+  const char* wanted = std::getenv("SWIN_GEMM_TRACE");
+  if (wanted == nullptr || *wanted == '\0' || std::string(wanted) == "0") return;
+  const std::string line = detail::concat("swin_int8 gemm: ", trial.name, " M=", shape.m, " N=", shape.n, " K=", shape.k,
+                                          " to ", name_of(shape.output), "\n");
+  std::fputs(line.c_str(), stderr);
+  std::fflush(stderr);
+}
+
+// The error of a device that `trial` has broken, for all of this process.
+[[noreturn]] void blame(const GemmTrial& trial, const Error& error) {
+  throw Error(detail::concat("while ", trial.name, " ran: ", error.what(), " Or leave it out: SWIN_GEMM_SKIP=", trial.name));
+}
+
 struct Event {
   Event() { SWIN_CUDA(cudaEventCreate(&event)); }
   ~Event() { cudaEventDestroy(event); }
@@ -89,20 +134,21 @@ class CudaBench : public GemmBench {
         bias_(has_channels(shape.output) ? allocate(4 * shape.n) : Memory()),
         counts_(allocate(sizeof(Counts))) {}
 
-  std::vector<std::string> prove(const std::vector<const GemmKernel*>& kernels) override {
-    std::vector<std::string> verdicts(kernels.size());
+  std::vector<std::string> prove(const std::vector<GemmTrial>& trials) override {
+    std::vector<std::string> verdicts(trials.size());
     int seed = 0;
     for (const GemmPattern pattern : {GemmPattern::kExtremes, GemmPattern::kSmall, GemmPattern::kFull}) {
       fill(pattern, ++seed);
-      for (std::size_t i = 0; i < kernels.size(); ++i) {
-        if (kernels[i] == nullptr || !verdicts[i].empty()) continue;
+      for (std::size_t i = 0; i < trials.size(); ++i) {
+        if (!verdicts[i].empty()) continue;
+        trace(trials[i], shape_);
         try {
-          verdicts[i] = compare(*kernels[i], pattern, 0x40 + static_cast<int>((7 * i + seed) % 60));
+          verdicts[i] = compare(*trials[i].kernel, pattern, 0x40 + static_cast<int>((7 * i + seed) % 60));
         } catch (const Error& error) {
           verdicts[i] = error.what();
           cudaGetLastError();
           // A kernel that cannot be launched is refused; one that has broken the device ends the attempt.
-          if (cudaStreamSynchronize(queue_.handle) != cudaSuccess) throw;
+          if (cudaStreamSynchronize(queue_.handle) != cudaSuccess) blame(trials[i], error);
         }
       }
     }
@@ -111,15 +157,24 @@ class CudaBench : public GemmBench {
 
   // An output that adds goes on adding to its own result. It stays finite: |y| is below 16, less than half the last
   // place of a float16 that has come to 2^15.
-  double time_us(const GemmKernel& kernel, int launches) override {
-    if (adds()) fill_residual(out_.get());
-    SWIN_CUDA(cudaEventRecord(start_.event, queue_.handle));
-    for (int i = 0; i < launches; ++i) kernel.run(call_, queue_.handle);
-    SWIN_CUDA(cudaEventRecord(stop_.event, queue_.handle));
-    SWIN_CUDA(cudaEventSynchronize(stop_.event));
-    float ms = 0;
-    SWIN_CUDA(cudaEventElapsedTime(&ms, start_.event, stop_.event));
-    return 1e3 * static_cast<double>(ms) / launches;
+  double time_us(const GemmTrial& trial, int launches) override {
+    trace(trial, shape_);
+    try {
+      if (adds()) fill_residual(out_.get());
+      const Graph graph(queue_.handle, [&] {
+        for (int i = 0; i < launches; ++i) trial.kernel->run(call_, queue_.handle);
+      });
+      graph.launch(queue_.handle);  // the device has work while the host enqueues what is timed
+      SWIN_CUDA(cudaEventRecord(start_.event, queue_.handle));
+      graph.launch(queue_.handle);
+      SWIN_CUDA(cudaEventRecord(stop_.event, queue_.handle));
+      SWIN_CUDA(cudaEventSynchronize(stop_.event));
+      float ms = 0;
+      SWIN_CUDA(cudaEventElapsedTime(&ms, start_.event, stop_.event));
+      return 1e3 * static_cast<double>(ms) / launches;
+    } catch (const Error& error) {
+      blame(trial, error);
+    }
   }
 
  private:

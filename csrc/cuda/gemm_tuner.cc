@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <sstream>
 
 #include "swin/error.h"
 
@@ -12,16 +13,34 @@ namespace {
 
 constexpr const char* kAuto = "auto";
 constexpr const char* kWhere = "gemm_s8";
+constexpr const char* kSkipped = "left out by SWIN_GEMM_SKIP";
 constexpr int kRounds = 9;          // timed rounds of each finalist, in turn
 constexpr int kFinalists = 5;       // of all providers together; the fastest of each provider is always among them
 constexpr double kRoundUs = 300;    // one round lasts about this long ...
 constexpr int kMostLaunches = 50;   // ... but never more launches than this
+constexpr int kScreenLaunches = 5;
 
 std::string wanted_provider(GemmOutput output) {
   const char* value = std::getenv("SWIN_GEMM");
   const std::string wanted = value == nullptr || *value == '\0' ? kAuto : value;
   // cuBLASLt has nothing with a scale for each channel, our tiles nothing without: naming one says nothing of the other.
   return wanted == (has_channels(output) ? kCublasLt : kTiles) ? kAuto : wanted;
+}
+
+// Whether `provider` may run where `wanted` is asked for; the plain kernel always may, if it comes to that.
+bool takes_part(const std::string& provider, const std::string& wanted) {
+  return wanted == kAuto || wanted == provider || provider == kPlain;
+}
+
+std::string full_name(const std::string& provider, const std::string& candidate) { return provider + ":" + candidate; }
+
+bool is_skipped(const std::string& name) {
+  const char* value = std::getenv("SWIN_GEMM_SKIP");
+  std::istringstream prefixes(value == nullptr ? "" : value);
+  for (std::string prefix; std::getline(prefixes, prefix, ',');) {
+    if (!prefix.empty() && name.compare(0, prefix.size(), prefix) == 0) return true;
+  }
+  return false;
 }
 
 std::string describe(const GemmShape& shape) {
@@ -45,9 +64,12 @@ const GemmProvider* GemmTuner::provider(const std::string& name) const {
   return nullptr;
 }
 
-std::string GemmTuner::versions() const {
+std::string GemmTuner::versions(const std::string& wanted) const {
   std::string text;
-  for (const GemmProvider* p : providers_) text += (text.empty() ? "" : ", ") + std::string(p->name()) + " " + p->version();
+  for (const GemmProvider* p : providers_) {
+    if (!takes_part(p->name(), wanted)) continue;
+    text += (text.empty() ? "" : ", ") + std::string(p->name()) + " " + p->version();
+  }
   return text;
 }
 
@@ -72,14 +94,17 @@ void GemmTuner::load_config() {
   loaded_ = true;
 }
 
-GemmEntry* GemmTuner::known(const GemmDevice& device, const GemmShape& shape) {
+// What was measured of all providers says all of one, too.
+GemmEntry* GemmTuner::known(const GemmDevice& device, const std::string& wanted, const GemmShape& shape) {
   GemmEntry key;
   key.device = device.name;
   key.sm = device.sm;
-  key.versions = versions();
   key.shape = shape;
-  for (GemmEntry& entry : entries_) {
-    if (entry.same_key(key)) return &entry;
+  for (const std::string& of : {std::string(kAuto), wanted}) {
+    key.versions = versions(of);
+    for (GemmEntry& entry : entries_) {
+      if (entry.same_key(key)) return &entry;
+    }
   }
   return nullptr;
 }
@@ -95,22 +120,24 @@ const GemmEntry& GemmTuner::remember(GemmEntry entry) {
   return entries_.back();
 }
 
-GemmEntry GemmTuner::measure(const GemmDevice& device, const GemmShape& shape) {
+GemmEntry GemmTuner::measure(const GemmDevice& device, const std::string& wanted, const GemmShape& shape) {
   struct Runner {
     const GemmProvider* provider;
     GemmCandidate candidate;
     std::unique_ptr<GemmKernel> kernel;
     double screened = 0;
     std::vector<double> rounds;
+    GemmTrial trial() const { return {full_name(provider->name(), candidate.name), kernel.get()}; }
   };
   GemmEntry entry;
   entry.device = device.name;
   entry.sm = device.sm;
-  entry.versions = versions();
+  entry.versions = versions(wanted);
   entry.shape = shape;
 
   std::vector<Runner> runners;
   for (const GemmProvider* p : providers_) {
+    if (!takes_part(p->name(), wanted)) continue;
     std::string why;
     std::vector<GemmCandidate> offered;
     try {
@@ -121,6 +148,10 @@ GemmEntry GemmTuner::measure(const GemmDevice& device, const GemmShape& shape) {
     entry.offered.emplace_back(p->name(), static_cast<int>(offered.size()));
     if (offered.empty()) entry.refused.push_back({p->name(), "", why});
     for (GemmCandidate& candidate : offered) {
+      if (is_skipped(full_name(p->name(), candidate.name))) {
+        entry.refused.push_back({p->name(), candidate.name, kSkipped});
+        continue;
+      }
       try {
         std::unique_ptr<GemmKernel> kernel = p->prepare(shape, candidate);
         runners.push_back({p, std::move(candidate), std::move(kernel), 0, {}});
@@ -131,9 +162,9 @@ GemmEntry GemmTuner::measure(const GemmDevice& device, const GemmShape& shape) {
   }
 
   const std::unique_ptr<GemmBench> bench = lab_.bench(shape);
-  std::vector<const GemmKernel*> kernels;
-  for (const Runner& r : runners) kernels.push_back(r.kernel.get());
-  const std::vector<std::string> verdicts = bench->prove(kernels);
+  std::vector<GemmTrial> trials;
+  for (const Runner& r : runners) trials.push_back(r.trial());
+  const std::vector<std::string> verdicts = bench->prove(trials);
   std::vector<Runner> proven;
   for (std::size_t i = 0; i < runners.size(); ++i) {
     if (verdicts[i].empty()) {
@@ -143,6 +174,7 @@ GemmEntry GemmTuner::measure(const GemmDevice& device, const GemmShape& shape) {
     }
   }
   for (const GemmProvider* p : providers_) {
+    if (!takes_part(p->name(), wanted)) continue;
     const auto of_provider = [&](const Runner& r) { return r.provider == p; };
     entry.proven.emplace_back(p->name(), static_cast<int>(std::count_if(proven.begin(), proven.end(), of_provider)));
   }
@@ -152,8 +184,7 @@ GemmEntry GemmTuner::measure(const GemmDevice& device, const GemmShape& shape) {
   }
 
   for (Runner& r : proven) {
-    bench->time_us(*r.kernel, 1);  // loads the kernel
-    r.screened = std::min(bench->time_us(*r.kernel, 2), bench->time_us(*r.kernel, 2));
+    r.screened = std::min(bench->time_us(r.trial(), kScreenLaunches), bench->time_us(r.trial(), kScreenLaunches));
   }
   std::sort(proven.begin(), proven.end(), [](const Runner& a, const Runner& b) { return a.screened < b.screened; });
   std::vector<Runner*> finalists;
@@ -166,7 +197,7 @@ GemmEntry GemmTuner::measure(const GemmDevice& device, const GemmShape& shape) {
   for (int round = 0; round < kRounds; ++round) {  // in turn, so that a drift of the clocks hits all alike
     for (Runner* r : finalists) {
       const double launches = kRoundUs / std::max(r->screened, 1.0);
-      r->rounds.push_back(bench->time_us(*r->kernel, std::clamp(static_cast<int>(launches), 1, kMostLaunches)));
+      r->rounds.push_back(bench->time_us(r->trial(), std::clamp(static_cast<int>(launches), 1, kMostLaunches)));
     }
   }
   for (const GemmProvider* p : providers_) {
@@ -185,6 +216,10 @@ const GemmKernel& GemmTuner::choose(const GemmDevice& device, const std::string&
   std::string reasons;
   for (const GemmTiming& timing : entry.best) {
     if (wanted != kAuto && wanted != timing.provider) continue;
+    if (is_skipped(full_name(timing.provider, timing.candidate.name))) {
+      reasons += detail::concat("; ", timing.provider, " ", timing.candidate.name, ": ", kSkipped);
+      continue;
+    }
     const GemmProvider* p = provider(timing.provider);
     try {
       SWIN_CHECK(Error, kWhere, p != nullptr, "this build has no provider '", timing.provider, "'");
@@ -231,7 +266,7 @@ const GemmKernel& GemmTuner::kernel(const GemmShape& shape, void* stream) {
     return choose(device, wanted, entry);
   }
   load_config();
-  const GemmEntry* entry = known(device, shape);
+  const GemmEntry* entry = known(device, wanted, shape);
   if (entry != nullptr) {
     const bool measured_before = std::any_of(entry->best.begin(), entry->best.end(), [&](const GemmTiming& t) {
       return wanted == kAuto || wanted == t.provider;
@@ -246,7 +281,7 @@ const GemmKernel& GemmTuner::kernel(const GemmShape& shape, void* stream) {
   SWIN_CHECK(Error, kWhere, !lab_.capturing(stream), describe(shape), " was not tuned yet on ", device.name,
              ", and inside a CUDA graph capture nothing can be measured. Run one forward pass of this batch size before the "
              "capture, or tune ahead: python pyharness/tune_gemm.py");
-  const GemmEntry& measured = remember(measure(device, shape));
+  const GemmEntry& measured = remember(measure(device, wanted, shape));
   saved_ = add_to_gemm_config(gemm_config_path(), {measured});
   return choose(device, wanted, measured);
 }
@@ -260,10 +295,11 @@ std::string GemmTuner::tune(const std::vector<GemmShape>& shapes, bool again) {
   for (const GemmShape& shape : shapes) {
     SWIN_CHECK(ShapeError, "tune_gemm", shape.m > 0 && shape.n > 0 && shape.k > 0, describe(shape),
                "; every size must be positive");
-    const GemmEntry* entry = known(device, shape);
+    const std::string wanted = wanted_provider(shape.output);
+    const GemmEntry* entry = known(device, wanted, shape);
     const bool tuned = again || entry == nullptr;
     if (tuned) {
-      entry = &remember(measure(device, shape));
+      entry = &remember(measure(device, wanted, shape));
       fresh.push_back(*entry);
       std::unique_lock chosen_lock(chosen_mutex_);
       // Kernels in use stay alive: only what is chosen for the next call changes.
@@ -272,10 +308,12 @@ std::string GemmTuner::tune(const std::vector<GemmShape>& shapes, bool again) {
       }
     }
     list += (list.empty() ? "" : ", ") + detail::concat("{\"tuned\": ", tuned ? "true" : "false", ", ", json_fields(*entry));
-    if (!entry->best.empty()) {
-      const GemmTiming& best = entry->best.front();
-      list += detail::concat(", \"chosen\": ", json_string(best.provider), ", \"candidate\": ",
-                             json_string(best.candidate.name), ", \"us\": ", json_number(best.us));
+    const auto best = std::find_if(entry->best.begin(), entry->best.end(), [&](const GemmTiming& t) {
+      return (wanted == kAuto || wanted == t.provider) && !is_skipped(full_name(t.provider, t.candidate.name));
+    });
+    if (best != entry->best.end()) {
+      list += detail::concat(", \"chosen\": ", json_string(best->provider), ", \"candidate\": ",
+                             json_string(best->candidate.name), ", \"us\": ", json_number(best->us));
     } else {
       list += ", \"chosen\": null, \"candidate\": null, \"us\": null";
     }
@@ -284,7 +322,7 @@ std::string GemmTuner::tune(const std::vector<GemmShape>& shapes, bool again) {
   const std::string path = gemm_config_path();
   if (!fresh.empty()) saved_ = add_to_gemm_config(path, fresh);
   return detail::concat("{\"config\": ", json_string(path), ", \"saved\": ", json_string(saved_), ", \"device\": ",
-                        json_string(device.name), ", \"sm\": ", device.sm, ", \"versions\": ", json_string(versions()),
+                        json_string(device.name), ", \"sm\": ", device.sm, ", \"versions\": ", json_string(versions(kAuto)),
                         ", \"shapes\": [", list, "]}");
 }
 

@@ -3,8 +3,12 @@
 // The policy alone, in plain C++: the device is behind GemmLab, so that tests drive it where there is no GPU.
 //
 //   SWIN_GEMM=auto|cublaslt|cutlass|swin_tiles|swin_plain
-//                           whose candidates may run (default auto: the fastest of all); cublaslt says nothing of outputs
-//                           with a scale for each channel, swin_tiles of those without
+//                           whose candidates may run (default auto: the fastest of all), and are proven beside the plain
+//                           kernel; cublaslt says nothing of outputs with a scale for each channel, swin_tiles of those
+//                           without
+//   SWIN_GEMM_SKIP=PREFIX,..
+//                           candidates that are left out: those whose "provider:name" begins with one of these
+//   SWIN_GEMM_TRACE=1       says on stderr what is about to run: one that hangs is the last
 //   SWIN_GEMM_CONFIG=FILE   where results are kept (gemm_config.h)
 //
 // The plain kernel is the last resort: under `auto` it runs what nobody else can, and is not timed where somebody can.
@@ -21,15 +25,21 @@
 namespace swin {
 namespace cuda {
 
+// A kernel and what errors call it: "cutlass:sm90_128x128x128".
+struct GemmTrial {
+  std::string name;
+  const GemmKernel* kernel = nullptr;
+};
+
 // One shape's operands on the current device, for as long as it is being tuned.
 class GemmBench {
  public:
   virtual ~GemmBench() = default;
-  // For each kernel "" if it reproduced our own kernel's result on every pattern of data, else what differed.
-  // A kernel that is nullptr is passed over.
-  virtual std::vector<std::string> prove(const std::vector<const GemmKernel*>& kernels) = 0;
-  // Microseconds of one launch, from `launches` back to back.
-  virtual double time_us(const GemmKernel& kernel, int launches) = 0;
+  // For each trial "" if it reproduced our own kernel's result on every pattern of data, else what differed. Error,
+  // naming the trial, where one breaks the device.
+  virtual std::vector<std::string> prove(const std::vector<GemmTrial>& trials) = 0;
+  // The device's microseconds of one launch, from `launches` in one CUDA graph.
+  virtual double time_us(const GemmTrial& trial, int launches) = 0;
 };
 
 struct GemmDevice {
@@ -72,10 +82,11 @@ class GemmTuner {
 
   const GemmKernel* find(int device, const std::string& wanted, const GemmShape& shape) const;
   const GemmProvider* provider(const std::string& name) const;
-  std::string versions() const;
+  // Of the providers whose candidates may run; the key of what is measured with them.
+  std::string versions(const std::string& wanted) const;
   void load_config();
-  GemmEntry* known(const GemmDevice& device, const GemmShape& shape);
-  GemmEntry measure(const GemmDevice& device, const GemmShape& shape);
+  GemmEntry* known(const GemmDevice& device, const std::string& wanted, const GemmShape& shape);
+  GemmEntry measure(const GemmDevice& device, const std::string& wanted, const GemmShape& shape);
   const GemmEntry& remember(GemmEntry entry);
   const GemmKernel& choose(const GemmDevice& device, const std::string& wanted, const GemmEntry& entry);
 

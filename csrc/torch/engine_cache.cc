@@ -74,7 +74,10 @@ std::shared_ptr<Engine> find(const std::string& graph, const ModelConfig& config
 std::shared_ptr<Engine> cached_engine(const std::string& graph, const ModelConfig& config, at::TensorList weights,
                                       const Backend& backend, const ExecContext& context) {
   std::lock_guard lock(g_mutex);
-  if (entries().size() > 1) std::erase_if(entries(), [](const Entry& e) { return e.expired(); });
+  // Not inside a capture, which freeing their memory would break.
+  if (entries().size() > 1 && backend.callers_recording(context) == 0) {
+    std::erase_if(entries(), [](const Entry& e) { return e.expired(); });
+  }
   if (auto engine = find(graph, config, weights, backend)) return engine;
   SWIN_CHECK(Error, "swin_int8", backend.callers_recording(context) == 0,
              "the stream is being recorded into a CUDA graph, and these weights are not packed "

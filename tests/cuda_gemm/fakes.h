@@ -61,6 +61,8 @@ enum class Defect {
   kBehind,
   kNoRelu,
   kFails,
+  kBreaks,         // the device
+  kBreaksInGraph,  // not when it is proven, but in a capture
   kWraps,
   // Of outputs that have channels alone.
   kSeparate,  // no defect: multiplied, then added; GELU by another erf
@@ -94,6 +96,8 @@ class FakeKernel : public GemmKernel {
   FakeKernel(const GemmShape& shape, Fake fake) : shape_(shape), fake_(std::move(fake)) {}
   void run(const GemmCall& call, void*) const override {
     if (fake_.defect == Defect::kFails) throw swin::Error("a status that says no");
+    if (fake_.defect == Defect::kBreaks) fake::broken = true;
+    if (fake_.defect == Defect::kBreaksInGraph && fake::capture_began_us >= 0) throw swin::Error("not in a capture");
     fake::clock_us += fake_.us;
     if (has_channels(shape_.output)) return run_channels(shape_, call, fake_.defect);
     const std::int64_t rows = fake_.defect == Defect::kLastRow ? shape_.m - 1 : shape_.m;
@@ -189,7 +193,7 @@ class Setup {
     tiles().fakes = {};
     again();
   }
-  ~Setup() { EXPECT(fake::allocations == 0); }
+  ~Setup() { EXPECT(fake::allocations == 0 && fake::graphs == 0); }
 
   // As another process would start.
   void again() { tuner = std::make_unique<swin::cuda::GemmTuner>(swin::cuda::gemm_provider_list(), swin::cuda::gemm_lab()); }

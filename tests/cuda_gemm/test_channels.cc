@@ -139,7 +139,7 @@ GemmShape shape_of(GemmOutput output) { return {17, 48, 32, output}; }
 // What the proof says of a candidate with this defect; "" where it has passed.
 std::string verdict_on(Defect defect, const GemmShape& shape) {
   FakeKernel kernel(shape, {"", defect, 1});
-  const std::string verdict = swin::cuda::gemm_lab().bench(shape)->prove({nullptr, &kernel})[1];
+  const std::string verdict = swin::cuda::gemm_lab().bench(shape)->prove({{"fake:kernel", &kernel}})[0];
   EXPECT(fake::allocations == 0);
   return verdict;
 }
@@ -344,13 +344,13 @@ void our_tiles_pass() {
   for (const GemmOutput output : kOutputs) {
     for (const GemmShape& shape : {shape_of(output), GemmShape{140, 136, 80, output}}) {
       std::vector<std::unique_ptr<GemmKernel>> kernels;
-      std::vector<const GemmKernel*> pointers;
+      std::vector<swin::cuda::GemmTrial> trials;
       for (const GemmCandidate& candidate : provider.candidates(shape, 90, &why)) {
         kernels.push_back(provider.prepare(shape, candidate));
-        pointers.push_back(kernels.back().get());
+        trials.push_back({candidate.name, kernels.back().get()});
       }
       EXPECT(!kernels.empty());
-      for (const std::string& verdict : swin::cuda::gemm_lab().bench(shape)->prove(pointers)) {
+      for (const std::string& verdict : swin::cuda::gemm_lab().bench(shape)->prove(trials)) {
         if (!verdict.empty()) std::printf("%s: %s\n", name_of(output), verdict.c_str());
         EXPECT(verdict.empty());
       }

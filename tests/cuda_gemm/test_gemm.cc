@@ -159,6 +159,95 @@ void a_provider_can_be_forced() {
                     "this build knows: auto, cublaslt, cutlass, swin_tiles, swin_plain"));
 }
 
+// What is forced is all that is tried; what was measured of all is known of each, but not the other way round.
+void a_forced_provider_is_tried_alone() {
+  Setup setup("alone", "cutlass");
+  cublaslt().fakes = {{"quick and broken", Defect::kBreaks, 1}};
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(!fake::broken);
+  EXPECT(has(read(setup.path), R"("versions": "cutlass 1.0, swin_plain 1")"));
+  EXPECT(has(read(setup.path), R"("proven": {"cutlass": 1, "swin_plain": 1})"));
+  const double before = fake::clock_us;
+  setup.again();
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(fake::clock_us == before);
+  cublaslt().fakes = {{"quick", Defect::kNone, 1}};
+  Setup::want(nullptr);
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(fake::clock_us > before && has(setup.tuner->choices(), R"("candidate": "quick", "us": 1)"));
+  const double measured = fake::clock_us;
+  Setup::want("cublaslt");
+  setup.again();
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(fake::clock_us == measured);
+}
+
+void candidates_can_be_left_out() {
+  Setup setup("skipped");
+  setenv("SWIN_GEMM_SKIP", "swin_tiles:,cublaslt:quicker", 1);
+  const std::string answer = setup.tuner->tune({kShape}, false);
+  EXPECT(has(answer, R"("chosen": "cutlass", "candidate": "tile")"));
+  EXPECT(has(answer, R"({"provider": "cublaslt", "candidate": "quicker", "why": "left out by SWIN_GEMM_SKIP"})"));
+  EXPECT(has(read(setup.path), R"("proven": {"cublaslt": 1, )"));
+  // Also what a file from before names.
+  unsetenv("SWIN_GEMM_SKIP");
+  EXPECT(has(setup.tuner->tune({kShape}, true), R"("candidate": "quicker")"));
+  setenv("SWIN_GEMM_SKIP", "cublaslt:", 1);
+  setup.again();
+  EXPECT(has(setup.tuner->tune({kShape}, false), R"("tuned": false)"));
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("candidate": "tile")"));
+  unsetenv("SWIN_GEMM_SKIP");
+}
+
+void what_breaks_the_device_is_named() {
+  for (const Defect defect : {Defect::kBreaks, Defect::kBreaksInGraph}) {
+    Setup setup("breaks");
+    cutlass().fakes = {{"tile", Defect::kNone, 15}, {"wild", defect, 1}};
+    const std::string error = error_of<swin::Error>([&] { setup.tuner->kernel(kShape, nullptr); });
+    EXPECT(has(error, "while cutlass:wild ran: ") && has(error, "SWIN_GEMM_SKIP=cutlass:wild"));
+    EXPECT(read(setup.path).empty());  // nothing is kept of it
+    fake::broken = false;
+    setenv("SWIN_GEMM_SKIP", "cutlass:wild", 1);
+    setup.tuner->kernel(kShape, nullptr);
+    EXPECT(has(setup.tuner->choices(), R"("candidate": "quicker")"));
+    unsetenv("SWIN_GEMM_SKIP");
+    remove(setup.path.c_str());
+  }
+}
+
+// The last line on stderr is what ran last.
+void what_runs_is_traced() {
+  Setup setup("traced", "cutlass");
+  cutlass().fakes = {{"tile", Defect::kNone, 15}, {"wild", Defect::kBreaks, 1}};
+  const std::string path = g_folder + "/stderr";
+  std::fflush(stderr);
+  const int kept = dup(2);
+  if (std::freopen(path.c_str(), "w", stderr) == nullptr) std::abort();
+  setenv("SWIN_GEMM_TRACE", "1", 1);
+  error_of<swin::Error>([&] { setup.tuner->kernel(kShape, nullptr); });
+  setenv("SWIN_GEMM_TRACE", "0", 1);
+  error_of<swin::Error>([&] { setup.tuner->kernel(kShape, nullptr); });
+  unsetenv("SWIN_GEMM_TRACE");
+  dup2(kept, 2);
+  close(kept);
+  fake::broken = false;
+  EXPECT(read(path) == "swin_int8 gemm: cutlass:tile M=17 N=48 K=32 to s8\n"
+                       "swin_int8 gemm: cutlass:wild M=17 N=48 K=32 to s8\n");
+}
+
+// A launch of a graph is all that is timed, behind another one.
+void graphs_are_timed() {
+  Setup setup("graphs");
+  const FakeKernel kernel(kShape, {"", Defect::kNone, 3});
+  const auto bench = swin::cuda::gemm_lab().bench(kShape);
+  bench->prove({{"fake:kernel", &kernel}});
+  const double before = fake::clock_us;
+  const int launches = fake::graph_launches;
+  EXPECT(std::abs(bench->time_us({"fake:kernel", &kernel}, 7) - 3) < 1e-3);
+  EXPECT(fake::clock_us == before + 2 * 7 * 3 && fake::graph_launches == launches + 2);
+}
+
 void nothing_is_measured_inside_a_capture() {
   Setup setup("capture");
   fake::capturing = true;
@@ -302,6 +391,11 @@ int main() {
   wrong_candidates_are_refused();
   the_plain_kernel_is_the_last_resort();
   a_provider_can_be_forced();
+  a_forced_provider_is_tried_alone();
+  candidates_can_be_left_out();
+  what_breaks_the_device_is_named();
+  what_runs_is_traced();
+  graphs_are_timed();
   nothing_is_measured_inside_a_capture();
   what_changed_is_measured_again();
   tuning_again_replaces();

@@ -50,7 +50,7 @@ class Backend {
   virtual std::unique_ptr<Recording> record(const ExecContext&, const Work&) const { return nullptr; }
   // Which recording of the caller's own context.stream is part of at the moment; 0: of none.
   virtual std::uint64_t callers_recording(const ExecContext&) const { return 0; }
-  // Milliseconds that `work` takes on context.stream, from start to end.
+  // Milliseconds that `work` takes on context.stream, from start to end. A GPU runs it once more before, untimed.
   virtual double time_ms(const ExecContext& context, const std::function<void()>& work) const;
 
   // `host` is float16 or float32 in host memory; the result is in ops().float_dtype.
