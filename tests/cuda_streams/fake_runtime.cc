@@ -20,7 +20,9 @@ struct CUgraph_st {
 struct CUgraphExec_st {
   std::vector<Node> nodes;
 };
-struct CUevent_st {};
+struct CUevent_st {
+  int kernels = 0;
+};
 
 namespace {
 
@@ -249,10 +251,14 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  Lock lock(machine().mutex);
+  event->kernels = machine().counts.kernels;
+  return cudaSuccess;
+}
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
-  *ms = 0;
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop) {
+  *ms = static_cast<float>(stop->kernels - start->kernels);
   return cudaSuccess;
 }
 

@@ -447,6 +447,40 @@ void poisoned_runs_find_nothing() {
   }
 }
 
+// Work is timed behind an untimed run of itself.
+void work_is_timed_behind_itself() {
+  const Stream stream;
+  const swin::ExecContext context{.threads = 1, .stream = stream.handle};
+  double ms = 0;
+  const fake::Counts c = counted([&] {
+    ms = backend().time_ms(context, [&] {
+      for (int i = 0; i < 3; ++i) fake::launch(stream.handle, [] {}, {});
+    });
+  });
+  EXPECT(ms == 3 && c.kernels == 6);
+}
+
+// A capture that has failed is no recording that a pass could be part of.
+void a_failed_capture_is_said() {
+  const Stream stream;
+  swin::Engine engine = new_engine();
+  Caller caller(backend(), 1, 1);
+  EXPECT(cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeRelaxed) == cudaSuccess);
+  cudaDeviceSynchronize();
+  std::string error = "no error";
+  try {
+    caller.forward(engine, stream.handle);
+  } catch (const swin::Error& e) {
+    error = e.what();
+  }
+  EXPECT(error.find("the capture that the stream is in has failed before") != std::string::npos);
+  cudaGraph_t graph = nullptr;
+  EXPECT(cudaStreamEndCapture(stream.handle, &graph) == cudaErrorStreamCaptureInvalidated);
+  cudaGetLastError();
+  caller.forward(engine, stream.handle);
+  EXPECT(caller.has(1));
+}
+
 }  // namespace
 
 namespace swin::cuda {
@@ -468,6 +502,8 @@ int main() {
       {"streams_keep_their_plans", streams_keep_their_plans},
       {"idle_plans_make_room", idle_plans_make_room},
       {"poisoned_runs_find_nothing", poisoned_runs_find_nothing},
+      {"work_is_timed_behind_itself", work_is_timed_behind_itself},
+      {"a_failed_capture_is_said", a_failed_capture_is_said},
   };
   for (const auto& [name, test] : tests) {
     const int before = g_failures;
