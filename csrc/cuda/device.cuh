@@ -290,7 +290,33 @@ __device__ __forceinline__ void store_floats(T* target, const float (&x)[V]) {
   }
 }
 
-// V values of s8 or s32 as they are in memory: loaded first, converted when it is their turn.
+// V values of a two-byte T as they are in memory: loaded first, converted when it is their turn. A load behind a store
+// waits for it, so that a loop of load, add and store goes to memory and back once for each round.
+template <class T, int V>
+struct Raw {
+  Words4 words[V / 8];
+  __device__ __forceinline__ void load(const T* source) {
+#pragma unroll
+    for (int i = 0; i < V / 8; ++i) words[i] = load_words(source + 8 * i);
+  }
+  __device__ __forceinline__ void floats(float (&x)[V]) const {
+#pragma unroll
+    for (int i = 0; i < V / 8; ++i) {
+      float part[8];
+      unpack8<T>(words[i], part);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[8 * i + j] = part[j];
+    }
+  }
+};
+template <class T>
+struct Raw<T, 1> {
+  T value;
+  __device__ __forceinline__ void load(const T* source) { value = *source; }
+  __device__ __forceinline__ void floats(float (&x)[1]) const { x[0] = to_float(value); }
+};
+
+// V values of s8 or s32, likewise.
 template <class X, int V>
 struct Integers;
 template <int V>

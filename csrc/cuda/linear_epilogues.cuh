@@ -13,7 +13,9 @@ namespace swin::cuda {
 
 // y = acc * scale[n] + bias[n]; no bias: 0.
 struct ChannelScale {
-  static constexpr bool kCombines = false;
+  static constexpr bool kCombines = false, kAdds = false;
+  template <int V>
+  struct Before {};
   const float *scale, *bias;
 
   template <int V>
@@ -85,6 +87,12 @@ struct SameRows {
 // out T [M, N] += y, row r of the GEMM being row rows.image_row(r) of it (SameRows or WindowRows), or left out.
 template <class T, class Rows>
 struct AddRows : ChannelScale {
+  static constexpr bool kAdds = true;
+  template <int V>
+  struct Before {
+    unsigned row;
+    Raw<T, V> values;
+  };
   T* out;
   std::int64_t n;
   Rows rows;
@@ -93,17 +101,26 @@ struct AddRows : ChannelScale {
       : ChannelScale{scale, bias}, out(out), n(n), rows(rows) {}
 
   bool aligned() const { return is_aligned(out, 16); }
+  __device__ __forceinline__ bool is_left_out(unsigned to) const {
+    return !std::is_same_v<Rows, SameRows> && to == kNoRow;
+  }
   template <int V>
-  __device__ __forceinline__ void store(unsigned row, unsigned at, const Column<V>& c, float (&x)[V]) const {
-    const unsigned to = rows.image_row(row);
-    if (!std::is_same_v<Rows, SameRows> && to == kNoRow) return;
+  __device__ __forceinline__ Before<V> load(unsigned row, unsigned at) const {
+    Before<V> before;
+    before.row = rows.image_row(row);
+    if (!is_left_out(before.row)) before.values.load(out + before.row * n + at);
+    return before;
+  }
+  template <int V>
+  __device__ __forceinline__ void store(unsigned, unsigned at, const Column<V>& c, float (&x)[V],
+                                        const Before<V>& before) const {
+    if (is_left_out(before.row)) return;
     c.apply(x);
-    T* target = out + to * n + at;
-    float before[V];
-    load_floats<T, V>(target, before);
+    float old[V];
+    before.values.floats(old);
 #pragma unroll
-    for (int i = 0; i < V; ++i) x[i] += before[i];
-    store_floats<T, V>(target, x);
+    for (int i = 0; i < V; ++i) x[i] += old[i];
+    store_floats<T, V>(out + before.row * n + at, x);
   }
 };
 

@@ -25,19 +25,27 @@ __global__ void __launch_bounds__(kColumnThreads)
   unsigned within = chunk;
   // Neighbours 0..3 in the order (0,0) (1,0) (0,1) (1,1) of (row parity, column parity).
   const unsigned which = shape.per_neighbour.split(within);
+  Raw<T, V> in[kSteps];  // zeros beyond the image, whose bits are zeros too
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const unsigned r = row + step * grid.row_step;
-    if (r >= grid.rows) break;
+    in[step] = {};
+    if (r >= grid.rows) continue;
     unsigned x = r;
     unsigned y = shape.half_w.split(x);
     const unsigned b = shape.half_h.split(y);
     y = 2 * y + (which & 1);
     x = 2 * x + (which >> 1);
-    float values[V] = {};
     if (y < shape.height && x < shape.width) {
-      load_floats(residual + ((b * shape.height + y) * shape.width + x) * shape.c + within * V, values);
+      in[step].load(residual + ((b * shape.height + y) * shape.width + x) * shape.c + within * V);
     }
+  }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const unsigned r = row + step * grid.row_step;
+    if (r >= grid.rows) break;
+    float values[V];
+    in[step].floats(values);
 #pragma unroll
     for (int i = 0; i < V; ++i) values[i] *= shape.quant;
     store_quantized<V>(out + r * 4 * shape.c + static_cast<std::int64_t>(chunk) * V, values);

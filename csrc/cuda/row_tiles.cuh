@@ -64,13 +64,16 @@ struct RowEnd {
 
 // Four adjacent values of a two-byte type.
 template <class T>
-__device__ __forceinline__ void load_four(const T* source, float (&x)[4]) {
-  const uint2 words = *reinterpret_cast<const uint2*>(source);
+__device__ __forceinline__ void unpack_four(const uint2& words, float (&x)[4]) {
   const float2 low = unpack<T>(words.x), high = unpack<T>(words.y);
   x[0] = low.x;
   x[1] = low.y;
   x[2] = high.x;
   x[3] = high.y;
+}
+template <class T>
+__device__ __forceinline__ void load_four(const T* source, float (&x)[4]) {
+  unpack_four<T>(*reinterpret_cast<const uint2*>(source), x);
 }
 template <class T>
 __device__ __forceinline__ uint2 four_words(const float* x) {
@@ -102,6 +105,40 @@ __device__ __forceinline__ void sum_rows(float* shared, float (&sums)[Tile::kRow
   __syncthreads();
 }
 
+// A lane's rows: of the residual, kNoRow where there is none, and of `out`.
+template <class Tile>
+using LaneRows = unsigned[Tile::kRowTiles][2];
+
+template <class Tile, class T>
+__device__ __forceinline__ void rows_of_lane(const RowEnd<T>& end, unsigned row, LaneRows<Tile>& residual,
+                                             LaneRows<Tile>& out) {
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const unsigned r = end.residual_row(row + 16 * i + 8 * half);
+      residual[i][half] = r;
+      out[i][half] = r == kNoRow ? kNoRow : end.out_row(r);
+    }
+  }
+}
+
+// What the residual holds of four columns of all of a lane's rows: loaded before any of them is stored.
+template <class Tile, class T>
+__device__ __forceinline__ void load_columns(const T* residual, const LaneRows<Tile>& rows, int column,
+                                             uint2 (&words)[Tile::kRowTiles][2]) {
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const unsigned r = rows[i][half];
+      if (r == kNoRow) continue;
+      words[i][half] =
+          *reinterpret_cast<const uint2*>(residual + static_cast<std::int64_t>(r) * Tile::kChannels + column);
+    }
+  }
+}
+
 // residual += acc * scale + bias; out = quantize(LayerNorm(residual as it is stored)). All threads of the block.
 template <class Tile, class T>
 __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned first_row, Accumulators<Tile>& acc,
@@ -110,12 +147,8 @@ __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned firs
   const unsigned row = first_row + warp / Tile::kWarpsN * 16 * Tile::kRowTiles + lane / 4;
   const int column = warp % Tile::kWarpsN * (Tile::kChannels / Tile::kWarpsN) + lane % 4 * Tile::kLaneColumns;
   float sums[Tile::kRowTiles][2] = {};
-  unsigned rows[Tile::kRowTiles][2];  // of the residual
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) rows[i][half] = end.residual_row(row + 16 * i + 8 * half);
-  }
+  LaneRows<Tile> rows, out_rows;
+  rows_of_lane<Tile>(end, row, rows, out_rows);
   // Four columns at a time: two tiles of accumulators become the stored values' bits.
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; j += 2) {
@@ -125,6 +158,8 @@ __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned firs
       scale[v] = end.scale[column + 2 * j + v];
       bias[v] = end.bias != nullptr ? end.bias[column + 2 * j + v] : 0.0f;
     }
+    uint2 before[Tile::kRowTiles][2];
+    load_columns<Tile>(end.residual, rows, column + 2 * j, before);
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
@@ -133,7 +168,7 @@ __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned firs
         if (r == kNoRow) continue;
         T* target = end.residual + static_cast<std::int64_t>(r) * Tile::kChannels + column + 2 * j;
         float x[4];
-        load_four<T>(target, x);
+        unpack_four<T>(before[i][half], x);
 #pragma unroll
         for (int v = 0; v < 4; ++v) x[v] += __int2float_rn(acc[i][j + v / 2][2 * half + v % 2]) * scale[v] + bias[v];
         const uint2 words = four_words<T>(x);
@@ -172,15 +207,14 @@ __device__ __forceinline__ void end_pre_norm(const RowEnd<T>& end, unsigned firs
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned r = rows[i][half];
-        if (r == kNoRow) continue;
+        if (rows[i][half] == kNoRow) continue;
         const float rstd = rsqrtf(squares[i][half] * kShare + kLayerNormEps);
         const float2 low = unpack<T>(static_cast<std::uint32_t>(acc[i][j][2 * half]));
         const float2 high = unpack<T>(static_cast<std::uint32_t>(acc[i][j + 1][2 * half]));
         float x[4] = {low.x, low.y, high.x, high.y};
 #pragma unroll
         for (int v = 0; v < 4; ++v) x[v] = ((x[v] - mean[i][half]) * rstd * gamma[v] + beta[v]) * end.quant;
-        store_quantized<4>(end.out + static_cast<std::int64_t>(end.out_row(r)) * Tile::kChannels + column + 2 * j, x);
+        store_quantized<4>(end.out + static_cast<std::int64_t>(out_rows[i][half]) * Tile::kChannels + column + 2 * j, x);
       }
     }
   }
@@ -232,21 +266,25 @@ __device__ __forceinline__ void end_res_post_norm(const RowEnd<T>& end, unsigned
     }
   }
   sum_rows<Tile>(shared, squares);
+  LaneRows<Tile> rows, out_rows;
+  rows_of_lane<Tile>(end, row, rows, out_rows);
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; j += 2) {
     float gamma[4], beta[4];
     load_four<T>(end.gamma + column + 2 * j, gamma);
     load_four<T>(end.beta + column + 2 * j, beta);
+    uint2 before[Tile::kRowTiles][2];
+    load_columns<Tile>(end.residual, rows, column + 2 * j, before);
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned r = end.residual_row(row + 16 * i + 8 * half);
+        const unsigned r = rows[i][half];
         if (r == kNoRow) continue;
         T* target = end.residual + static_cast<std::int64_t>(r) * Tile::kChannels + column + 2 * j;
         const float rstd = rsqrtf(squares[i][half] * kShare + kLayerNormEps);
         float x[4];
-        load_four<T>(target, x);
+        unpack_four<T>(before[i][half], x);
 #pragma unroll
         for (int v = 0; v < 4; ++v) {
           x[v] += __int_as_float(acc[i][j + v / 2][2 * half + v % 2]) * rstd * gamma[v] + beta[v];
@@ -256,7 +294,7 @@ __device__ __forceinline__ void end_res_post_norm(const RowEnd<T>& end, unsigned
         if (end.out == nullptr) continue;
         const float2 low = unpack<T>(words.x), high = unpack<T>(words.y);
         const float scaled[4] = {low.x * end.quant, low.y * end.quant, high.x * end.quant, high.y * end.quant};
-        store_quantized<4>(end.out + static_cast<std::int64_t>(end.out_row(r)) * Tile::kChannels + column + 2 * j,
+        store_quantized<4>(end.out + static_cast<std::int64_t>(out_rows[i][half]) * Tile::kChannels + column + 2 * j,
                            scaled);
       }
     }

@@ -19,12 +19,18 @@ __global__ void __launch_bounds__(kColumnThreads)
   unsigned row, chunk;
   if (!grid.locate(row, chunk)) return;
   const std::int64_t column = static_cast<std::int64_t>(chunk) * V;
+  Raw<T, V> in[kSteps];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const unsigned r = row + step * grid.row_step;
+    if (r < grid.rows) in[step].load(residual + r * c + column);
+  }
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const unsigned r = row + step * grid.row_step;
     if (r >= grid.rows) break;
     float x[V];
-    load_floats(residual + r * c + column, x);
+    in[step].floats(x);
 #pragma unroll
     for (int i = 0; i < V; ++i) x[i] *= quant;
     store_quantized<V>(out + windows.window_row(r) * c + column, x);

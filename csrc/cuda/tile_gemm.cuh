@@ -52,7 +52,11 @@ using Accumulators = int[Tile::kRowTiles][Tile::kColumnTiles][4];
 template <int kRows, int kThreads, bool kAligned>
 __device__ __forceinline__ void load_step(std::int8_t* target, const std::int8_t* source, unsigned first, unsigned bound,
                                           int k, int from) {
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * (kStepK / 16); i += kThreads) {
+  constexpr int kPieces = kRows * (kStepK / 16);
+#pragma unroll(kAligned ? kPieces / kThreads + 1 : 1)
+  for (int j = 0; j < (kPieces + kThreads - 1) / kThreads; ++j) {
+    const int i = static_cast<int>(threadIdx.x) + j * kThreads;
+    if (kPieces % kThreads != 0 && i >= kPieces) break;
     const int at = from + 16 * (i % (kStepK / 16));
     const std::int8_t* row = source + static_cast<std::int64_t>(min(first + i / (kStepK / 16), bound - 1)) * k;
     if constexpr (kAligned) {
@@ -60,9 +64,9 @@ __device__ __forceinline__ void load_step(std::int8_t* target, const std::int8_t
     } else {
       Words4 bytes{};
 #pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        const std::uint32_t byte = at + j < k ? static_cast<std::uint8_t>(row[at + j]) : 0;
-        bytes.word[j / 4] |= byte << (8 * (j % 4));
+      for (int b = 0; b < 16; ++b) {
+        const std::uint32_t byte = at + b < k ? static_cast<std::uint8_t>(row[at + b]) : 0;
+        bytes.word[b / 4] |= byte << (8 * (b % 4));
       }
       store_words(target + 16 * i, bytes);
     }
@@ -144,7 +148,9 @@ __device__ __forceinline__ void multiply_tile(const GemmOperands& g, unsigned fi
 // with V = kOwned where all columns come in eights at aligned addresses, else V = 1. One that kCombines has in between
 //   void combine(n, const Column<V>&, float (&acc)[V])
 // for all lanes of the warp, whose 32 columns of a row are four lanes', and for rows beyond the matrix too. Its N is a
-// multiple of 32.
+// multiple of 32. One that kAdds to what its output holds has
+//   Before<V> load(row, n)                           what it finds there, of all rows before the first is stored
+// and store gets it as its last argument.
 template <class Tile, bool kAligned, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads)
     tile_gemm_kernel(const GemmOperands g, const FastDiv column_tiles, const Epilogue epilogue) {
@@ -166,6 +172,17 @@ __global__ void __launch_bounds__(Tile::kThreads)
   for (int part = 0; part < Tile::kLaneColumns; part += V) {
     if (!Epilogue::kCombines && column + part >= g.columns) break;
     const auto shares = epilogue.template column<V>(column + part);
+    typename Epilogue::template Before<V> before[Tile::kRowTiles][2];
+    if constexpr (Epilogue::kAdds) {
+#pragma unroll
+      for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const unsigned r = row + 16 * i + 8 * half;
+          if (r < g.rows) before[i][half] = epilogue.template load<V>(r, column + part);
+        }
+      }
+    }
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
@@ -179,7 +196,11 @@ __global__ void __launch_bounds__(Tile::kThreads)
           epilogue.combine(column + part, shares, values);
           if (r >= g.rows) continue;
         }
-        epilogue.store(r, column + part, shares, values);
+        if constexpr (Epilogue::kAdds) {
+          epilogue.store(r, column + part, shares, values, before[i][half]);
+        } else {
+          epilogue.store(r, column + part, shares, values);
+        }
       }
     }
   }

@@ -46,12 +46,18 @@ __device__ __forceinline__ const T* row_of_mask(const T* masks, int number, int 
   return number < 0 ? nullptr : masks + (static_cast<std::int64_t>(number) * n + row) * n;
 }
 
-// (bias + mask) * log2(e) of a row's key; -infinity beyond n.
-template <class T>
-__device__ __forceinline__ float load_added(const T* bias_row, const T* mask_row, int key, int n) {
-  if (key >= n) return -INFINITY;
-  const float x = to_float(bias_row[key]);
-  return (mask_row != nullptr ? x + to_float(mask_row[key]) : x) * kLog2E;
+// (bias + mask) * log2(e) of a row's keys from `key` on; -infinity beyond n. Keys beyond it load the last one's, so that
+// no load stands in a branch of its own and waits for the one before.
+template <class T, int kKeys>
+__device__ __forceinline__ void load_added(const T* bias_row, const T* mask_row, int key, int n, float (&x)[kKeys]) {
+#pragma unroll
+  for (int j = 0; j < kKeys; ++j) x[j] = to_float(bias_row[min(key + j, n - 1)]);
+  if (mask_row != nullptr) {
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) x[j] += to_float(mask_row[min(key + j, n - 1)]);
+  }
+#pragma unroll
+  for (int j = 0; j < kKeys; ++j) x[j] = key + j < n ? x[j] * kLog2E : -INFINITY;
 }
 
 // Of eight adjacent keys; `vectors`: n is a multiple of 8, and the rows lie at 16-byte boundaries.
@@ -65,8 +71,7 @@ __device__ __forceinline__ void load_eight_added(const T* bias_row, const T* mas
 #pragma unroll
     for (int j = 0; j < 8; ++j) x[j] = (x[j] + mask[j]) * kLog2E;
   } else {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x[j] = load_added(bias_row, mask_row, key + j, n);
+    load_added(bias_row, mask_row, key, n, x);
   }
 }
 
@@ -188,8 +193,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 3)
     const int r = min(row + 8 * half, n - 1);  // rows beyond the window are computed and not stored
     const T* bias_row = bias + (static_cast<std::int64_t>(head) * n + r) * n;
     const T* mask_row = row_of_mask(masks, mask, r, n);
-#pragma unroll
-    for (int j = 0; j < kOwnedKeys; ++j) held[half][j] = load_added(bias_row, mask_row, first_key + j, n);
+    load_added(bias_row, mask_row, first_key, n, held[half]);
   }
 
 #pragma unroll 1
