@@ -45,6 +45,12 @@ ALONE = ("test_engine_gpu",)
 CHOICES = {"rest": "not cuda_bf16", "bf16": "cuda_bf16"}
 """pytest's -k by the name of a file's process."""
 
+SHARE_OF_TOGETHER = 0.7
+"""Of the time, for the files that run together where others run alone: those test what only a GPU shows."""
+
+STACK_AFTER_S = 45
+"""Seconds of one test behind which pytest prints where it is."""
+
 GRACE_S = 15
 """From the interrupt to the kill."""
 
@@ -120,7 +126,9 @@ class Runner:
 
     def start(self, run: Run) -> None:
         chosen = ["-m", "gpu", "-k", CHOICES[run.choice], str(run.file)]
-        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", *chosen]
+        command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+        # Verbose, and with a stack of what takes long: a test that hangs in a kernel heeds no interrupt, and says nothing more.
+        command += ["-o", f"faulthandler_timeout={STACK_AFTER_S}", *chosen]
         # What is timed while others run is none of the results' business: each process chooses GEMMs for itself.
         environment = {
             **os.environ, "OMP_NUM_THREADS": str(self.threads),
@@ -229,9 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not together and not alone:
         raise HarnessError(f"{args.tests} holds no test that is marked gpu; give the folder of tests with --tests")
     with tempfile.TemporaryDirectory() as configs:
-        runner = Runner(started + args.seconds, max(1, cores // jobs), Path(configs))
-        runner.run(together, jobs)
-        runner.run(alone, 1)
+        share = SHARE_OF_TOGETHER if alone else 1
+        Runner(started + share * args.seconds, max(1, cores // jobs), Path(configs)).run(together, jobs)
+        Runner(started + args.seconds, cores, Path(configs)).run(alone, 1)
     runs = [*together, *alone]
     print(report(runs, args.folder, time.monotonic() - started))
     if any(run.failed for run in runs):

@@ -169,6 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.config is not None:
         os.environ["SWIN_GEMM_CONFIG"] = str(args.config.resolve())
     answers: list[dict[str, Any]] = []
+
+    def keep() -> None:
+        if args.json is None:
+            return
+        with atomic_path(args.json) as path:
+            document = {**answers[-1], "shapes": [answer["shapes"][0] for answer in answers]}
+            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
     for index, shape in enumerate(shapes, 1):  # one by one: a killed run keeps what it has
         answer = tune([shape], args.again)
         found = answer["shapes"][0]
@@ -176,10 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = "" if found["tuned"] else " (known)"
         report(f"{index}/{len(shapes)} M={shape.m} N={shape.n} K={shape.k} {shape.output}: {what}{known}")
         answers.append(answer)
+        keep()
     last, rows = answers[-1], [answer["shapes"][0] for answer in answers]
-    if args.json is not None:
-        with atomic_path(args.json) as path:
-            path.write_text(json.dumps({**last, "shapes": rows}, indent=1) + "\n", encoding="utf-8")
     print(f"\nGEMMs on {last['device']} (sm_{last['sm']}), {last['versions']}\n\n{table(rows)}\n")
     if lines := refusals(rows):
         print("Not taken:", *lines, "", sep="\n  ")

@@ -180,12 +180,13 @@ def test_results_on_a_gpu_are_the_torch_extensions(tmp_path, graph, residual, se
     reference = SwinInt8.from_engine_file(file, residual.decode()).to("cuda")
     images = images_for(MICRO_DIGITS, 3, seed).cuda()
     with CModel(path, options(device=b"cuda:0", residual=residual)) as model:
-        legacy = torch.cuda.ExternalStream(1)  # cudaStreamLegacy
-        for stream in (torch.cuda.Stream(), torch.cuda.default_stream(), legacy):
+        own, default = torch.cuda.Stream(), torch.cuda.default_stream()
+        # The default stream under both of its names, 0 and cudaStreamLegacy, which PyTorch does not take for a stream's.
+        for stream, handle in ((own, own.cuda_stream), (default, 0), (default, 1)):
             for _ in range(3):  # as it is, recorded, replayed
                 out = torch.full((3, 10), torch.nan, device="cuda")
                 stream.wait_stream(torch.cuda.current_stream())
-                call = (model.handle, images.data_ptr(), 3, out.data_ptr(), stream.cuda_stream)
+                call = (model.handle, images.data_ptr(), 3, out.data_ptr(), handle)
                 check(library().swin_forward(*call))
                 stream.synchronize()
                 assert torch.equal(out, reference(images))

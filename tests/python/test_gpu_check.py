@@ -25,7 +25,7 @@ from pyharness.results import Table1Row, Table2Row
 
 TINY = "swin_tiny_patch4_window7_224"
 MICRO = MICRO_DIGITS.name
-PARTS = ["build", "tests", "tune", "table2", "table1", "sanitizer", "batches", "peers"]
+PARTS = ["build", "preflight", "tests", "tune", "table2", "table1", "sanitizer", "batches", "peers"]
 
 
 # --- the script ------------------------------------------------------------------------------------------------------
@@ -37,7 +37,8 @@ case "$*" in
   *gpu_report.py*) exec "$REAL_PYTHON" "$@" ;;
   -c*) exit 0 ;;
 esac
-echo "$@" >>"$CALLS"
+echo "$@${SWIN_GEMM_SKIP:+ without $SWIN_GEMM_SKIP}" >>"$CALLS"
+case "$*" in *gemm_preflight.py*) [ -z "${BREAKS:-}" ] || { printf '%s\n' $BREAKS >"$2/gemm_skip.txt"; exit 1; } ;; esac
 [ -z "${FAIL:-}" ] || case "$*" in *"$FAIL"*) echo "it broke"; exit 1 ;; esac
 [ -z "${SLOW:-}" ] || case "$*" in *"$SLOW"*) exec sleep 60 ;; esac
 exit 0
@@ -88,6 +89,10 @@ def check(root: Path, *words: str, **variables: str) -> tuple[subprocess.Complet
     return done, calls.read_text().splitlines()
 
 
+def cores() -> int:
+    return int(subprocess.run(["nproc"], capture_output=True, text=True).stdout)
+
+
 def statuses(root: Path) -> dict[str, str]:
     return {part.name: part.status for part in gpu_report.read_parts(root / "results" / "local" / "gpu")}
 
@@ -98,7 +103,7 @@ def test_all_parts_in_order(checkout: Path) -> None:
     assert statuses(checkout) == dict.fromkeys(PARTS, "passed")
     first = [
         next(i for i, call in enumerate(calls) if word in call)
-        for word in ("build --offline", "gpu_tests.py", "tune_gemm.py", "reproduce_table2.py", "latency_breakdown.py",
+        for word in ("build --offline", "gemm_preflight.py", "gpu_tests.py", "tune_gemm.py", "reproduce_table2.py", "latency_breakdown.py",
                      "sanitizer memcheck", "--batch 1 ", "peers_gpu.py")
         if word != "--batch 1 "
     ]  # fmt: skip
@@ -142,7 +147,26 @@ def test_a_failing_part_costs_the_others_nothing(checkout: Path) -> None:
 
 def test_without_an_engine_nothing_else_runs(checkout: Path) -> None:
     done, calls = check(checkout, FAIL="build")
-    assert done.returncode == 1 and calls == ["build --offline"] and statuses(checkout) == {"build": "FAILED"}
+    assert done.returncode == 1 and calls == [f"build --offline --jobs {cores()}"] and statuses(checkout) == {"build": "FAILED"}
+
+
+def test_what_breaks_the_gpu_is_left_out_of_the_rest(checkout: Path) -> None:
+    done, calls = check(checkout, "--only", "preflight,tests,table1", BREAKS="cutlass:sm90_a cublaslt:")
+    skipped = "cutlass:sm90_a,cublaslt:"
+    assert done.returncode == 1 and statuses(checkout) == {"preflight": "FAILED", "tests": "passed", "table1": "passed"}
+    assert f"left out from here on: {skipped}" in (checkout / "results/local/gpu/summary.md").read_text()
+    assert [call.endswith(f" without {skipped}") for call in calls] == [False, True, True]
+    done, calls = check(checkout, "--only", "table1")  # later, into the same folder
+    assert f"GEMM candidates left out: {skipped}" in done.stdout and calls[0].endswith(f" without {skipped}")
+    _, calls = check(checkout, "--only", "preflight,table1")  # looked at anew, and all is well
+    assert not any("without" in call for call in calls)
+
+
+def test_logs_of_the_build_come_along(checkout: Path) -> None:
+    (checkout / "build" / "logs").mkdir(parents=True)
+    (checkout / "build" / "logs" / "compile.log").write_text("error: in its first line")
+    check(checkout, "--only", "build")
+    assert "in its first line" in (checkout / "results/local/gpu/logs/compile.log").read_text()
 
 
 def test_a_finding_of_the_sanitizer_fails_its_part(checkout: Path) -> None:
@@ -198,7 +222,7 @@ def test_stopped_from_outside_it_packs_what_there_is(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--only", "tables"], "--only knows no part 'tables'; there are: build tests tune"),
+        (["--only", "tables"], "--only knows no part 'tables'; there are: build preflight tests"),
         (["--minutes", "0"], "--minutes needs a positive number, found '0'"),
         (["--runs", "many"], "--runs needs a positive number, found 'many'"),
         (["--out"], "--out needs a value"),
