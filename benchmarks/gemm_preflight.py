@@ -2,11 +2,11 @@
 
     python benchmarks/gemm_preflight.py FOLDER --seconds S [--jobs N]
 
-The tuner runs every candidate of every provider in its own process: one that reads where nothing is, or waits for what
-never comes, takes everything down that is tuned after it. Here each provider and output is tuned in a process of its own,
-a small shape and one of Swin-T's, and the engine says what is about to run (SWIN_GEMM_TRACE). The last candidate
-of a process that died, failed or hung is left out from then on, and the process begun again; a provider that goes on
-failing is left out whole.
+The tuner runs every candidate of every provider in its own process: one that reads where nothing is, or waits for
+what never comes, takes everything down that is tuned after it. Here each provider and output is tuned in a process of
+its own, a small shape and one of Swin-T's, and the engine says what is about to run (SWIN_GEMM_TRACE). The last
+candidate of a process that died, failed or hung is left out from then on, and the process begun again; a provider that
+goes on failing is left out whole.
 
 FOLDER gets gemm_skip.txt, SWIN_GEMM_SKIP's prefixes, one a line, and gemm_preflight.log, what the processes said. The
 status is 0 where nothing had to be left out, 124 where time ran out, else 1.
@@ -89,7 +89,8 @@ def attempt(check: Check, command: Sequence[str], seconds: float) -> str | None:
     before any candidate ran."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
-            **os.environ, "SWIN_GEMM": check.provider, "SWIN_GEMM_TRACE": "1", "SWIN_GEMM_SKIP": ",".join(check.skipped),
+            **os.environ, "SWIN_GEMM": check.provider, "SWIN_GEMM_TRACE": "1",
+            "SWIN_GEMM_SKIP": ",".join(check.skipped),
             "SWIN_GEMM_CONFIG": str(Path(folder) / "gemm.json"), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         try:
@@ -109,7 +110,8 @@ def attempt(check: Check, command: Sequence[str], seconds: float) -> str | None:
     if not ran:
         lines = output.strip().splitlines()
         raise HarnessError(
-            f"the GEMMs of {check.name} could not be tried ({how}): {lines[-1] if lines else 'it said nothing'}. See {LOG_FILE}"
+            f"the GEMMs of {check.name} could not be tried ({how}): {lines[-1] if lines else 'it said nothing'}. "
+            f"See {LOG_FILE}"
         )
     return ran[-1]
 
@@ -127,7 +129,9 @@ def run_check(check: Check, command: Sequence[str], deadline: float, limit: floa
         if time.monotonic() >= deadline:  # it may have been about to end
             return check
         if blamed.startswith("swin_plain:"):
-            raise HarnessError(f"the plain GEMM kernel fails on this GPU, so nothing can be compared with it: see {LOG_FILE}")
+            raise HarnessError(
+                f"the plain GEMM kernel fails on this GPU, so nothing can be compared with it: see {LOG_FILE}"
+            )
         check.skipped.append(blamed)
     check.skipped = [f"{check.provider}:"]
     check.finished = True
@@ -163,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise HarnessError(f"--seconds must be above zero, found {args.seconds:g}")
     deadline = time.monotonic() + args.seconds
     built = built_providers()
-    checks = [Check(provider, output) for provider, outputs in OUTPUTS.items() if provider in built for output in outputs]
+    checks = [Check(name, output) for name, outputs in OUTPUTS.items() if name in built for output in outputs]
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs = args.jobs or max(1, min(8, len(os.sched_getaffinity(0)) // 2))
     try:

@@ -127,7 +127,7 @@ class Runner:
     def start(self, run: Run) -> None:
         chosen = ["-m", "gpu", "-k", CHOICES[run.choice], str(run.file)]
         command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
-        # Verbose, and with a stack of what takes long: a test that hangs in a kernel heeds no interrupt, and says nothing more.
+        # Verbose, and with a stack of what takes long: a test that hangs in a kernel heeds no interrupt.
         command += ["-o", f"faulthandler_timeout={STACK_AFTER_S}", *chosen]
         # What is timed while others run is none of the results' business: each process chooses GEMMs for itself.
         environment = {

@@ -8,6 +8,8 @@
 #                   and logs go to its subfolders
 #   --device NAME   cpu (default) or cuda
 #   --times N       N times as many images in every training stage, and in the distillation (default 1)
+#   --precision P   of training and distillation: bf16 (default) or fp32, for CPUs without AVX512-BF16 or AMX
+#   --ablations     also what the paper leaves open: all blocks replaced at once, and fp32's weights evaluated in bf16
 #   -h, --help      show this text
 #
 # Small images first: a Swin-T learns from 56 x 56 ten times as quickly as from 224 x 224, and its position bias is
@@ -16,18 +18,20 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-out=results/local/swin_tiny device=cpu times=1
+out=results/local/swin_tiny device=cpu times=1 precision=bf16 ablations=0
 while [ $# -gt 0 ]; do
   case "$1" in
-    --out | --device | --times)
+    --out | --device | --times | --precision)
       [ $# -ge 2 ] || usage_error "$0" "$1 needs a value"
       case "$1" in
         --out) out="$2" ;;
         --device) device="$2" ;;
         --times) times="$2" ;;
+        --precision) precision="$2" ;;
       esac
       shift
       ;;
+    --ablations) ablations=1 ;;
     -h | --help)
       usage_from "$0"
       exit 0
@@ -37,6 +41,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 case "$times" in "" | *[!0-9]* | 0*) usage_error "$0" "--times needs a positive number, found '$times'" ;; esac
+case "$precision" in bf16 | fp32) ;; *) usage_error "$0" "--precision needs bf16 or fp32, found '$precision'" ;; esac
 case "$device" in cpu | cuda) ;; *) usage_error "$0" "--device needs cpu or cuda, found '$device'" ;; esac
 cd "$SWIN_ROOT"
 
@@ -49,7 +54,7 @@ train() {
   local stage="$1" images="$2" seed="$3" warmup="$4" lr="$5"
   shift 5
   "$python" pyharness/train.py --out "$out/$stage" --data "procedural:classes=20,train=$((images * times)),val=2000,seed=$seed" \
-    --epochs 1 --warmup-epochs "$warmup" --batch 32 --lr "$lr" --precision bf16 --eval-every 200 --eval-images 500 \
+    --epochs 1 --warmup-epochs "$warmup" --batch 32 --lr "$lr" --precision "$precision" --eval-every 200 --eval-images 500 \
     --device "$device" "$@"
 }
 
@@ -66,9 +71,26 @@ train 5_224px 40000 4 0.03 2e-4 --model "$name" --weights "$out/4_224px/model.sa
 teacher="$out/5_224px/model.safetensors"
 
 data="procedural:classes=20,train=$((9600 * times))"
-"$python" pyharness/distill.py --weights "$teacher" --data "$data,val=100,seed=5" --precision bf16 \
-  --device "$device" --log-every 5 --state-every 30 --out "$out/student"
+# distil FOLDER OPTION...
+distil() {
+  local folder="$1"
+  shift
+  "$python" pyharness/distill.py --weights "$teacher" --data "$data,val=100,seed=5" --precision "$precision" \
+    --device "$device" --log-every 5 --state-every 30 --out "$out/$folder" "$@"
+}
+distil student
 "$python" pyharness/reproduce_table2.py --models "$name" --weights "$name=$teacher" \
   --student "$name=$out/student/student.safetensors" --data "$data,val=10000,seed=5" --device "$device" \
   --out "$out" --work "$out/work"
+if [ "$ablations" = 1 ]; then
+  distil student_at_once --schedule at_once
+  calibrated="$out/student_at_once/calibrated.safetensors" engine="$out/student_at_once/geluless_int8.engine.safetensors"
+  "$python" pyharness/quantize.py --weights "$out/student_at_once/student.safetensors" --data "$data,val=10000,seed=5" \
+    --out "$calibrated"
+  "$python" pyharness/convert.py to-engine "$calibrated" "$engine"
+  "$python" pyharness/evaluate.py "$engine" --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
+    --out "$out/student_at_once"
+  "$python" pyharness/evaluate.py "$teacher" --dtype bf16 --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
+    --out "$out/bf16"
+fi
 say "Files: $out/table2.*, the stages' log.csv, and $out/student/log.csv"

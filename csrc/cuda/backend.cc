@@ -127,9 +127,10 @@ class CudaBackend : public Backend {
     cudaStreamCaptureStatus status{};
     unsigned long long number = 0;
     SWIN_CUDA("forward", cudaStreamGetCaptureInfo(stream_of(context), &status, &number));
-    SWIN_CHECK(Error, "forward", status != cudaStreamCaptureStatusInvalidated,
-               "the capture that the stream is in has failed before; its error was reported where it ends, or by the call "
-               "that a capture does not allow");
+    SWIN_CHECK(
+        Error, "forward", status != cudaStreamCaptureStatusInvalidated,
+        "the capture that the stream is in has failed before; its error was reported where it ends, or by the call "
+        "that a capture does not allow");
     return status == cudaStreamCaptureStatusNone ? 0 : number + 1;
   }
 

@@ -1,9 +1,10 @@
 // Where candidates are proven and timed: the CUDA device behind the tuner. Host code, compiled by the C++ compiler.
 //
 // A proof: operands of random bytes made on the device, our plain kernel's result beside the candidate's, every byte
-// compared, guard bytes behind the output included. Three patterns: all values; small ones with a factor that is a power of
-// two, so that many products lie exactly on a rounding tie; and -128 / 127 alone, for the largest sums and saturation. The
-// output is poisoned before each run, with another byte each time, so that nothing left over passes for a result.
+// compared, guard bytes behind the output included. Three patterns: all values; small ones with a factor that is a
+// power of two, so that many products lie exactly on a rounding tie; and -128 / 127 alone, for the largest sums and
+// saturation. The output is poisoned before each run, with another byte each time, so that nothing left over passes for
+// a result.
 //
 // Outputs with channels are made in float32, where another order of the same operations may round another way. On the
 // small values everything is dyadic and no operation before the last rounding errs: there every value must be equal,
@@ -11,8 +12,8 @@
 // if few are: a multiplication and an addition in place of one fused, or another erf, move one value in 10^4 across a
 // tie at most, and a kernel that errs moves more than one in 256. The extreme values have no bias.
 //
-// A timing: a CUDA graph of launches, as the engine replays them, between two events on a stream of its own, and behind an
-// untimed one. What a launch costs the host, several times the kernel for few rows, is in neither. The L2 is not
+// A timing: a CUDA graph of launches, as the engine replays them, between two events on a stream of its own, and behind
+// an untimed one. What a launch costs the host, several times the kernel for few rows, is in neither. The L2 is not
 // flushed: in a forward pass too the operation before has just written the activations.
 #include <cuda_runtime_api.h>
 
@@ -102,15 +103,16 @@ class Graph {
 void trace(const GemmTrial& trial, const GemmShape& shape) {
   const char* wanted = std::getenv("SWIN_GEMM_TRACE");
   if (wanted == nullptr || *wanted == '\0' || std::string(wanted) == "0") return;
-  const std::string line = detail::concat("swin_int8 gemm: ", trial.name, " M=", shape.m, " N=", shape.n, " K=", shape.k,
-                                          " to ", name_of(shape.output), "\n");
+  const std::string line = detail::concat("swin_int8 gemm: ", trial.name, " M=", shape.m, " N=", shape.n,
+                                          " K=", shape.k, " to ", name_of(shape.output), "\n");
   std::fputs(line.c_str(), stderr);
   std::fflush(stderr);
 }
 
 // The error of a device that `trial` has broken, for all of this process.
 [[noreturn]] void blame(const GemmTrial& trial, const Error& error) {
-  throw Error(detail::concat("while ", trial.name, " ran: ", error.what(), " Or leave it out: SWIN_GEMM_SKIP=", trial.name));
+  throw Error(
+      detail::concat("while ", trial.name, " ran: ", error.what(), " Or leave it out: SWIN_GEMM_SKIP=", trial.name));
 }
 
 struct Event {

@@ -312,8 +312,9 @@ std::string GemmTuner::tune(const std::vector<GemmShape>& shapes, bool again) {
       return (wanted == kAuto || wanted == t.provider) && !is_skipped(full_name(t.provider, t.candidate.name));
     });
     if (best != entry->best.end()) {
-      list += detail::concat(", \"chosen\": ", json_string(best->provider), ", \"candidate\": ",
-                             json_string(best->candidate.name), ", \"us\": ", json_number(best->us));
+      list +=
+          detail::concat(", \"chosen\": ", json_string(best->provider),
+                         ", \"candidate\": ", json_string(best->candidate.name), ", \"us\": ", json_number(best->us));
     } else {
       list += ", \"chosen\": null, \"candidate\": null, \"us\": null";
     }
@@ -321,9 +322,9 @@ std::string GemmTuner::tune(const std::vector<GemmShape>& shapes, bool again) {
   }
   const std::string path = gemm_config_path();
   if (!fresh.empty()) saved_ = add_to_gemm_config(path, fresh);
-  return detail::concat("{\"config\": ", json_string(path), ", \"saved\": ", json_string(saved_), ", \"device\": ",
-                        json_string(device.name), ", \"sm\": ", device.sm, ", \"versions\": ", json_string(versions(kAuto)),
-                        ", \"shapes\": [", list, "]}");
+  return detail::concat("{\"config\": ", json_string(path), ", \"saved\": ", json_string(saved_),
+                        ", \"device\": ", json_string(device.name), ", \"sm\": ", device.sm,
+                        ", \"versions\": ", json_string(versions(kAuto)), ", \"shapes\": [", list, "]}");
 }
 
 std::string GemmTuner::choices() const {

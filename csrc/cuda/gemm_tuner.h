@@ -3,9 +3,9 @@
 // The policy alone, in plain C++: the device is behind GemmLab, so that tests drive it where there is no GPU.
 //
 //   SWIN_GEMM=auto|cublaslt|cutlass|swin_tiles|swin_plain
-//                           whose candidates may run (default auto: the fastest of all), and are proven beside the plain
-//                           kernel; cublaslt says nothing of outputs with a scale for each channel, swin_tiles of those
-//                           without
+//                           whose candidates may run (default auto: the fastest of all), and are proven beside the
+//                           plain kernel; cublaslt says nothing of outputs with a scale for each channel, swin_tiles of
+//                           those without
 //   SWIN_GEMM_SKIP=PREFIX,..
 //                           candidates that are left out: those whose "provider:name" begins with one of these
 //   SWIN_GEMM_TRACE=1       says on stderr what is about to run: one that hangs is the last

@@ -1,6 +1,7 @@
-// As much of CUDA's runtime API as the tuner's bench uses (csrc/cuda/gemm_lab.cc), on the host: device memory is malloc's,
-// streams do everything at once, and events read a clock that the test's kernels advance. A capture runs its kernels too, but
-// in no time; its graph takes theirs at each launch, and what a graph's launch costs the host is on no event.
+// As much of CUDA's runtime API as the tuner's bench uses (csrc/cuda/gemm_lab.cc), on the host: device memory is
+// malloc's, streams do everything at once, and events read a clock that the test's kernels advance. A capture runs its
+// kernels too, but in no time; its graph takes theirs at each launch, and what a graph's launch costs the host is on no
+// event.
 #pragma once
 
 #include <cuda_runtime.h>  // of tests/cuda_shim

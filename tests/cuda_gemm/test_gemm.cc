@@ -232,8 +232,9 @@ void what_runs_is_traced() {
   dup2(kept, 2);
   close(kept);
   fake::broken = false;
-  EXPECT(read(path) == "swin_int8 gemm: cutlass:tile M=17 N=48 K=32 to s8\n"
-                       "swin_int8 gemm: cutlass:wild M=17 N=48 K=32 to s8\n");
+  EXPECT(read(path) ==
+         "swin_int8 gemm: cutlass:tile M=17 N=48 K=32 to s8\n"
+         "swin_int8 gemm: cutlass:wild M=17 N=48 K=32 to s8\n");
 }
 
 // A launch of a graph is all that is timed, behind another one.

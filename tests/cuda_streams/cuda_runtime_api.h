@@ -10,7 +10,8 @@
 // - allocating, and waiting for another stream, is forbidden to a thread that captures, and to all while one captures
 // globally, unless they relaxed their mode;
 // - a graph cannot be launched into a captured stream; a capture ends on the thread that began it.
-// A launched kernel takes a millisecond of an event's time. Stricter than CUDA: a thread that captures cannot free memory even in relaxed mode, as that waits for the device.
+// A launched kernel takes a millisecond of an event's time. Stricter than CUDA: a thread that captures cannot free
+// memory even in relaxed mode, as that waits for the device.
 #pragma once
 
 #include <cstddef>

@@ -147,6 +147,7 @@ def test_wrong_values(repository: Path, words: list[str], expected: str) -> None
         (["--times", "0"], "--times needs a positive number, found '0'"),
         (["--times", "x"], "--times needs a positive number, found 'x'"),
         (["--device", "tpu"], "--device needs cpu or cuda, found 'tpu'"),
+        (["--precision", "fp8"], "--precision needs bf16 or fp32, found 'fp8'"),
         (["--out"], "--out needs a value"),
     ],
 )
