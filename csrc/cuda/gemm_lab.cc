@@ -175,7 +175,8 @@ class CudaBench : public GemmBench {
       SWIN_CUDA(cudaEventElapsedTime(&ms, start_.event, stop_.event));
       return 1e3 * static_cast<double>(ms) / launches;
     } catch (const Error& error) {
-      blame(trial, error);
+      if (cudaStreamSynchronize(queue_.handle) != cudaSuccess) blame(trial, error);
+      throw UnsupportedError(error.what());
     }
   }
 

@@ -178,18 +178,23 @@ GemmEntry GemmTuner::measure(const GemmDevice& device, const std::string& wanted
     const auto of_provider = [&](const Runner& r) { return r.provider == p; };
     entry.proven.emplace_back(p->name(), static_cast<int>(std::count_if(proven.begin(), proven.end(), of_provider)));
   }
+  // The plain kernel last, and only where nobody else came so far.
   const auto is_plain = [](const Runner& r) { return std::string(r.provider->name()) == kPlain; };
-  if (std::any_of(proven.begin(), proven.end(), [&](const Runner& r) { return !is_plain(r); })) {
-    proven.erase(std::remove_if(proven.begin(), proven.end(), is_plain), proven.end());
-  }
-
+  std::stable_partition(proven.begin(), proven.end(), [&](const Runner& r) { return !is_plain(r); });
+  std::vector<Runner> timed;
   for (Runner& r : proven) {
-    r.screened = std::min(bench->time_us(r.trial(), kScreenLaunches), bench->time_us(r.trial(), kScreenLaunches));
+    if (is_plain(r) && !timed.empty()) break;
+    try {
+      r.screened = std::min(bench->time_us(r.trial(), kScreenLaunches), bench->time_us(r.trial(), kScreenLaunches));
+      timed.push_back(std::move(r));
+    } catch (const UnsupportedError& error) {
+      entry.refused.push_back({r.provider->name(), r.candidate.name, error.what()});
+    }
   }
-  std::sort(proven.begin(), proven.end(), [](const Runner& a, const Runner& b) { return a.screened < b.screened; });
+  std::sort(timed.begin(), timed.end(), [](const Runner& a, const Runner& b) { return a.screened < b.screened; });
   std::vector<Runner*> finalists;
   std::vector<const GemmProvider*> seen;
-  for (Runner& r : proven) {
+  for (Runner& r : timed) {
     const bool first_of_provider = std::find(seen.begin(), seen.end(), r.provider) == seen.end();
     if (first_of_provider) seen.push_back(r.provider);
     if (first_of_provider || finalists.size() < kFinalists) finalists.push_back(&r);

@@ -38,7 +38,8 @@ class GemmBench {
   // For each trial "" if it reproduced our own kernel's result on every pattern of data, else what differed. Error,
   // naming the trial, where one breaks the device.
   virtual std::vector<std::string> prove(const std::vector<GemmTrial>& trials) = 0;
-  // The device's microseconds of one launch, from `launches` in one CUDA graph.
+  // The device's microseconds of one launch, from `launches` in one CUDA graph. UnsupportedError where no graph takes
+  // it, which is how the engine would run it; Error, naming it, where it breaks the device.
   virtual double time_us(const GemmTrial& trial, int launches) = 0;
 };
 

@@ -61,8 +61,8 @@ enum class Defect {
   kBehind,
   kNoRelu,
   kFails,
-  kBreaks,         // the device
-  kBreaksInGraph,  // not when it is proven, but in a capture
+  kBreaks,        // the device
+  kFailsInGraph,  // not when it is proven, but in a capture
   kWraps,
   // Of outputs that have channels alone.
   kSeparate,  // no defect: multiplied, then added; GELU by another erf
@@ -97,7 +97,7 @@ class FakeKernel : public GemmKernel {
   void run(const GemmCall& call, void*) const override {
     if (fake_.defect == Defect::kFails) throw swin::Error("a status that says no");
     if (fake_.defect == Defect::kBreaks) fake::broken = true;
-    if (fake_.defect == Defect::kBreaksInGraph && fake::capture_began_us >= 0) throw swin::Error("not in a capture");
+    if (fake_.defect == Defect::kFailsInGraph && fake::capture_began_us >= 0) throw swin::Error("not in a capture");
     fake::clock_us += fake_.us;
     if (has_channels(shape_.output)) return run_channels(shape_, call, fake_.defect);
     const std::int64_t rows = fake_.defect == Defect::kLastRow ? shape_.m - 1 : shape_.m;

@@ -201,19 +201,27 @@ void candidates_can_be_left_out() {
 }
 
 void what_breaks_the_device_is_named() {
-  for (const Defect defect : {Defect::kBreaks, Defect::kBreaksInGraph}) {
-    Setup setup("breaks");
-    cutlass().fakes = {{"tile", Defect::kNone, 15}, {"wild", defect, 1}};
-    const std::string error = error_of<swin::Error>([&] { setup.tuner->kernel(kShape, nullptr); });
-    EXPECT(has(error, "while cutlass:wild ran: ") && has(error, "SWIN_GEMM_SKIP=cutlass:wild"));
-    EXPECT(read(setup.path).empty());  // nothing is kept of it
-    fake::broken = false;
-    setenv("SWIN_GEMM_SKIP", "cutlass:wild", 1);
-    setup.tuner->kernel(kShape, nullptr);
-    EXPECT(has(setup.tuner->choices(), R"("candidate": "quicker")"));
-    unsetenv("SWIN_GEMM_SKIP");
-    remove(setup.path.c_str());
-  }
+  Setup setup("breaks");
+  cutlass().fakes = {{"tile", Defect::kNone, 15}, {"wild", Defect::kBreaks, 1}};
+  const std::string error = error_of<swin::Error>([&] { setup.tuner->kernel(kShape, nullptr); });
+  EXPECT(has(error, "while cutlass:wild ran: ") && has(error, "SWIN_GEMM_SKIP=cutlass:wild"));
+  EXPECT(read(setup.path).empty());  // nothing is kept of it
+  fake::broken = false;
+  setenv("SWIN_GEMM_SKIP", "cutlass:wild", 1);
+  setup.tuner->kernel(kShape, nullptr);
+  EXPECT(has(setup.tuner->choices(), R"("candidate": "quicker")"));
+  unsetenv("SWIN_GEMM_SKIP");
+}
+
+// What a graph does not take is refused like what is wrong, and the plain kernel is still the last resort.
+void what_no_graph_takes_is_refused() {
+  Setup setup("ungraphed");
+  cutlass().fakes = {{"tile", Defect::kNone, 15}, {"wild", Defect::kFailsInGraph, 1}};
+  const std::string answer = setup.tuner->tune({kShape}, false);
+  EXPECT(has(answer, R"("candidate": "quicker")") && has(answer, R"("candidate": "wild", "why": "not in a capture")"));
+  cublaslt().fakes = {};
+  cutlass().fakes = {{"wild", Defect::kFailsInGraph, 1}};
+  EXPECT(has(setup.tuner->tune({kShape}, true), R"("chosen": "swin_plain")"));
 }
 
 // The last line on stderr is what ran last.
@@ -395,6 +403,7 @@ int main() {
   a_forced_provider_is_tried_alone();
   candidates_can_be_left_out();
   what_breaks_the_device_is_named();
+  what_no_graph_takes_is_refused();
   what_runs_is_traced();
   graphs_are_timed();
   nothing_is_measured_inside_a_capture();
