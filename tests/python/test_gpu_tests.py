@@ -78,6 +78,14 @@ def test_where_time_runs_out_failures_are_still_told(folder: Path, until: str) -
     assert "not finished, time ran out: test_a rest" in log and "not begun, no time was left: test_engine_gpu rest" in log
 
 
+def test_files_that_run_alone_have_time_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_tests, "SHARE_OF_TOGETHER", 0.01)
+    write(folder, test_a=EACH + "def test_it(place): time.sleep(600)\n", test_engine_gpu=PASSING)
+    _, log = run(folder, "--jobs", "2", seconds=100)
+    assert "not finished, time ran out: test_a rest" in log and "not begun" not in log, log
+    assert "test_engine_gpu.py::test_it[cuda_fp16] PASSED" in (folder / "logs" / "test_engine_gpu-rest.log").read_text()
+
+
 def test_an_ignored_interrupt_is_not_inherited(folder: Path) -> None:
     write(folder, test_a=EACH + "def test_it(place):\n    import signal\n    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n")
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

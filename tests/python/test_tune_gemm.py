@@ -110,6 +110,18 @@ def test_a_run(fake_ops: FakeOps, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert kept["device"] == "Fake" and len(kept["shapes"]) == len(shapes)
 
 
+def test_a_stopped_run_keeps_its_table(fake_ops: FakeOps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tune(*words: object) -> str:
+        if len(fake_ops.calls) == 2:
+            raise KeyboardInterrupt
+        return FakeOps.tune_gemm(fake_ops, *words)
+
+    monkeypatch.setattr(fake_ops, "tune_gemm", tune)
+    with pytest.raises(KeyboardInterrupt):
+        tune_gemm.main(["--model", MICRO_DIGITS.name, "--batch", "2", "--json", str(tmp_path / "all.json")])
+    assert len(json.loads((tmp_path / "all.json").read_text())["shapes"]) == 2
+
+
 @pytest.mark.parametrize(("saved", "runs", "expected"), [("disk full", True, "NOT written"), ("", False, "nothing")])
 def test_what_went_wrong_is_the_status(
     fake_ops: FakeOps, saved: str, runs: bool, expected: str, capsys: pytest.CaptureFixture[str]
