@@ -104,13 +104,28 @@ def plan(tests: Path, folder: Path) -> tuple[list[Run], list[Run]]:
     return together, alone
 
 
+LAST_LINE = re.compile(r"^(=+ )?\d+ (passed|failed|error|skipped|deselected|warning)\w*(,| in \d).*$", re.MULTILINE)
+OF_A_TEST = re.compile(
+    r"^(\S+\.py::.+?)(?: (PASSED|FAILED|ERROR|SKIPPED)\b.*| Timeout .*| *)$",
+    re.MULTILINE,
+)
+
+
 def counts_of(log: str) -> Counter[str]:
-    """From pytest's last line, `2 failed, 61 passed, 3 skipped in 40.1s`."""
-    lines = [line for line in log.splitlines() if re.search(r"\d+ (passed|failed|error|skipped|deselected)", line)]
+    """From pytest's last line, `2 failed, 61 passed, 3 skipped in 40.1s`; where it was killed, from the tests' own."""
     found: Counter[str] = Counter()
-    for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", lines[-1] if lines else ""):
-        found[word] += int(number)
+    if lines := list(LAST_LINE.finditer(log)):
+        for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", lines[-1][0]):
+            found[word] += int(number)
+    else:
+        found.update(word.lower() for _, word in OF_A_TEST.findall(log) if word)
     return found
+
+
+def last_test(log: str) -> str:
+    """The test that began last, `test_a.py::test_it[cuda]`; empty where none did."""
+    names = [name for name, _ in OF_A_TEST.findall(log)]
+    return names[-1].rsplit("/", 1)[-1] if names else ""
 
 
 def heed_interrupts() -> None:
@@ -199,7 +214,8 @@ def report(runs: Sequence[Run], folder: Path, seconds: float) -> str:
         if run.process is None:
             text += f"not begun, no time was left: {run.name}\n"
         elif run.interrupted:
-            text += f"not finished, time ran out: {run.name}\n"
+            reached = last_test(run.log.read_text(errors="replace"))
+            text += f"not finished, time ran out: {run.name}{f', at {reached}' if reached else ''}\n"
         report_file = run.log.with_suffix(".skipped")
         for line in report_file.read_text().splitlines() if report_file.exists() else ():
             if found := re.fullmatch(r"(\d+) skipped: (.*)", line):

@@ -5,7 +5,7 @@
 #
 # Parts, in this order; each is independent of the others but for the build:
 #   build       scripts/build_ft.sh --offline: the engine, for this GPU
-#   preflight   every GEMM candidate once, in processes of their own: what breaks the GPU or hangs is left out of what follows
+#   preflight   every GEMM candidate, in processes of their own: what breaks the GPU or hangs is left out from then on
 #   tests       all GPU tests: every op against the reference, whole models against the CPU engine
 #   tune        the GEMMs of every model and batch: candidates offered, proven, fastest
 #   table2      Swin T / S / B / L at batch 128: FT INT8, GELU-less INT8, timm fp32 and fp16
@@ -26,6 +26,7 @@
 # Each part's result is written as soon as it is there, and summary.md after each part. The status is 0 only if every
 # part that was asked for passed. Python: the active environment, else .venv where it has PyTorch, else python3 on PATH;
 # PYTHON names another. CUTLASS's headers and missing wheels can be brought along: PYTHONPATH, or SWIN_CUTLASS_DIR.
+# SWIN_GEMM_SKIP holds for all parts; what the preflight finds is added to it.
 
 # shellcheck disable=SC2329  # the parts are run by name
 set -euo pipefail
@@ -67,8 +68,9 @@ parts="${only:-$ALL_PARTS}"
 IFS=, read -r -a model_list <<<"$models"
 
 # The most seconds a part may take in the default form; together more than there are, since most end early. Table 2 gets
-# its time within 9 minutes where the engine was built before: 60 + 140 + 100 + 220. A build that is stopped ends everything,
-# so it may take all there is.
+# its time within 9 minutes where the engine was built before: 60 + 140 + 100 + 220. A build that is stopped ends
+# everything, so it may take all there is. The tests get what they need on 16 cores, the sanitizer what its four tools
+# need, and batches 12 s to start each of 12 models. A test holds the sums.
 declare -A LIMIT=([build]=3600 [preflight]=60 [tests]=140 [tune]=100 [table2]=220 [table1]=90 [sanitizer]=200 [batches]=200
   [peers]=600)
 LEAST=8 # seconds worth beginning a part for
@@ -163,14 +165,14 @@ part_preflight() {
   local status=0
   logged "$python" benchmarks/gemm_preflight.py "$out" --seconds $((part_end - SECONDS - 5)) || status=$?
   skip_what_breaks
-  [ "$status" != 1 ] || why="left out from here on: ${SWIN_GEMM_SKIP:-nothing; it could not be tried}"
+  [ "$status" != 1 ] || why="left out from here on: ${SWIN_GEMM_SKIP:-nothing; not all could be tried}"
   return "$status"
 }
 
-# Candidates that a preflight, this run's or an earlier one's, has found to break the GPU.
+# Candidates that a preflight, this run's or an earlier one's, has found to break the GPU, beside those that were named.
 skip_what_breaks() {
   [ -s "$out/gemm_skip.txt" ] || return 0
-  SWIN_GEMM_SKIP="$(paste -sd, "$out/gemm_skip.txt")"
+  SWIN_GEMM_SKIP="${named_skip:+$named_skip,}$(paste -sd, "$out/gemm_skip.txt")"
   export SWIN_GEMM_SKIP
 }
 
@@ -208,7 +210,8 @@ part_table1() {
 }
 
 part_batches() {
-  local batch code status=0 each=$(((part_end - SECONDS - 36 * ${#model_list[@]}) / (6 * ${#model_list[@]}))) # 12 s to start a model
+  local batch code status=0 models=${#model_list[@]} each
+  each=$(((part_end - SECONDS - 36 * models) / (6 * models))) # three batches, 12 s to start a model, two groups of methods
   for batch in 1 8 32; do
     code=0
     logged "$python" pyharness/reproduce_table2.py --device cuda --models "${model_list[@]}" --batch "$batch" \
@@ -257,7 +260,7 @@ if [ -n "$pack" ]; then
 fi
 [ -n "$only" ] || rm -f "$out/parts.tsv"
 export SWIN_GEMM_CONFIG="${SWIN_GEMM_CONFIG:-$out/gemm.json}"
-failed=0
+failed=0 named_skip="${SWIN_GEMM_SKIP:-}"
 case " $parts " in *" preflight "*) rm -f "$out/gemm_skip.txt" ;; *) skip_what_breaks ;; esac
 [ -z "${SWIN_GEMM_SKIP:-}" ] || say "GEMM candidates left out: $SWIN_GEMM_SKIP"
 "$python" benchmarks/gpu_report.py environment "$out" || exit 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def check(root: Path, *words: str, **variables: str) -> tuple[subprocess.Complet
     """The script's run and what it called."""
     calls = root / "calls"
     calls.write_text("")
-    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "SWIN_GEMM_CONFIG", "PYTHONPATH")}
+    unwanted = ("VIRTUAL_ENV", "SWIN_GEMM_CONFIG", "SWIN_GEMM_SKIP", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted}
     environment |= {"PATH": f"{root / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls), "REAL_PYTHON": sys.executable}
     environment |= {"PYTHON": str(root / "bin" / "python")}
     done = subprocess.run(
@@ -160,6 +162,20 @@ def test_what_breaks_the_gpu_is_left_out_of_the_rest(checkout: Path) -> None:
     assert f"GEMM candidates left out: {skipped}" in done.stdout and calls[0].endswith(f" without {skipped}")
     _, calls = check(checkout, "--only", "preflight,table1")  # looked at anew, and all is well
     assert not any("without" in call for call in calls)
+
+
+def test_what_the_preflight_finds_is_added_to_what_was_named(checkout: Path) -> None:
+    done, calls = check(checkout, "--only", "preflight,table1", BREAKS="cutlass:sm90_a", SWIN_GEMM_SKIP="cublaslt:")
+    assert "GEMM candidates left out: cublaslt:\n" in done.stdout
+    assert [call.split(" without ")[1] for call in calls] == ["cublaslt:", "cublaslt:,cutlass:sm90_a"]
+
+
+def test_table_2_gets_its_time_within_nine_minutes(repository: Path) -> None:
+    script = (repository / "scripts" / "gpu_check.sh").read_text()
+    limits = {name: int(seconds) for name, seconds in re.findall(r"\[(\w+)\]=(\d+)", script)}
+    assert list(limits) == PARTS
+    assert sum(limits[name] for name in ("preflight", "tests", "tune", "table2")) <= 9 * 60 - 20, "20 s to look at the machine"
+    assert limits["batches"] >= 12 * 3 * len(results.PUBLISHED), "starting all models"
 
 
 def test_logs_of_the_build_come_along(checkout: Path) -> None:

@@ -75,7 +75,8 @@ def test_where_time_runs_out_failures_are_still_told(folder: Path, until: str) -
     write(folder, test_a=f"{slow}def test_then(place):\n    {until}\n    time.sleep(600)\n", test_engine_gpu=PASSING)
     status, log = run(folder, "--jobs", "2", seconds=500)
     assert status == 1 and "AssertionError: early" in log and "1 failed" in log, log
-    assert "not finished, time ran out: test_a rest" in log and "not begun, no time was left: test_engine_gpu rest" in log
+    assert "not finished, time ran out: test_a rest, at test_a.py::test_then[cuda_fp16]\n" in log
+    assert "not begun, no time was left: test_engine_gpu rest" in log
 
 
 def test_files_that_run_alone_have_time_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +99,33 @@ def test_an_ignored_interrupt_is_not_inherited(folder: Path) -> None:
 def test_out_of_time_is_no_failure(folder: Path, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_tests, "GRACE_S", 1)
     stubborn = "\n    while True:\n        try: time.sleep(600)\n        except KeyboardInterrupt: pass\n"
-    write(folder, test_a=EACH + f"def test_it(place):\n    {until}{stubborn}")
+    first = EACH + "def test_first(place): pass\n" + EACH
+    write(folder, test_a=f"{first}def test_it(place):\n    {until}{stubborn}")
     status, log = run(folder, "--jobs", "2", seconds=500)
     assert status == gpu_tests.OUT_OF_TIME and log.count("not finished, time ran out") == 2, log
+    assert "test_a rest, at test_a.py::test_it[cuda_fp16]" in log and "2 passed in" in log, "killed, and known all the same"
+
+
+@pytest.mark.parametrize(
+    ("log", "counts"),
+    [
+        ("=== 2 failed, 61 passed, 3 skipped in 40.1s (0:00:40) ===\n", {"failed": 2, "passed": 61, "skipped": 3}),
+        ("1 failed, 2 passed in 3.0s\n!!! KeyboardInterrupt !!!\n", {"failed": 1, "passed": 2}),
+        ("no tests ran in 0.1s\n5 deselected in 0.1s\n", {}),
+        ("=== 1 error in 0.61s ===\n", {"error": 1}),
+        ("t/a.py::test_x[3 passed] PASSED [ 50%]\nt/a.py::test_y FAILED [100%]\nE 4 passed, it says", {"passed": 1, "failed": 1}),
+        ("t/a.py::test_x PASSED [ 50%]\nt/a.py::test_y Timeout (0:00:45)!\nThread 0x7f\n", {"passed": 1}),
+        ("", {}),
+    ],
+)
+def test_counts_of_a_log(log: str, counts: dict[str, int]) -> None:
+    assert gpu_tests.counts_of(log) == counts
+
+
+def test_the_last_test_of_a_log() -> None:
+    log = "../t/a.py::test_x[3 of 4] PASSED [ 50%]\n../t/a.py::test_y[cuda] "
+    assert gpu_tests.last_test(log) == gpu_tests.last_test(f"{log}Timeout (0:00:45)!\n") == "a.py::test_y[cuda]"
+    assert gpu_tests.last_test("collecting ...") == ""
 
 
 def test_stopped_from_outside_nothing_goes_on(folder: Path, repository: Path) -> None:
