@@ -50,6 +50,8 @@ TOOLS = {"nvcc": "the build", "cmake": "the build", "ninja": "the build", "compu
 
 TOP_OPS = 8
 
+BATCH_TITLES = {1: "Batch 1 (Python included, which draws ratios towards 1)", 8: "Batch 8", 32: "Batch 32"}
+
 
 def find_tool(name: str) -> str | None:
     """The program on PATH, or in the CUDA toolkit's usual places."""
@@ -268,6 +270,19 @@ def _op_table(document: Mapping[str, Any]) -> str:
     return results.markdown_table(header, rows, right=range(1, 5))
 
 
+def left_out_gemms(folder: Path) -> dict[str, str]:
+    """SWIN_GEMM_SKIP's prefixes, those in force now and those that the preflight has found, and why."""
+    found = (_json(folder / "gemm_preflight.json") or {}).get("checks", [])
+    attempts = [(f"{c['provider']} {c['output']}", a) for c in found for a in c["attempts"] if a["blamed"]]
+    preflight = _tail(folder / "gemm_skip.txt", 1000)
+    named = [prefix for prefix in os.environ.get("SWIN_GEMM_SKIP", "").split(",") if prefix]
+    why = dict.fromkeys([*preflight, *named], "")
+    for prefix in why:
+        said = [f"{a['blamed']}: {a['how']} ({check})" for check, a in attempts if a["blamed"].startswith(prefix)]
+        why[prefix] = "; ".join(said) or ("named in SWIN_GEMM_SKIP" if prefix in named else "see gemm_preflight.log")
+    return why
+
+
 def _gemm_table(folder: Path) -> str:
     """Of each kind of GEMM output the number of shapes, and by provider what it offered, what was exact, what runs."""
     files = [_json(path) for path in sorted(folder.glob("tune_*.json"))]
@@ -298,7 +313,7 @@ def summary(folder: Path) -> str:
     text += "\n## Parts\n\n" + results.markdown_table(("part", "status", "s", "note"), parts, right=(2,))
     tables = (
         ("Table 2", _table(folder, "table2"), _latency_table),
-        *((f"Batch {n}", _table(folder / f"batch{n}", "table2"), _latency_table) for n in (1, 8, 32)),
+        *((BATCH_TITLES[n], _table(folder / f"batch{n}", "table2"), _latency_table) for n in (1, 8, 32)),
         ("Peers", _table(folder / "peers", "table2"), _latency_table),
         ("Table 1, dearest first", _table(folder, "table1"), _op_table),
     )
@@ -309,6 +324,9 @@ def summary(folder: Path) -> str:
                 text += f"\n{name}: {why}\n"
     if gemms := _gemm_table(folder):
         text += f"\n## GEMMs\n\n{gemms}"
+    if skipped := left_out_gemms(folder):
+        text += "\n## GEMM candidates that were left out\n\nAll numbers are without them (`SWIN_GEMM_SKIP`).\n\n"
+        text += "".join(f"- `{prefix}`: {why}\n" for prefix, why in skipped.items())
     if missing := found.get("missing"):
         text += "\n## Not installed here\n\n" + "".join(f"- {name}: {what}\n" for name, what in missing.items())
     text += "\nLogs: `logs/`. Every GEMM shape, its candidates, times and refusals: `tune_*.json`, `logs/tune.log`.\n"

@@ -3,6 +3,7 @@
 #
 #   SWIN_CUDA_ARCHITECTURES   "all" (the list below), or compute capabilities without the dot: "80;90"
 #   SWIN_CUTLASS_DIR          a CUTLASS checkout, where the Python package nvidia-cutlass is not used
+#   SWIN_WGMMA_JOBS           how many of Hopper's CUTLASS files compile at a time (empty: one for every 8 GB of memory)
 #   CUDA_HOME (environment)   the toolkit, where nvcc is not on PATH
 #
 # nvcc's own headers compile the kernels. cuBLASLt's header and the libraries to link are those of the packages that
@@ -10,6 +11,7 @@
 
 set(SWIN_CUDA_ARCHITECTURES "all" CACHE STRING "GPU architectures: all, or compute capabilities such as 80;90")
 set(SWIN_CUTLASS_DIR "" CACHE PATH "CUTLASS checkout (empty: the Python package nvidia-cutlass)")
+set(SWIN_WGMMA_JOBS "" CACHE STRING "Hopper's CUTLASS files at a time (empty: one for every 8 GB of memory)")
 
 # --- nvcc ------------------------------------------------------------------------------------------------------------
 
@@ -186,11 +188,19 @@ else()
   message(STATUS "CUDA: cuBLASLt was not found (the Python package nvidia-cublas); that GEMM provider is left out")
 endif()
 
-# nvcc takes up to 7 GB for one of Hopper's CUTLASS files (ninja heeds this; elsewhere --parallel is all there is).
-cmake_host_system_information(RESULT memory_mb QUERY TOTAL_PHYSICAL_MEMORY)
-math(EXPR wgmma_jobs "(${memory_mb} + 1000) / 8000")
-if(wgmma_jobs LESS 1)
-  set(wgmma_jobs 1)
+# nvcc takes up to 7 GB for one of Hopper's CUTLASS files (ninja heeds this; elsewhere --parallel is all there is). A
+# virtual machine may say that it has less memory than it gets: SWIN_WGMMA_JOBS knows better.
+if(SWIN_WGMMA_JOBS STREQUAL "")
+  cmake_host_system_information(RESULT memory_mb QUERY TOTAL_PHYSICAL_MEMORY)
+  math(EXPR wgmma_jobs "(${memory_mb} + 1000) / 8000")
+  if(wgmma_jobs LESS 1)
+    set(wgmma_jobs 1)
+  endif()
+elseif(SWIN_WGMMA_JOBS MATCHES "^[1-9][0-9]*$")
+  set(wgmma_jobs ${SWIN_WGMMA_JOBS})
+else()
+  message(FATAL_ERROR "SWIN_WGMMA_JOBS is '${SWIN_WGMMA_JOBS}'; a positive number of compilations at a time is needed, or "
+                      "nothing, for one for every 8 GB of memory.")
 endif()
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS wgmma=${wgmma_jobs})
 

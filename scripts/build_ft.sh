@@ -17,7 +17,8 @@
 #   -h, --help         show this text
 #
 # Environment: PYTHON, the Python to make .venv with (with --offline: to use); CXX, the C++ compiler (default g++); CUDA_HOME,
-# the CUDA toolkit where nvcc is not on PATH; SWIN_CUTLASS_DIR, a CUTLASS checkout in the place of the package nvidia-cutlass.
+# the CUDA toolkit where nvcc is not on PATH; SWIN_CUTLASS_DIR, a CUTLASS checkout in the place of the package nvidia-cutlass;
+# SWIN_WGMMA_JOBS, how many of Hopper's CUTLASS files, 7 GB each, compile at a time (default: one for every 8 GB of memory).
 # pip's own variables hold, e.g. PIP_INDEX_URL for a mirror.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -43,6 +44,9 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+case "${SWIN_WGMMA_JOBS:-}" in
+  *[!0-9]* | 0*) die "SWIN_WGMMA_JOBS is '$SWIN_WGMMA_JOBS'; it needs a positive number. Unset it for one job for every 8 GB of memory." ;;
+esac
 case "$jobs" in *[!0-9]* | 0) usage_error "$0" "--jobs needs a positive number, found '$jobs'" ;; esac
 [ "$cpu_only" = 0 ] || [ -z "$cuda_arch" ] || usage_error "$0" "--cpu-only and --cuda-arch exclude each other"
 case "$cuda_arch" in
@@ -233,7 +237,7 @@ build_engine() {
   if [ "$sanitize" = 1 ]; then flags+=(-DSWIN_SANITIZE=ON); else flags+=(-DSWIN_HOST_TESTS=OFF); fi
   if [ -n "$nvcc" ]; then
     flags+=(-DSWIN_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc" "-DSWIN_CUDA_ARCHITECTURES=$architectures"
-      "-DSWIN_CUTLASS_DIR=${SWIN_CUTLASS_DIR:-}")
+      "-DSWIN_CUTLASS_DIR=${SWIN_CUTLASS_DIR:-}" "-DSWIN_WGMMA_JOBS=${SWIN_WGMMA_JOBS:-}")
   else
     flags+=(-DSWIN_CUDA=OFF)
   fi

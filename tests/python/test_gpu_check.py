@@ -317,6 +317,24 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
     assert "| softmax " in page and len(page.splitlines()) < 80, "one page"
 
 
+def test_summary_says_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SWIN_GEMM_SKIP", raising=False)
+    write_results(tmp_path, ratio=0.87, compiled=1.3)
+    (tmp_path / "gemm_skip.txt").write_text("")
+    assert gpu_report.left_out_gemms(tmp_path) == {} and "left out" not in gpu_report.summary(tmp_path)
+    (tmp_path / "gemm_skip.txt").write_text("cutlass:sm90_\nswin_tiles:mma_64x64\n")
+    attempts = [{"how": "silent for 20 s", "blamed": "cutlass:sm90_a"}, {"how": "ended well", "blamed": None}]
+    checks = [{"provider": "cutlass", "output": "s8", "attempts": attempts}]
+    (tmp_path / "gemm_preflight.json").write_text(json.dumps({"checks": checks}))
+    monkeypatch.setenv("SWIN_GEMM_SKIP", "cublaslt:,cutlass:sm90_,swin_tiles:mma_64x64")
+    page = gpu_report.summary(tmp_path)
+    assert "- `cutlass:sm90_`: cutlass:sm90_a: silent for 20 s (cutlass s8)\n" in page
+    assert "- `cublaslt:`: named in SWIN_GEMM_SKIP\n" in page
+    (tmp_path / "gemm_preflight.json").unlink()
+    monkeypatch.delenv("SWIN_GEMM_SKIP")
+    assert "- `swin_tiles:mma_64x64`: see gemm_preflight.log\n" in gpu_report.summary(tmp_path)
+
+
 def test_summary_says_no_where_a_claim_fails(tmp_path: Path) -> None:
     write_results(tmp_path, ratio=0.93, compiled=0.8)
     (tmp_path / "sanitizer" / "memcheck.txt").write_text("ERROR SUMMARY: 3 errors\n")
