@@ -132,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measure.need_positive(args, "--threads", "--rounds")
     for batch in args.batch:
         measure.need_positive(argparse.Namespace(batch=batch), "--batch")
-    if args.seconds <= 0:
-        raise EngineError(f"--seconds must be above zero, found {args.seconds:g}")
+    measure.need_above_zero(args, "--seconds")
     from pyharness import engine
     from pyharness.c_library import program_path
     from pyharness.engine_file import save_engine_file

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 
 from pyharness import measure
 from pyharness.atomic import atomic_path
-from pyharness.errors import HarnessError, run_cli
+from pyharness.errors import run_cli
 
 SKIP_FILE, RESULT_FILE, LOG_FILE = "gemm_skip.txt", "gemm_preflight.json", "gemm_preflight.log"
 
@@ -290,9 +290,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     measure.need_positive(args, "--jobs")
-    for option in ("seconds", "limit"):
-        if getattr(args, option) <= 0:
-            raise HarnessError(f"--{option} must be above zero, found {getattr(args, option):g}")
+    measure.need_above_zero(args, "--seconds", "--limit")
     deadline = time.monotonic() + args.seconds
     built = built_providers()
     checks = [Check(name, output) for name, outputs in OUTPUTS.items() if name in built for output in outputs]

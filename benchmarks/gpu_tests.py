@@ -242,8 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     measure.need_positive(args, "--jobs")
-    if args.seconds <= 0:
-        raise HarnessError(f"--seconds must be above zero, found {args.seconds:g}")
+    measure.need_above_zero(args, "--seconds")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes started here end as well
     started = time.monotonic()
     cores = len(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import math
 import os
 import platform
 import statistics
@@ -179,6 +180,14 @@ def need_positive(args: argparse.Namespace, *flags: str) -> None:
         value = getattr(args, flag.lstrip("-").replace("-", "_"))
         if value is not None and value < 1:
             raise HarnessError(f"{flag} must be at least 1, found {value}")
+
+
+def need_above_zero(args: argparse.Namespace, *flags: str) -> None:
+    """HarnessError where one of the options `flags` is given and not a finite number above zero."""
+    for flag in flags:
+        value = getattr(args, flag.lstrip("-").replace("-", "_"))
+        if value is not None and not 0 < value < math.inf:
+            raise HarnessError(f"{flag} must be finite and above zero, found {value:g}")
 
 
 def set_threads(threads: int | None) -> int:

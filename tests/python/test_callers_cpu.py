@@ -9,7 +9,7 @@ import pytest
 from benchmarks import callers_cpu
 from pyharness.c_library import program_path
 from pyharness.config import MICRO_DIGITS
-from pyharness.errors import EngineError
+from pyharness.errors import EngineError, HarnessError
 
 
 def said(images_per_s: float, ms: float) -> dict:
@@ -44,7 +44,7 @@ def test_a_run_of_the_micro_model(tmp_path, capsys):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(EngineError, match="--seconds must be above zero"):
+    with pytest.raises(HarnessError, match="--seconds must be finite and above zero"):
         callers_cpu.main(["--seconds", "0"])
     with pytest.raises(EngineError, match="ended with 1: error: .*nowhere"):
         callers_cpu.run_once(program_path(), tmp_path / "nowhere", 1, 1, 1, 0.1)

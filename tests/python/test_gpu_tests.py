@@ -155,5 +155,5 @@ def test_order_and_mistakes(folder: Path, repository: Path) -> None:
     assert set(gpu_tests.ORDER) | set(gpu_tests.ALONE) <= set(names), "a file that went is still named"
     with pytest.raises(HarnessError, match="no test that is marked gpu"):
         run(folder)
-    with pytest.raises(HarnessError, match="--seconds must be above zero"):
+    with pytest.raises(HarnessError, match="--seconds must be finite and above zero"):
         run(folder, seconds=0)

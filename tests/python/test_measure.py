@@ -159,6 +159,14 @@ def test_options_below_one_are_named() -> None:
         measure.need_positive(args, "--batch", "--runs")
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.5, float("nan"), float("inf")])
+def test_seconds_of_no_use_are_named(seconds: float) -> None:
+    args = argparse.Namespace(seconds=seconds, time_limit=None, limit=0.5)
+    measure.need_above_zero(args, "--time-limit", "--limit")
+    with pytest.raises(HarnessError, match=f"--seconds must be finite and above zero, found {seconds:g}"):
+        measure.need_above_zero(args, "--limit", "--seconds")
+
+
 def test_git_state_of_a_checkout(tmp_path, monkeypatch) -> None:
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
