@@ -113,6 +113,8 @@ def create_model(
         return _model_with(name, state, meta, str(path), wanted, activation, config, seed)
     _check_request(name, activation or "gelu")
     model = _new_model(name, wanted, seed, pretrained=weights == "pretrained")
+    if weights == "pretrained":
+        model.timm_weights = _timm_weights(model)
     if activation == "relu":
         make_geluless(model)
     return model.eval()
@@ -302,6 +304,19 @@ def note_input(model: nn.Module, meta: Mapping[str, Any]) -> None:
         model.image_input = dict(meta["input"])
 
 
+def _timm_weights(model: nn.Module) -> str | None:
+    """Which of a model's weights timm has loaded: `swin_tiny_patch4_window7_224.ms_in1k`. What a name without a tag
+    stands for is up to timm's version."""
+    cfg = model.pretrained_cfg
+    return f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("architecture") and cfg.get("tag") else None
+
+
+def noted_weights(model: nn.Module) -> dict[str, str]:
+    """{"timm_weights": architecture and tag} of a model that `create_model` has from timm's hub, else {}."""
+    found = getattr(model, "timm_weights", None)
+    return {"timm_weights": found} if found else {}
+
+
 def noted_input(model: nn.Module) -> dict[str, Any]:
     """What `note_input` noted, {} where that is nothing."""
     return dict(getattr(model, "image_input", {}))
@@ -360,9 +375,9 @@ def exercise(model: nn.Module, seed: int) -> None:
 
 
 def checkpoint_meta(model: SwinTransformer, name: str, **extra: Any) -> dict[str, Any]:
-    """Meta data of a checkpoint: model, activation, config, "input" where it is noted on the model (`note_input`), and
-    whatever else describes its origin."""
-    noted = {"input": noted_input(model)} if noted_input(model) else {}
+    """Meta data of a checkpoint: model, activation, config, "input" where it is noted on the model (`note_input`),
+    "timm_weights" where it began with timm's, and whatever else describes its origin."""
+    noted = ({"input": noted_input(model)} if noted_input(model) else {}) | noted_weights(model)
     config = dataclasses.asdict(config_of(model, name))
     return {"model": name, "activation": activation_name(model), "config": config, **noted, **extra}
 

@@ -263,7 +263,7 @@ def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig, 
 
     The latter stands apart: an accuracy in it is that of the weights before calibration.
     """
-    from pyharness.models import config_of, create_model, load_model, weights_source
+    from pyharness.models import config_of, create_model, load_model, noted_weights, weights_source
 
     name = args.model or (MICRO_DIGITS.name if args.weights == "pretrained" and args.data is None else None)
     source = weights_source(name, args.weights)
@@ -272,7 +272,7 @@ def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig, 
         if not name:
             raise HarnessError(f"--weights {args.weights} needs the model's name (--model)")
         model = create_model(name, weights=args.weights, seed=args.seed, activation=args.activation)
-        return model, config_of(model, name), origin
+        return model, config_of(model, name), {**origin, **noted_weights(model)}
     model, meta = load_model(source, name, activation=args.activation)
     origin["weights_sha256"] = sha256(source)
     if "distillation" in meta:

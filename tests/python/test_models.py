@@ -14,7 +14,7 @@ import torch
 from timm.utils import CheckpointSaver
 from torch import nn
 
-from pyharness import models
+from pyharness import models, quantize
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS, SwinConfig
 from pyharness.errors import CheckpointError, FormatError, HarnessError, ModelError
@@ -193,6 +193,21 @@ def test_without_network_the_hub_gives_one_clear_error(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(CheckpointError, match="give its path"):
         models.create_model("swin_tiny_patch4_window7_224", weights="pretrained")
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224.ms_in22k_ft_in1k"])
+def test_which_of_timms_weights_they_are_is_noted(monkeypatch, tmp_path, name):
+    """What a name without a tag stands for is up to timm's version."""
+    build = models._build
+    monkeypatch.setattr(models, "_build", lambda name, wanted, pretrained: build(name, {**wanted, "depths": (1,) * 4}, False))
+    tag = timm.create_model(name).pretrained_cfg["tag"]
+    weights = f"swin_tiny_patch4_window7_224.{tag}"
+    model = models.create_model(name, weights="pretrained")
+    meta = models.checkpoint_meta(model, name)
+    assert meta["timm_weights"] == weights and copy.deepcopy(model).timm_weights == weights
+    assert "timm_weights" not in models.checkpoint_meta(models.create_model(name, weights="random"), name)
+    args = argparse.Namespace(weights="pretrained", model=name, data="images", seed=0, activation=None)
+    assert quantize._load_model(args)[2] == {"weights": "pretrained", "timm_weights": weights}
 
 
 # --- GELU-less --------------------------------------------------------------------------------------------------------
