@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 from pyharness import distributed
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DATA_HELP, get_dataset
-from pyharness.errors import CheckpointError, HarnessError, run_cli
+from pyharness.errors import HarnessError, run_cli
 from pyharness.model_card import write_card
 from pyharness.models import (
     blocks_of,
@@ -43,11 +43,11 @@ from pyharness.models import (
     config_of,
     create_model,
     is_geluless,
-    load_checkpoint,
     load_model,
     make_geluless_block,
     make_relu_block,
     need_classes,
+    own_name,
     save_checkpoint,
     weights_source,
 )
@@ -322,11 +322,7 @@ def load_teacher(weights: str, name: str | None) -> tuple[SwinTransformer, str]:
     if weights == "pretrained":
         name = name or MICRO_DIGITS.name
         return create_model(name, weights="pretrained"), name
-    if name is None:
-        _, meta = load_checkpoint(weights)
-        if "config" not in meta:
-            raise CheckpointError(f"{weights}: does not say which model it is of; give the model's timm name (--model)")
-        name = meta["config"]["name"]
+    name = name or own_name(weights)
     return load_model(weights, name)[0], name
 
 

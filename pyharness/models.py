@@ -253,6 +253,14 @@ def load_model(
     return model.eval(), meta
 
 
+def own_name(path: str | Path) -> str:
+    """Which model a checkpoint or a Hugging Face folder says it is of; CheckpointError where it does not."""
+    _, meta = load_checkpoint(path)
+    if "config" not in meta:
+        raise CheckpointError(f"{path}: does not say which model it is of; give the model's timm name (--model)")
+    return meta["config"]["name"]
+
+
 def model_from_config(config: SwinConfig) -> SwinTransformer:
     """timm's Swin (V1 or V2) of the geometry `config`, with timm's random initial weights, in eval mode."""
     import timm

@@ -50,6 +50,7 @@ from pyharness.models import (
     config_of,
     create_model,
     model_from_config,
+    own_name,
     save_checkpoint,
 )
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
@@ -497,7 +498,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"Exit status {UNFINISHED}: --max-minutes ended the run; start it again with the same options.",
     )
     what = parser.add_argument_group("model and data")
-    what.add_argument("--model", default=MICRO_DIGITS.name, help="timm name (default: %(default)s)")
+    what.add_argument("--model", help=f"timm name (default: as the file of --weights says, else {MICRO_DIGITS.name})")
     what.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes",
         help="another geometry than the model's, as in: img_size=56 embed_dim=32 depths=2,2 num_heads=1,2 "
@@ -567,8 +568,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         init=args.init, precision=args.precision or ("bf16" if args.device == "cuda" else "fp32"),
     )  # fmt: skip
     started = time.monotonic()
+    start = args.model or (MICRO_DIGITS.name if args.weights in ("random", "pretrained") else own_name(args.weights))
     model, name = build_model(
-        args.model, classes=classes_of(args.data, args.classes), weights=args.weights,
+        start, classes=classes_of(args.data, args.classes), weights=args.weights,
         changes=parse_changes(args.changes), new_name=args.name, seed=args.seed,
         init=args.init,
     )  # fmt: skip

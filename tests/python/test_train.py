@@ -268,6 +268,14 @@ def test_the_program_makes_a_model_of_its_own_geometry(tmp_path, capsys):
     record = json.loads((tmp_path / "train.json").read_text())
     assert float(row["eval_accuracy"]) == record["heldout_accuracy"] == meta["heldout_accuracy"]
     assert record["heldout_images"] == 6
+    weights = ["--weights", str(tmp_path / "model.safetensors"), "--classes", "3"]
+    goes_on = [*weights, "--data", "procedural:classes=3,train=8,val=3", "--batch", "8", "--epochs", "1"]
+    assert t.main([*goes_on, "--warmup-epochs", "0", "--out", str(tmp_path / "next")]) == 0, "the file names its model"
+    model, meta = load_model(tmp_path / "next" / "model.safetensors")
+    assert meta["model"] == "swin_micro_digits_custom" and model.num_classes == 3
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError, match="bare.pth: does not say which model it is of; give .* --model"):
+        t.main(["--weights", str(tmp_path / "bare.pth"), *goes_on[2:], "--out", str(tmp_path / "none")])
 
 
 @pytest.mark.parametrize(
