@@ -5,7 +5,8 @@ include(CheckCXXSourceCompiles)
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
-add_library(swin_runtime_core STATIC csrc/runtime/engine_file.cc csrc/runtime/normalize.cc)
+add_library(swin_runtime_core STATIC csrc/runtime/engine_file.cc csrc/runtime/normalize.cc
+                                     csrc/runtime/processors.cc)
 target_include_directories(swin_runtime_core PUBLIC csrc/runtime PRIVATE csrc/cpu)
 target_link_libraries(swin_runtime_core PUBLIC swin_engine)
 add_library(swin_int8_c SHARED csrc/runtime/capi.cc)
@@ -24,7 +25,12 @@ if(SWIN_CUDA)
   list(REMOVE_DUPLICATES cuda_library_dirs)
   set_target_properties(swin_int8_c PROPERTIES INSTALL_RPATH "${cuda_library_dirs}")
 endif()
-set_target_properties(swin_int8_c PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
+# As the package's file says: until 1.0 a minor version may break what was linked with another.
+set(soversion ${PROJECT_VERSION_MAJOR})
+if(soversion EQUAL 0)
+  set(soversion 0.${PROJECT_VERSION_MINOR})
+endif()
+set_target_properties(swin_int8_c PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${soversion}
                                              LINK_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/swin_int8_c.map)
 # nodelete: the pool's threads outlive dlclose, and wait in the library's code.
 target_link_options(swin_int8_c PRIVATE -Wl,-Bsymbolic -Wl,--as-needed -Wl,-z,nodelete

@@ -1,9 +1,11 @@
 #include "swin/engine.h"
 
 #include <algorithm>
+#include <mutex>
 #include <sstream>
 
 #include "swin/error.h"
+#include "swin/fork_mutex.h"
 #include "swin/geometry.h"
 
 namespace swin {
@@ -12,6 +14,12 @@ namespace {
 // Plans of one stream that are kept while idle, for a few input shapes, and streams whose plans are; their workspaces
 // are the engine's largest memory. Where more calls than that were at work at once, as many as they were.
 constexpr std::size_t kIdlePlans = 4, kIdleStreams = 4;
+
+// Of one call that may never be made: no product of sizes is beyond 64 bits then.
+constexpr std::int64_t kMostPixels = std::int64_t{1} << 34;
+
+// Of every engine's idle plans, held for a few moves of pointers. One for all, so that a fork can wait for it.
+ForkMutex g_plans;
 
 const char* kind_name(OpKind kind) {
   switch (kind) {
@@ -61,31 +69,39 @@ class Engine::Lease {
       stage_geometries(engine_.config(), input.height, input.width);  // throws before another shape's plan is given up
       make(input);
     }
-    std::lock_guard lock(engine_.mutex_);
+    std::lock_guard lock(g_plans);
+    engine_.idle_.reserve(engine_.idle_.size() + engine_.at_work_ + 1);  // all that come back, which cannot fail
     engine_.most_at_once_ = std::max(engine_.most_at_once_, ++engine_.at_work_);
   }
   ~Lease() {
     std::vector<std::unique_ptr<Plan>> given_up;  // freed behind the lock, as a GPU waits for its work then
-    std::lock_guard lock(engine_.mutex_);
+    std::lock_guard lock(g_plans);
     --engine_.at_work_;
     engine_.idle_.push_back(std::move(plan_));
     if (of_recording(*engine_.idle_.back())) return;
-    const std::size_t kept = std::max(kIdlePlans, engine_.most_at_once_);
-    keep(kept, [&](const Plan& p) { return p.queue() == queue_; }, given_up);
-    keep(kIdleStreams * kept, [](const Plan& p) { return !of_recording(p); }, given_up);
+    try {
+      give_up_old(given_up);
+    } catch (const std::bad_alloc&) {  // for the list of them: they stay until the next call
+    }
   }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
   Plan* operator->() { return plan_.get(); }
 
  private:
+  void give_up_old(std::vector<std::unique_ptr<Plan>>& given_up) {
+    const std::size_t kept = std::max(kIdlePlans, engine_.most_at_once_);
+    keep(kept, [&](const Plan& p) { return p.queue() == queue_; }, given_up);
+    keep(kIdleStreams * kept, [](const Plan& p) { return !of_recording(p); }, given_up);
+  }
+
   // Such a plan stays as long as the engine: replays of the caller's graph go on using its memory, and nothing else
   // may.
   static bool of_recording(const Plan& plan) { return plan.queue().recording != 0; }
 
   // Takes the idle plan of that shape, if there is one. Another queue's may still have work under way in its buffers.
   bool take(const InputShape& input) {
-    std::lock_guard lock(engine_.mutex_);
+    std::lock_guard lock(g_plans);
     auto& idle = engine_.idle_;
     for (auto it = idle.rbegin(); it != idle.rend(); ++it) {
       if ((*it)->input() != input || (*it)->queue() != queue_) continue;
@@ -113,7 +129,7 @@ class Engine::Lease {
   // Where as many plans are idle as are kept, the one of this queue that was used longest ago: images of ever other
   // sizes are then computed in the same memory.
   std::unique_ptr<Plan> retire() {
-    std::lock_guard lock(engine_.mutex_);
+    std::lock_guard lock(g_plans);
     auto& idle = engine_.idle_;
     const auto of_queue = [&](const auto& p) { return p->queue() == queue_; };
     const auto count = static_cast<std::size_t>(std::count_if(idle.begin(), idle.end(), of_queue));
@@ -127,7 +143,7 @@ class Engine::Lease {
   // Gives up all idle plans but those of recordings; whether there were any.
   bool give_up_idle() {
     std::vector<std::unique_ptr<Plan>> given_up;
-    std::lock_guard lock(engine_.mutex_);
+    std::lock_guard lock(g_plans);
     keep(0, [](const Plan& p) { return !of_recording(p); }, given_up);
     return !given_up.empty();
   }
@@ -182,10 +198,8 @@ void Engine::forward_stages(const void* image, const InputShape& input, const st
 }
 
 std::string Engine::describe(const InputShape& input) {
-  Lease plan(*this, input, {});
-  // Costs are read off the views, which need not be bound to memory of the caller's for that.
-  int placeholder = 0;
-  plan->bind(&placeholder, &placeholder, &placeholder);
+  // Costs are read off the views, which need no memory for that.
+  const std::unique_ptr<Plan> plan = counting_plan(input);
   std::ostringstream json;
   json << "[";
   const char* separator = "";
@@ -201,7 +215,14 @@ std::string Engine::describe(const InputShape& input) {
   return json.str();
 }
 
-std::int64_t Engine::workspace_bytes(const InputShape& input) { return Lease(*this, input, {})->workspace_bytes(); }
+std::int64_t Engine::workspace_bytes(const InputShape& input) { return counting_plan(input)->workspace_bytes(); }
+
+std::unique_ptr<Plan> Engine::counting_plan(const InputShape& input) const {
+  const std::int64_t most = kMostPixels / std::max<std::int64_t>(1, input.height * input.width);
+  SWIN_CHECK(ShapeError, "plan", input.batch > 0 && input.batch <= most, "batch is ", input.batch, "; 1 to ", most,
+             " images are needed");
+  return graph_->make_plan(input, {}, Plan::counter(graph_->backend()));
+}
 
 std::vector<double> Engine::time_nodes(const void* image, const InputShape& input, int runs,
                                        const ExecContext& context) {

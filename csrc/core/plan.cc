@@ -37,11 +37,23 @@ constexpr unsigned char kPoison = 0x7D;  // 125 as int8, 2.1e37 as float32: visi
 
 Plan::Plan(const Backend& backend, const InputShape& input, const Queue& queue, std::unique_ptr<Plan> retired)
     : backend_(&backend), input_(input), queue_(queue) {
-  if (retired != nullptr) spare_ = std::move(retired->buffers_);
+  if (retired == nullptr) return;
+  spare_ = std::move(retired->buffers_);
+  counts_ = retired->counts_;
+}
+
+std::unique_ptr<Plan> Plan::counter(const Backend& backend) {
+  auto plan = std::make_unique<Plan>(backend, InputShape{});
+  plan->counts_ = true;
+  return plan;
 }
 
 void* Plan::buffer(std::string name, DType dtype, std::int64_t elements) {
   Buffer buffer{std::move(name), nullptr, elements * size_of(dtype), 0};
+  if (counts_) {
+    buffers_.push_back(std::move(buffer));
+    return nullptr;
+  }
   // Of the memory that is left, the smallest piece that does.
   auto best = spare_.end();
   for (auto it = spare_.begin(); it != spare_.end(); ++it) {

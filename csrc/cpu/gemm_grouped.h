@@ -52,6 +52,20 @@ inline constexpr std::int64_t kMostPanelWords = 16384;  // times forms: an item'
 inline constexpr int kPairings = 3, kMostForms = 2 * kPairings;
 inline constexpr int kPairing[kPairings][4] = {{0, 1, 2, 3}, {0, 2, 1, 3}, {0, 3, 1, 2}};
 
+// `n` of T, whose constructor does nothing; freed where a later one is not to be had, too.
+template <class T>
+class Array {
+ public:
+  explicit Array(std::int64_t n) : data_(static_cast<T*>(::operator new(n * sizeof(T)))) {}
+  ~Array() { ::operator delete(data_); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  operator T*() const { return data_; }
+
+ private:
+  T* const data_;
+};
+
 // A weight in groups; group_weight (pack_grouped.h) fills it.
 class GroupedWeight {
  public:
@@ -69,22 +83,18 @@ class GroupedWeight {
   GroupedWeight(std::int64_t n_units, std::int64_t n_items, int n_forms)
       : items(n_items),
         forms(n_forms),
-        units(static_cast<Unit*>(::operator new(n_units * sizeof(Unit)))),
-        words(static_cast<std::uint16_t*>(::operator new(n_items * sizeof(std::uint16_t)))),
+        units(n_units),
+        words(n_items),
         weights(static_cast<std::int8_t*>(allocate_memory(n_items * kItemBytes))) {}
   GroupedWeight(const GroupedWeight&) = delete;
   GroupedWeight& operator=(const GroupedWeight&) = delete;
-  ~GroupedWeight() {
-    ::operator delete(units);
-    ::operator delete(words);
-    release_memory(weights);
-  }
+  ~GroupedWeight() { release_memory(weights); }
 
   const std::int64_t items;
   const int forms;  // of each word in a panel: 1, kPairings or kMostForms
-  Unit* const units;
-  std::uint16_t* const words;   // of an item: 4 * (its word's number * forms + its form)
-  std::int8_t* const weights;   // of an item: kItemBytes
+  const Array<Unit> units;
+  const Array<std::uint16_t> words;  // of an item: 4 * (its word's number * forms + its form)
+  std::int8_t* const weights;        // of an item: kItemBytes
 };
 
 static inline std::int64_t panels_of(std::int64_t rows) { return ceil_div(rows, kGroupRows); }

@@ -9,6 +9,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "swin/fork_mutex.h"
+
 namespace swin::cpu {
 
 #if defined(SWIN_SANITIZED)
@@ -29,7 +31,7 @@ struct alignas(kLine) Chunk {
   std::int64_t pieces;
 };
 
-std::mutex g_mutex;
+ForkMutex g_mutex;
 Chunk* g_open = nullptr;  // of kChunk bytes, where the next piece goes if it fits
 
 std::size_t round_up(std::size_t bytes, std::size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }

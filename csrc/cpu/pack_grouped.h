@@ -75,16 +75,9 @@ class UnitPlanner {
       : words_(words),
         bound_(group_bound(input)),
         forms_(forms),
-        items_(static_cast<GroupItem*>(::operator new(words * (forms + 1) * sizeof(GroupItem)))),
-        choices_(static_cast<Choice*>(::operator new(most_items() * sizeof(Choice)))),
-        groups_(static_cast<Group*>(::operator new(most_items() * sizeof(Group)))) {}
-  UnitPlanner(const UnitPlanner&) = delete;
-  UnitPlanner& operator=(const UnitPlanner&) = delete;
-  ~UnitPlanner() {
-    ::operator delete(items_);
-    ::operator delete(choices_);
-    ::operator delete(groups_);
-  }
+        items_(words * (forms + 1)),
+        choices_(most_items()),
+        groups_(most_items()) {}
 
   std::int64_t most_items() const { return 2 * words_; }
 
@@ -224,9 +217,9 @@ class UnitPlanner {
 
   const std::int64_t words_;
   const int bound_, forms_;
-  GroupItem* const items_;
-  Choice* const choices_;
-  Group* const groups_;
+  const Array<GroupItem> items_;
+  const Array<Choice> choices_;
+  const Array<Group> groups_;
   std::int64_t choice_count_ = 0, group_count_ = 0;
 };
 

@@ -25,14 +25,13 @@ double most_instructions(InputRange input) { return input == InputRange::kSigned
 
 bool pack_groups(const std::int8_t* w, CpuPackedWeight& packed) {
   const std::int64_t words = ceil_div(packed.k, 4);
-  std::int8_t* unit = static_cast<std::int8_t*>(::operator new(words * kItemBytes));
+  const Array<std::int8_t> unit(words * kItemBytes);
   std::memset(packed.starts, 0, units_of(packed.n) * kLanes * sizeof(std::int32_t));
   packed.grouped = group_weight(units_of(packed.n), words, packed.input, most_instructions(packed.input), packed.starts,
                                 [&](std::int64_t u) {
                                   pack_unit_nk<UnsignedQuadDot>(w, packed.k, packed.n, packed.k, u * kLanes, unit);
-                                  return unit;
+                                  return static_cast<const std::int8_t*>(unit);
                                 });
-  ::operator delete(unit);
   if (packed.grouped == nullptr) return false;
   const std::int32_t offset = packed.input == InputRange::kSigned ? 128 : 0;
   for (std::int64_t n = 0; n < packed.n; ++n) {

@@ -2,7 +2,10 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <memory>
@@ -13,6 +16,8 @@
 #include <vector>
 
 #include "memory.h"
+#include "swin/default_floats.h"
+#include "swin/fork_mutex.h"
 
 extern "C" {  // OpenMP 4.5's, where the process has one when this library comes; PyTorch brings it
 __attribute__((weak)) int omp_get_num_places(void);
@@ -27,6 +32,12 @@ namespace {
 // few hundred jobs in close succession, and waking a sleeping thread costs more than most of them take.
 constexpr int kSpins = 4000;
 
+// A caller waits longer for the last tasks of its job. Then it sleeps: whoever has them may need its processor.
+constexpr int kCallersSpins = 16 * kSpins;
+
+// Behind so many jobs in succession that had no task for it, several forward passes, a worker no longer listens.
+constexpr int kJobsUnheeded = 256;
+
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -36,15 +47,19 @@ inline void relax() {
 }
 
 // The processors for workers of a caller that has fewer than the `threads` it asks for; else none, and workers have the
-// caller's, as threads do. OpenMP, told to bind its threads (OMP_PROC_BIND, KMP_AFFINITY), begins with the one that
-// loads it, mostly the caller: all workers would share that one's processor. They get those that OpenMP would use.
-std::optional<cpu_set_t> processors_of_openmp(int threads) {
-  cpu_set_t callers;
-  if (pthread_getaffinity_np(pthread_self(), sizeof callers, &callers) != 0 || CPU_COUNT(&callers) >= threads ||
-      omp_get_num_places == nullptr || omp_get_place_num_procs == nullptr || omp_get_place_proc_ids == nullptr) {
+// caller's, as threads do. A server may have bound the thread that calls, and OpenMP, told to bind its threads
+// (OMP_PROC_BIND, KMP_AFFINITY), begins with the one that loads it: all workers would share that one's processor. They
+// get those of the process's first thread and those that OpenMP would use as well.
+std::optional<cpu_set_t> processors_beside_callers(int threads) {
+  cpu_set_t callers, first;
+  if (pthread_getaffinity_np(pthread_self(), sizeof callers, &callers) != 0 || CPU_COUNT(&callers) >= threads) {
     return std::nullopt;
   }
   cpu_set_t all = callers;
+  if (sched_getaffinity(getpid(), sizeof first, &first) == 0) CPU_OR(&all, &all, &first);
+  if (omp_get_num_places == nullptr || omp_get_place_num_procs == nullptr || omp_get_place_proc_ids == nullptr) {
+    return all;
+  }
   for (int place = 0; place < omp_get_num_places(); ++place) {
     std::vector<int> ids(static_cast<std::size_t>(omp_get_place_num_procs(place)));
     omp_get_place_proc_ids(place, ids.data());
@@ -55,32 +70,42 @@ std::optional<cpu_set_t> processors_of_openmp(int threads) {
   return all;
 }
 
+// While it lives, the calling thread takes no signal that is sent to the process, and threads it starts never do: a
+// program that blocks one in its own threads, to wait for it there, does not know of this library's. What a thread's
+// own instructions raise stays, and what profilers send.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    for (const int own : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPROF, SIGSEGV, SIGSYS, SIGTRAP}) sigdelset(&all, own);
+    blocked_ = pthread_sigmask(SIG_SETMASK, &all, &before_) == 0;
+  }
+  ~SignalsBlocked() {
+    if (blocked_) pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+  bool blocked_;
+};
+
 // Each thread of a job has a share of its tasks, in their order, and takes of the other shares when its own is done. So
 // a core meets the rows that it wrote in the operation before, and finds them in its own cache.
 class ThreadPool {
  public:
   void run(int threads, std::int64_t tasks, TaskFn fn, void* closure) {
-    std::unique_lock lock(busy_, std::try_to_lock);
     if (threads > kMostThreads) threads = kMostThreads;
-    if (threads > 1 && tasks > 1 && lock.owns_lock()) threads = grow(threads - 1) + 1;
-    if (threads <= 1 || tasks <= 1 || tasks > kMostTasks || !lock.owns_lock()) {
-      for (std::int64_t i = 0; i < tasks; ++i) fn(closure, i);
-      return;
-    }
-    fn_.store(fn, std::memory_order_relaxed);
-    closure_.store(closure, std::memory_order_relaxed);
-    threads_.store(threads, std::memory_order_relaxed);
-    done_.store(0, std::memory_order_relaxed);
-    ++job_;
-    for (std::int64_t i = 0; i < threads; ++i) {
-      const std::uint64_t next = i * tasks / threads, end = (i + 1) * tasks / threads;
-      shares_[i].ticket.store(job_ << (2 * kTaskBits) | end << kTaskBits | next, std::memory_order_release);
-    }
-    wake_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.notify_all();
-    work(0, threads, job_);
-    while (done_.load(std::memory_order_acquire) != tasks) relax();
-    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+    if (threads > 1 && tasks > 1 && tasks <= kMostTasks) {
+      std::unique_lock lock(busy_, std::try_to_lock);
+      if (lock.owns_lock() && (threads = grow(threads - 1) + 1) > 1) {
+        run_job(threads, tasks, fn, closure);
+        return;
+      }
+    }  // nobody waits for the pool behind a caller that does without it
+    for (std::int64_t i = 0; i < tasks; ++i) fn(closure, i);
   }
 
  private:
@@ -94,18 +119,65 @@ class ThreadPool {
     std::atomic<std::uint64_t> ticket{0};
   };
 
+  // Of the one caller that holds the pool.
+  void run_job(int threads, std::int64_t tasks, TaskFn fn, void* closure) {
+    have_listen(threads);
+    fn_.store(fn, std::memory_order_relaxed);
+    closure_.store(closure, std::memory_order_relaxed);
+    threads_.store(threads, std::memory_order_relaxed);
+    told_.done.store(0, std::memory_order_relaxed);
+    ++job_;
+    for (std::int64_t i = 0; i < threads; ++i) {
+      const std::uint64_t next = i * tasks / threads, end = (i + 1) * tasks / threads;
+      shares_[i].ticket.store(job_ << (2 * kTaskBits) | end << kTaskBits | next, std::memory_order_release);
+    }
+    wake_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.notify_all();
+    work(0, threads, job_);
+    wait_until_done(static_cast<std::int32_t>(tasks));
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  }
+
+  // Workers beyond those that jobs have had tasks for of late sleep through further ones, however many there are.
+  void have_listen(int threads) {
+    const int listening = listening_.load(std::memory_order_relaxed);
+    most_of_late_ = std::max(most_of_late_, threads);
+    if (threads > listening) {
+      listening_.store(threads, std::memory_order_release);
+      listening_.notify_all();
+      jobs_of_late_ = 0;
+    } else if (++jobs_of_late_ >= kJobsUnheeded) {
+      listening_.store(most_of_late_, std::memory_order_relaxed);
+      most_of_late_ = jobs_of_late_ = 0;
+    }
+  }
+
+  void wait_until_done(std::int32_t tasks) {
+    std::int32_t done = told_.done.load(std::memory_order_acquire);
+    for (int spin = 0; done != tasks; done = told_.done.load(std::memory_order_acquire)) {
+      if (spin < kCallersSpins) {
+        ++spin;
+        relax();
+      } else {
+        told_.done.wait(done, std::memory_order_acquire);
+      }
+    }
+  }
+
   // Takes tasks of job `job`, of one's own share first, until there are none. Of the next job a late worker takes none: it
   // begins that one with its own share too.
   void work(int own, int threads, std::uint64_t job) {
-    std::int64_t done = 0;  // told at the end: each telling takes the counter's cache line from the other cores
+    std::int32_t done = 0;  // told at the end: each telling takes the counter's cache line from the other cores
     for (int i = 0; i < threads; ++i) done += work_on(shares_[(own + i) % threads].ticket, job);
-    if (done != 0) done_.fetch_add(done, std::memory_order_acq_rel);
+    if (done == 0) return;
+    told_.done.fetch_add(done, std::memory_order_acq_rel);
+    if (own != 0) told_.done.notify_one();  // the caller, should it sleep
   }
 
   // Returns how many tasks it did.
-  std::int64_t work_on(std::atomic<std::uint64_t>& shared, std::uint64_t job) {
+  std::int32_t work_on(std::atomic<std::uint64_t>& shared, std::uint64_t job) {
     std::uint64_t ticket = shared.load(std::memory_order_acquire);
-    std::int64_t done = 0;
+    std::int32_t done = 0;
     for (;;) {
       const TaskFn fn = fn_.load(std::memory_order_relaxed);
       void* closure = closure_.load(std::memory_order_relaxed);
@@ -125,7 +197,11 @@ class ThreadPool {
   }
 
   void worker(int index, std::uint32_t seen) {
+    const DefaultFloats floats;  // a thread begins with its maker's
     for (;;) {
+      for (int listening; (listening = listening_.load(std::memory_order_acquire)) <= index;) {
+        listening_.wait(listening, std::memory_order_acquire);
+      }
       for (int spin = 0; spin < kSpins && wake_.load(std::memory_order_acquire) == seen; ++spin) relax();
       wake_.wait(seen, std::memory_order_acquire);
       seen = wake_.load(std::memory_order_acquire);
@@ -134,7 +210,7 @@ class ThreadPool {
     }
   }
 
-  // The first of a job; seen by the caller once done_ counts the task that threw it.
+  // The first of a job; seen by the caller once the count is told of the task that threw it.
   void keep_failure() {
     std::lock_guard lock(failing_);
     if (!failure_) failure_ = std::current_exception();
@@ -145,7 +221,8 @@ class ThreadPool {
   int grow(int workers) {
     try {
       for (; size_ < workers && !refused_; ++size_) {
-        const std::optional<cpu_set_t> processors = processors_of_openmp(workers + 1);
+        const std::optional<cpu_set_t> processors = processors_beside_callers(workers + 1);
+        const SignalsBlocked blocked;
         std::thread thread([this, index = size_ + 1, seen = wake_.load()] { worker(index, seen); });
         // From here: the thread itself might not get to it before this one, on the only processor of both, is done.
         pthread_setname_np(thread.native_handle(), "swin_int8");
@@ -163,16 +240,24 @@ class ThreadPool {
   int size_ = 0;
   bool refused_ = false;
   std::uint64_t job_ = 0;
-  // What is written while others read what lies beside it has a cache line of its own.
+  int most_of_late_ = 0, jobs_of_late_ = 0;  // the most threads that a job had, of how many jobs
+  // What is written while others read what lies beside it has a cache line of its own. And of what is waited for, no
+  // two have the same place in their lines: libstdc++ counts those who wait by it, and tells them by a system call if
+  // any do.
   alignas(64) std::atomic<std::uint32_t> wake_{0};
+  std::atomic<std::int32_t> listening_{0};       // threads that wake_ is for: read with it, written seldom
   alignas(64) std::atomic<TaskFn> fn_{nullptr};  // the job: read for each task
   std::atomic<void*> closure_{nullptr};
   std::atomic<int> threads_{0};
-  alignas(64) std::atomic<std::int64_t> done_{0};
+  struct alignas(64) {
+    std::int32_t unused[2];
+    std::atomic<std::int32_t> done{0};
+  } told_;
   Share shares_[kMostThreads];
 };
 
 std::atomic<ThreadPool*> g_pool{nullptr};
+ForkMutex g_making;
 
 // A forked child (a data loader's worker) has no threads but its own: it starts with a new pool.
 void forget_pool() { g_pool.store(nullptr); }
@@ -180,10 +265,9 @@ void forget_pool() { g_pool.store(nullptr); }
 // Never destroyed: workers may still look at it while the process ends.
 ThreadPool& pool() {
   if (ThreadPool* existing = g_pool.load(std::memory_order_acquire)) return *existing;
-  static std::mutex making;
   static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
   (void)registered;
-  std::lock_guard lock(making);
+  std::lock_guard lock(g_making);
   if (g_pool.load() == nullptr) g_pool.store(new ThreadPool);
   return *g_pool.load();
 }

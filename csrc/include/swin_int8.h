@@ -37,12 +37,13 @@ typedef enum swin_status {
   SWIN_ERROR_INTERNAL = 5
 } swin_status;
 
-/* Zero everything, set struct_size to sizeof(swin_options), then what is wanted. */
+/* Zero everything, set struct_size to sizeof(swin_options), then what is wanted. A library takes the structs of
+ * programs that were built with an older header, and with a newer one as long as what it does not know is zero. */
 typedef struct swin_options {
   size_t struct_size;
   const char* device;   /* "cpu" (also NULL), "cuda" (the first GPU) or "cuda:1" */
   const char* isa;      /* CPU: "amx_int8", "avx2", ...; NULL: SWIN_CPU_ISA of the environment, else the best there is */
-  int threads;          /* CPU: how many compute one call, at most 1024; 0: one for each processor this one may run on */
+  int threads;          /* CPU: how many compute one call, at most 1024; 0: see docs/runtime.md */
   const char* residual; /* CUDA: "float16" (also NULL) or "bfloat16", the type of the residual stream */
 } swin_options;
 

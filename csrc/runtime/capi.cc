@@ -1,9 +1,7 @@
 // swin_int8.h: what it promises in C, by the engine in C++. Exceptions end here.
 #include "swin_int8.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
+#include <pthread.h>
 
 #include <algorithm>
 #include <charconv>
@@ -14,15 +12,17 @@
 #include <new>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "engine_file.h"
 #include "normalize.h"
+#include "processors.h"
 #include "swin/cpu.h"
 #include "swin/cuda.h"
+#include "swin/default_floats.h"
 #include "swin/engine.h"
 #include "swin/error.h"
+#include "swin/fork_mutex.h"
 #include "swin/geometry.h"
 
 namespace {
@@ -47,9 +47,28 @@ swin_status failed(swin_status status, const char* message) noexcept {
   return status;
 }
 
+// A thread that is cancelled within a call, which reads files, would unwind through functions that may not throw.
+class NotCancelled {
+ public:
+  NotCancelled(const NotCancelled&) = delete;
+  NotCancelled& operator=(const NotCancelled&) = delete;
+#if defined(__GLIBC__)
+  NotCancelled() { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
+  ~NotCancelled() { pthread_setcancelstate(before_, nullptr); }
+
+ private:
+  int before_ = PTHREAD_CANCEL_ENABLE;
+#else
+  NotCancelled() {}
+  ~NotCancelled() {}
+#endif
+};
+
 // What `f` throws, as a status.
 template <class F>
 swin_status guarded(F&& f) noexcept {
+  const NotCancelled not_cancelled;
+  const swin::DefaultFloats floats;
   try {
     f();
     return SWIN_OK;
@@ -74,25 +93,38 @@ swin_status guarded(F&& f) noexcept {
 
 #define NEED(where, pointer) SWIN_CHECK(ValueError, where, (pointer) != nullptr, #pointer " is NULL")
 
-// The caller's struct may be of an older header, and shorter: what it lacks is zero.
-template <class Struct>
-Struct sized_copy(const char* where, const Struct* given) {
-  Struct all{};
-  all.struct_size = sizeof(Struct);
-  if (given == nullptr) return all;
-  SWIN_CHECK(ValueError, where, given->struct_size > sizeof(std::size_t) && given->struct_size <= sizeof(Struct),
-             "struct_size is ", given->struct_size, "; set it to sizeof the struct, at most ", sizeof(Struct),
-             " in this version of the library");
-  std::memcpy(&all, given, given->struct_size);
+// What a struct of a newer header may be larger by.
+constexpr std::size_t kMostOfNewer = 4096;
+
+void check_size(const char* where, std::size_t size, std::size_t own) {
+  SWIN_CHECK(ValueError, where, size > sizeof(std::size_t) && size <= own + kMostOfNewer, "struct_size is ", size,
+             "; set it to sizeof the struct, ", own, " in this version of the library");
+}
+
+// The caller's options may be of an older header, and shorter: what they lack is zero. Of a newer one, what this
+// library does not know has to be zero.
+swin_options options_of(const char* where, const swin_options* given) {
+  swin_options all{};
+  if (given != nullptr) {
+    const std::size_t size = given->struct_size, known = std::min(size, sizeof all);
+    check_size(where, size, sizeof all);
+    std::memcpy(&all, given, known);
+    const unsigned char* bytes = reinterpret_cast<const unsigned char*>(given);
+    const bool zero = std::all_of(bytes + known, bytes + size, [](unsigned char byte) { return byte == 0; });
+    SWIN_CHECK(ValueError, where, zero, "the options set something that this version of the library, ", SWIN_VERSION,
+               ", does not know; a newer one is needed, or zeros behind the first ", sizeof all, " bytes");
+  }
+  all.struct_size = sizeof all;
   return all;
 }
 
-int processors() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1u, std::thread::hardware_concurrency());
+// As much of `all` as the caller's struct holds, and zeros for what a newer header has behind it.
+void give_info(swin_info all, swin_info* info) {
+  const std::size_t size = info->struct_size, known = std::min(size, sizeof all);
+  check_size("swin_get_info", size, sizeof all);
+  all.struct_size = size;
+  std::memcpy(info, &all, known);
+  std::memset(reinterpret_cast<char*>(info) + known, 0, size - known);
 }
 
 // The graph of `file`; what is wrong with its weights is an error of the file.
@@ -124,6 +156,9 @@ int device_of(const char* name) {
 
 namespace {
 
+// Of every model's idle memory, held for a few moves of pointers. One for all, so that a fork can wait for it.
+swin::ForkMutex g_features;
+
 // What the models of one file share, whatever the size of their images.
 struct Loaded {
   std::string name, graph, device_name, isa;
@@ -138,7 +173,7 @@ struct Loaded {
         mean(file.mean.begin(), file.mean.end()),
         std(file.std.begin(), file.std.end()),
         device(device_of(options.device)),
-        threads(options.threads > 0 ? options.threads : std::min(processors(), kMostThreads)),
+        threads(options.threads > 0 ? options.threads : std::min(swin::runtime::processors(), kMostThreads)),
         backend(backend_for(device, options)) {
     SWIN_CHECK(ValueError, "swin_load", options.threads >= 0 && options.threads <= kMostThreads, "threads is ",
                options.threads, "; 0 to ", kMostThreads, " is needed");
@@ -153,14 +188,14 @@ struct Loaded {
   // Memory for the pooled features of a call that wants the logits alone. One of another queue may still be in use, and
   // that of a recording is as long as the model lives.
   struct Features {
-    DeviceBuffer memory;
-    std::int64_t batch;
-    swin::Queue queue;
+    DeviceBuffer memory{};
+    std::int64_t batch = 0;
+    swin::Queue queue{};
   };
   Features take(std::int64_t batch, void* stream) {
     const swin::Queue queue{stream, backend.callers_recording({.threads = threads, .stream = stream})};
     {
-      std::lock_guard lock(mutex_);
+      std::lock_guard lock(g_features);
       for (auto it = idle_.begin(); it != idle_.end(); ++it) {
         if (it->queue != queue || it->batch < batch) continue;
         Features found = std::move(*it);
@@ -171,11 +206,18 @@ struct Loaded {
     return {backend.allocate(batch * config().num_features() * sizeof(float)), batch, queue};
   }
   void give_back(Features features) {
-    std::lock_guard lock(mutex_);
-    idle_.push_back(std::move(features));
+    Features given_up;  // freed behind the lock
+    std::lock_guard lock(g_features);
+    try {
+      idle_.push_back(std::move(features));
+    } catch (const std::bad_alloc&) {  // for the list of them
+      return;
+    }
     const auto recorded = [](const Features& f) { return f.queue.recording != 0; };
     if (idle_.size() - std::count_if(idle_.begin(), idle_.end(), recorded) <= kMostIdle) return;
-    idle_.erase(std::find_if_not(idle_.begin(), idle_.end(), recorded));
+    const auto oldest = std::find_if_not(idle_.begin(), idle_.end(), recorded);
+    given_up = std::move(*oldest);
+    idle_.erase(oldest);
   }
 
  private:
@@ -195,7 +237,6 @@ struct Loaded {
     return swin::cuda_backend(device, residual == "bfloat16" ? swin::DType::kBF16 : swin::DType::kF16);
   }
 
-  std::mutex mutex_;
   std::vector<Features> idle_;
 };
 
@@ -240,7 +281,7 @@ swin_status swin_load(const char* path, const swin_options* options, swin_model*
     NEED("swin_load", model);
     *model = nullptr;
     NEED("swin_load", path);
-    const swin_options all = sized_copy("swin_load", options);
+    const swin_options all = options_of("swin_load", options);
     *model = new_model(swin::runtime::read_engine_file(path), path, all);
   });
 }
@@ -251,7 +292,7 @@ swin_status swin_load_memory(const void* bytes, size_t size, const swin_options*
     *model = nullptr;
     NEED("swin_load_memory", bytes);
     const char* origin = "engine file in memory";
-    const swin_options all = sized_copy("swin_load_memory", options);
+    const swin_options all = options_of("swin_load_memory", options);
     *model = new_model(swin::runtime::parse_engine_file(origin, bytes, size), origin, all);
   });
 }
@@ -278,7 +319,7 @@ swin_status swin_get_info(const swin_model* model, swin_info* info) {
   return guarded([&] {
     NEED("swin_get_info", model);
     NEED("swin_get_info", info);
-    swin_info all = sized_copy("swin_get_info", info);
+    swin_info all{};
     const swin::ModelConfig& c = model->config();
     const Loaded& loaded = *model->loaded;
     all.name = loaded.name.c_str();
@@ -295,7 +336,7 @@ swin_status swin_get_info(const swin_model* model, swin_info* info) {
     all.stages = static_cast<std::int64_t>(c.depths.size());
     all.mean = loaded.mean.empty() ? nullptr : loaded.mean.data();
     all.std = loaded.std.empty() ? nullptr : loaded.std.data();
-    std::memcpy(info, &all, info->struct_size);
+    give_info(all, info);
   });
 }
 

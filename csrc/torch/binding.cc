@@ -1,12 +1,14 @@
 // The torch extension: schemas of the model op and of every op of the table, and what turns tensors into views.
 // The only place that includes torch headers. It checks and converts; the engine computes.
-#include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 #include <torch/version.h>
+
+#include <atomic>
 
 #define SWIN_TORCH_AT_LEAST(major, minor) \
   (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
@@ -21,6 +23,7 @@
 #if defined(SWIN_HAVE_CUDA)
 #include "swin/cuda_gemm.h"
 #endif
+#include "swin/default_floats.h"
 #include "swin/engine.h"
 #include "swin/error.h"
 #include "swin/geometry.h"
@@ -32,6 +35,7 @@ namespace {
 // Engine errors become the Python exceptions of the same meaning.
 template <class F>
 auto translate(F&& f) {
+  const DefaultFloats floats;
   try {
     return f();
   } catch (const ShapeError& e) {
@@ -64,10 +68,11 @@ ExecContext context(const at::Device& device) {
   return c;
 }
 
-// Which CPU kernels new engines and single ops use; empty: the best there are.
-std::string& variant() {
-  static std::string name;
-  return name;
+// The backend of the CPU kernels that new engines and single ops use. At first that of SWIN_CPU_ISA, which is read
+// once: another thread may be setting variables while this one computes.
+std::atomic<const Backend*>& chosen_cpu() {
+  static std::atomic<const Backend*> backend{&cpu_backend("")};
+  return backend;
 }
 
 // The backend of `device` whose residual stream is of type `residual`; "" is the backend's own choice.
@@ -75,7 +80,7 @@ const Backend& backend_for(const at::Device& device, const std::string& residual
   if (device.is_cpu()) {
     SWIN_CHECK(UnsupportedError, "swin_int8", residual.empty() || residual == "float32", "residual is '", residual,
                "'; on the CPU it is float32");
-    return cpu_backend(variant());
+    return *chosen_cpu().load();
   }
   SWIN_CHECK(UnsupportedError, "swin_int8", device.is_cuda(), "there is no backend for ", device.str(),
              "; CPU and CUDA are known");
@@ -251,16 +256,13 @@ std::vector<std::string> variants() { return cpu_variants(); }
 
 std::string select_variant(const std::string& name) {
   return translate([&] {
-    const std::string before = cpu_backend(variant()).variant();
-    cpu_backend(name);  // throws where it cannot run
-    variant() = name;
-    return before;
+    return chosen_cpu().exchange(&cpu_backend(name))->variant();  // throws where it cannot run
   });
 }
 
 std::vector<double> ceilings(std::int64_t threads) {
   return translate([&] {
-    const Ceilings c = measure_cpu_ceilings(variant(), static_cast<int>(threads));
+    const Ceilings c = measure_cpu_ceilings(chosen_cpu().load()->variant(), static_cast<int>(threads));
     return std::vector<double>{c.copy_gb_s, c.s8_gop_s, c.u8_gop_s, c.grouped_gop_s, c.f32_gflop_s};
   });
 }
@@ -301,7 +303,7 @@ std::string cuda_info() {
 }
 
 std::vector<std::string> build_info() {
-  return {"cpu", cpu_backend(variant()).variant(), SWIN_VERSION, SWIN_COMPILER, TORCH_VERSION};
+  return {"cpu", chosen_cpu().load()->variant(), SWIN_VERSION, SWIN_COMPILER, TORCH_VERSION};
 }
 
 }  // namespace

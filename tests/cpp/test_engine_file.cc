@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -17,6 +18,7 @@
 
 #include "checks.h"
 #include "engine_file.h"
+#include "processors.h"
 #include "swin/error.h"
 #include "swin/geometry.h"
 #include "swin/json.h"
@@ -732,9 +734,44 @@ void files_are_read_from_disk() {
   EXPECT(reinterpret_cast<std::uintptr_t>(ef.tensors[1].data) % 8 == 0);
 }
 
+// What a container's limits leave of a machine's processors.
+void limits_of_control_groups() {
+  char place[] = "/tmp/swin_groups_XXXXXX";
+  const std::filesystem::path root = mkdtemp(place);
+  const auto write = [&](const std::string& name, const std::string& text) {
+    const std::filesystem::path path = root / name;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  };
+  const auto found = [&] { return swin::runtime::processors_of_groups(root.string()); };
+  EXPECT(found() == 0);
+  write("proc/self/cgroup", "0::/a/b\n");
+  EXPECT(found() == 0);
+  write("sys/fs/cgroup/cpu.max", "max 100000\n");
+  EXPECT(found() == 0);
+  write("sys/fs/cgroup/a/cpu.max", "350000 100000\n");
+  EXPECT(found() == 4);
+  write("sys/fs/cgroup/a/b/cpu.max", "800000 100000\n");
+  EXPECT(found() == 4);
+  write("sys/fs/cgroup/a/b/cpu.max", "20000 100000\n");
+  EXPECT(found() == 1);
+  // Version 1; within a container the path may be the host's.
+  write("proc/self/cgroup", "5:memory:/x\n4:cpu,cpuacct:/docker/c0ffee\n");
+  write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n");
+  write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n");
+  EXPECT(found() == 0);
+  write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "200000\n");
+  EXPECT(found() == 2);
+  write("proc/self/cgroup", "nothing of the kind\n\n");
+  EXPECT(found() == 0);
+  std::filesystem::remove_all(root);
+  EXPECT(swin::runtime::processors() >= 1);
+}
+
 }  // namespace
 
 int main() {
+  limits_of_control_groups();
   json_has_every_kind_of_value();
   json_numbers_are_exact();
   json_strings_are_unescaped();

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -20,6 +22,7 @@
 #include "checks.h"
 #include "memory.h"
 #include "swin/cpu.h"
+#include "swin/default_floats.h"
 #include "swin/engine.h"
 #include "swin/error.h"
 #include "swin/shift_mask.h"
@@ -190,6 +193,157 @@ void pool_serves_concurrent_and_nested_callers() {
   EXPECT(sum == 4 * 500 * 8 * 3);
 }
 
+// Until `done`, or ten seconds are over: then it returns false.
+bool wait_for(const std::atomic<bool>& done) {
+  const auto start = std::chrono::steady_clock::now();
+  while (!done && std::chrono::steady_clock::now() - start < std::chrono::seconds(10)) std::this_thread::yield();
+  return done;
+}
+
+// Whether `threads` threads do a job of as many tasks at the same time.
+bool all_at_once(int threads) {
+  std::atomic<int> begun{0};
+  std::atomic<bool> all{false};
+  run(threads, threads, [&](std::int64_t) {
+    if (++begun == threads) all = true;
+    wait_for(all);
+  });
+  return all;
+}
+
+void who_does_without_the_pool_does_not_hold_it() {
+  for (const int threads : {1, 2}) {
+    std::atomic<bool> within{false}, over{false};
+    std::thread other([&, threads] {
+      run(threads, 1, [&](std::int64_t) {
+        within = true;
+        wait_for(over);
+      });
+    });
+    EXPECT(wait_for(within) && all_at_once(2));
+    over = true;
+    other.join();
+  }
+}
+
+// Workers that many jobs had no task for listen no more, and are there again for a job that has.
+void workers_that_rest_come_again() {
+  for (int turn = 0; turn < 3; ++turn) {
+    EXPECT(all_at_once(4));
+    for (int job = 0; job < 1000; ++job) run(2, 4, [](std::int64_t) {});
+    EXPECT(all_at_once(3) && all_at_once(2));
+  }
+}
+
+// The caller sleeps by then, and is woken.
+void a_caller_waits_for_a_long_last_task() {
+  for (const bool workers : {false, true}) {
+    const std::thread::id caller = std::this_thread::get_id();
+    std::atomic<bool> begun{false};
+    std::atomic<int> done{0};
+    run(2, 2, [&](std::int64_t) {
+      const bool own = std::this_thread::get_id() == caller;
+      if (!own) begun = true;
+      if (own) wait_for(begun);  // so that each has a task
+      if (own != workers) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      ++done;
+    });
+    EXPECT(done == 2);
+  }
+}
+
+// What a process answers that was forked here: status 0 in time.
+template <class F>
+bool child_does(F&& f) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(f() ? 0 : 1);
+  }
+  int status = 0;
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+#if !defined(SWIN_SANITIZED) && defined(__x86_64__)  // whose allocators, or an emulator, may not be forked like that
+// Other threads are in the allocator most of the time.
+void a_child_forked_meanwhile_has_memory_and_threads() {
+  std::atomic<bool> over{false};
+  std::vector<std::thread> busy;
+  for (int t = 0; t < 2; ++t) {
+    busy.emplace_back([&] {
+      while (!over) swin::cpu::release_memory(swin::cpu::allocate_memory(9'000'000));
+    });
+  }
+  for (int i = 0; i < 60; ++i) {
+    EXPECT(child_does([] {
+      swin::cpu::release_memory(swin::cpu::allocate_memory(9'000'000));
+      std::atomic<int> count{0};
+      run(2, 10, [&](std::int64_t) { ++count; });
+      return count == 10;
+    }));
+  }
+  over = true;
+  for (std::thread& t : busy) t.join();
+}
+
+#endif
+
+// A worker must not be given a signal that the program's own threads have blocked, to wait for it.
+void workers_take_no_signals_of_the_process() {
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<bool> begun{false}, wrong{false};
+  run(2, 2, [&](std::int64_t) {
+    if (std::this_thread::get_id() == caller) {
+      wait_for(begun);
+    } else {
+      sigset_t blocked;
+      pthread_sigmask(SIG_BLOCK, nullptr, &blocked);
+      wrong = sigismember(&blocked, SIGTERM) == 0 || sigismember(&blocked, SIGSEGV) == 1;
+      begun = true;
+    }
+  });
+  sigset_t blocked;
+  pthread_sigmask(SIG_BLOCK, nullptr, &blocked);
+  EXPECT(begun && !wrong && sigismember(&blocked, SIGTERM) == 0);
+}
+
+// Of arithmetic: what fegetround reads is another register on x86. A third times three is less, or more, in the others.
+bool rounds_to_nearest() {
+  volatile float one = 1, third = one / 3;
+  return third * 3 == 1;
+}
+
+// In a new pool, whose workers are made by a thread that rounds up.
+void workers_do_not_round_as_their_maker_does() {
+  EXPECT(child_does([] {
+    std::fesetround(FE_UPWARD);
+    std::atomic<int> begun{0}, nearest{0};
+    std::atomic<bool> all{false};
+    run(2, 2, [&](std::int64_t) {
+      nearest += rounds_to_nearest();
+      if (++begun == 2) all = true;
+      wait_for(all);
+    });
+    return all && nearest == 1 && !rounds_to_nearest();
+  }));
+}
+
+void floats_are_the_callers_again() {
+  std::fesetround(FE_DOWNWARD);
+  std::feclearexcept(FE_ALL_EXCEPT);
+  {
+    const swin::DefaultFloats floats;
+    EXPECT(rounds_to_nearest());
+    volatile float zero = 0, infinity = 1 / zero;
+    static_cast<void>(infinity);
+  }
+  EXPECT(!rounds_to_nearest() && std::fegetround() == FE_DOWNWARD);
+#if defined(__x86_64__)
+  EXPECT(std::fetestexcept(FE_DIVBYZERO) == 0);
+#endif
+  std::fesetround(FE_TONEAREST);
+}
+
 void scratch_is_aligned_and_each_threads_own() {
   void* here = swin::cpu::thread_scratch(100);
   EXPECT(reinterpret_cast<std::uintptr_t>(here) % 64 == 0);
@@ -358,6 +512,14 @@ void a_plan_takes_over_the_memory_of_another() {
   expect_error<swin::Error>("past the end of buffer 'out'", [&] { second.run({}, {}, true, nullptr); }, __LINE__);
 }
 
+void a_plan_that_counts_has_no_memory() {
+  const TestBackend backend{swin::OpTable{}};
+  swin::Plan plan(backend, {1, 8, 8}, {}, swin::Plan::counter(backend));
+  EXPECT(plan.buffer("more than there is", swin::DType::kF32, std::int64_t{1} << 50) == nullptr);
+  EXPECT(plan.buffer("small", swin::DType::kS8, 100) == nullptr);
+  EXPECT(plan.workspace_bytes() == (std::int64_t{1} << 52) + 100 + 2 * 64);
+}
+
 void masks_of_shifted_windows() {
   // 4 x 6 tokens in windows of 2 x 3 shifted by (1, 1); by (0, 1) there is no edge between rows.
   swin::StageGeometry g{};
@@ -429,11 +591,18 @@ int main() {
   pool_gives_each_thread_a_half_of_its_own();
   pool_takes_any_number_of_tasks();
   pool_serves_concurrent_and_nested_callers();
+  who_does_without_the_pool_does_not_hold_it();
+  workers_that_rest_come_again();
+  a_caller_waits_for_a_long_last_task();
+  workers_take_no_signals_of_the_process();
+  workers_do_not_round_as_their_maker_does();
+  floats_are_the_callers_again();
   scratch_is_aligned_and_each_threads_own();
   what_a_task_throws_comes_to_the_caller();
 #if !defined(SWIN_SANITIZED)
   scratch_comes_again_after_memory_ended();
 #if defined(__x86_64__)
+  a_child_forked_meanwhile_has_memory_and_threads();
   a_machine_that_gives_no_threads_is_worked_on_with_fewer();
 #endif
 #endif
@@ -441,6 +610,7 @@ int main() {
   a_linear_operation_refuses_a_weight_for_other_inputs();
   a_plan_notices_writes_behind_a_buffer();
   a_plan_takes_over_the_memory_of_another();
+  a_plan_that_counts_has_no_memory();
   masks_of_shifted_windows();
   half_precision_parameters_are_exact();
   configurations_that_are_no_swin_are_refused();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import platform
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from pyharness.c_library import (
     ERROR_UNSUPPORTED,
     CModel,
     Info,
+    Options,
     StatusError,
     check,
     library,
@@ -121,6 +123,58 @@ def test_an_older_programs_shorter_structs_are_enough(micro):
         info.height = -7
         check(library().swin_get_info(model.handle, ctypes.byref(info)))
         assert (info.name, info.graph, info.height) == (MICRO_DIGITS.name.encode(), None, -7)
+
+
+def test_of_a_newer_programs_longer_structs_zeros_are_enough(micro):
+    class Longer(ctypes.Structure):
+        _fields_ = [("known", Options), ("more", ctypes.c_int64)]
+
+    class LongerInfo(ctypes.Structure):
+        _fields_ = [("known", Info), ("more", ctypes.c_int64)]
+
+    longer = Longer(options(threads=3), 0)
+    longer.known.struct_size = ctypes.sizeof(longer)
+    handle, path = ctypes.c_void_p(), str(micro).encode()
+    given = ctypes.cast(ctypes.byref(longer), ctypes.POINTER(Options))
+    check(library().swin_load(path, given, ctypes.byref(handle)))
+    info = LongerInfo(Info(ctypes.sizeof(LongerInfo)), -1)
+    check(library().swin_get_info(handle, ctypes.cast(ctypes.byref(info), ctypes.POINTER(Info))))
+    assert (info.known.threads, info.known.struct_size, info.more) == (3, ctypes.sizeof(LongerInfo), 0)
+    library().swin_free(handle)
+    longer.more = 1
+    message = "the options set something that this version of the library, 0.1.0, does not know"
+    refused(ERROR_ARGUMENT, message, lambda: check(library().swin_load(path, given, ctypes.byref(handle))))
+
+
+def test_workspace_is_counted_without_memory_for_it(micro):
+    """Of more images than any machine has memory for."""
+    with CModel(micro) as model:
+        few, many = model.workspace_bytes(1000), model.workspace_bytes(20_000_000)
+        assert many > 10**12 and abs(many / few / 20_000 - 1) < 0.01
+
+
+TRAPS = """
+import ctypes, sys
+import numpy as np
+from pyharness.c_library import CModel, options
+images = np.load(sys.argv[2])
+with CModel(sys.argv[1], options(isa=sys.argv[3].encode(), threads=2)) as model:
+    assert ctypes.CDLL("libm.so.6").feenableexcept(4 | 8 | 1) >= 0
+    logits = model.forward(images)
+np.save(sys.argv[4], logits)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="glibc's traps on x86")
+@pytest.mark.parametrize("variant", CPU_VARIANTS)
+def test_a_caller_may_have_divisions_by_zero_trapped(tmp_path, micro, variant, seed):
+    images = images_for(MICRO_DIGITS, 3, seed).numpy()
+    np.save(tmp_path / "images.npy", images)
+    words = [str(micro), str(tmp_path / "images.npy"), variant, str(tmp_path / "logits.npy")]
+    with target(variant), CModel(micro, options(isa=variant.encode())) as model:
+        done = subprocess.run([sys.executable, "-c", TRAPS, *words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert np.array_equal(np.load(tmp_path / "logits.npy"), model.forward(images))
 
 
 @pytest.mark.parametrize("config", [MICRO_DIGITS, NON_SQUARE], ids=lambda c: c.name)

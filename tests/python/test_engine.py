@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import multiprocessing
+import platform
 import threading
 import time
 
@@ -321,6 +323,84 @@ def test_a_forked_child_can_run_it(micro, seed):
     found = torch.tensor(here.recv())
     process.join()
     assert torch.equal(found, wanted)
+
+
+def test_models_go_on_while_another_is_packed(micro, seed):
+    """Its first call takes hundreds of times as long as one of theirs."""
+    wide = SwinConfig("wide", (16, 16), 4, 3, 7, 1024, (1,), (16,), (4,))
+    other = SwinInt8.from_engine_file(random_engine_file(wide, "fused_int8", seed=seed))
+    images = images_for(MICRO_DIGITS, 1, seed)
+    micro(images)
+    started, packed = threading.Event(), []
+
+    def work():
+        started.set()
+        other(torch.zeros(1, 3, 16, 16))
+        packed.append(time.perf_counter())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    time.sleep(0.01)
+    micro(images)
+    done = time.perf_counter()
+    thread.join()
+    assert done < packed[0]
+
+
+def _from_several_threads(count, call):
+    """What `call` gave or raised in each thread, all beginning together."""
+    barrier, found = threading.Barrier(count), []
+
+    def work():
+        barrier.wait()
+        try:
+            found.append(call())
+        except ValueError as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_first_calls_of_several_threads_pack_once(seed):
+    """One packs and the others wait for it, also where it fails; then the next call tries again."""
+    images = images_for(SMALL, 1, seed)
+    file = random_engine_file(SMALL, "ft_int8", seed=seed)
+    wanted = SwinInt8.from_engine_file(file)(images)
+    for _ in range(5):
+        model = SwinInt8.from_engine_file(file)
+        found = _from_several_threads(6, lambda model=model: model(images))
+        assert len(found) == 6 and all(torch.equal(wanted, one) for one in found)
+    broken = SwinInt8.from_engine_file(file)
+    amax = broken._weights()[file.names.index("layers.0.blocks.0.amaxList")]
+    right = amax.clone()
+    amax.fill_(float("nan"))
+    for _ in range(2):
+        found = _from_several_threads(6, lambda: broken(images))
+        assert len(found) == 6 and all(isinstance(one, str) and "amaxList" in one for one in found), found
+    amax.copy_(right)
+    assert torch.equal(broken(images), wanted)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a rounding mode is x86's")
+@pytest.mark.parametrize("graph", ["ft_int8", "fused_int8"])
+def test_a_callers_rounding_is_his_own(graph, seed):
+    """Packed and run while the thread rounds up: the same bits, and it rounds up afterwards."""
+    libm, upward = ctypes.CDLL("libm.so.6"), 0x800
+    file, images = random_engine_file(SMALL, graph, seed=seed), images_for(SMALL, 2, seed)
+    wanted, model = SwinInt8.from_engine_file(file)(images), SwinInt8.from_engine_file(file)
+    before = libm.fegetround()
+    assert libm.fesetround(upward) == 0
+    try:
+        found, after = model(images), libm.fegetround()
+    finally:
+        libm.fesetround(before)
+    assert torch.equal(found, wanted) and after == upward
 
 
 def test_the_same_memory_in_another_layout_is_another_model(micro, seed):

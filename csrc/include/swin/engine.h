@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "swin/graph.h"
@@ -30,15 +29,17 @@ class Engine {
                       const ExecContext& context);
   // The nodes of one input shape as JSON: [{"name":..., "kind":..., "stage":..., "block":..., "shape":..., ...}].
   std::string describe(const InputShape& input);
-  // Bytes of buffers one forward pass of such images works in, beside the weights.
+  // Bytes of buffers one forward pass of such images works in, beside the weights. Counted, not allocated.
   std::int64_t workspace_bytes(const InputShape& input);
   std::vector<double> time_nodes(const void* image, const InputShape& input, int runs, const ExecContext& context);
 
  private:
+  std::unique_ptr<Plan> counting_plan(const InputShape& input) const;
+
   class Lease;  // a plan taken from the cache, given back when it goes out of scope
 
   std::unique_ptr<Graph> graph_;
-  std::mutex mutex_;
+  // Within one mutex of all engines.
   std::vector<std::unique_ptr<Plan>> idle_;  // most recently used last
   std::size_t at_work_ = 0, most_at_once_ = 0;  // calls
 };

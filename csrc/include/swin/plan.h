@@ -44,6 +44,8 @@ class Plan {
   // that is no longer needed and leaves its memory to this one; null where there is none.
   Plan(const Backend& backend, const InputShape& input, const Queue& queue = {},
        std::unique_ptr<Plan> retired = nullptr);
+  // What to give as `retired` for a plan that counts its buffers and has no memory for them: for workspace_bytes alone.
+  static std::unique_ptr<Plan> counter(const Backend& backend);
 
   // Memory of `elements` of `dtype`, followed by guard bytes, owned by the plan. What it holds is left open.
   void* buffer(std::string name, DType dtype, std::int64_t elements);
@@ -92,6 +94,7 @@ class Plan {
   const Backend* backend_;
   InputShape input_;
   Queue queue_;
+  bool counts_ = false;
   bool warm_ = false;
   int recordings_left_ = 3;  // to try
   std::unique_ptr<Recording> recording_;
