@@ -170,7 +170,8 @@ class ShardedEvaluation:
 
     The images are cut into batches that do not depend on the number of processes; process r of W takes every W-th of
     those still to do. What each batch gave is kept under its number, so that no image counts twice, the result is the
-    same for any number of processes, and a killed evaluation goes on, also with another number of them.
+    same for any number of processes, and a killed evaluation goes on, also with another number of them. A batch with an
+    image that could not be read is not kept: the next run, by which the image may be mended, counts it again.
 
     `folder` None keeps nothing. `identity` is all that the counts depend on; files of another are not read.
     """
@@ -255,8 +256,10 @@ class ShardedEvaluation:
     def _read_file(self, path: Path) -> dict[int, list[Any]]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return {int(k): v for k, v in content["done"].items()} if content["identity"] == self.identity else {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if content["identity"] != self.identity:
+                return {}
+            return {int(k): v for k, v in content["done"].items() if _is_whole(v)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return {}
 
     def forget(self) -> None:
@@ -271,8 +274,14 @@ class ShardedEvaluation:
 
     def _write(self) -> None:
         if self.path:
+            kept = {number: found for number, found in self.done.items() if _is_whole(found)}
             with writing(self.path) as temporary:
-                temporary.write_text(json.dumps({"identity": self.identity, "done": self.done}), encoding="utf-8")
+                temporary.write_text(json.dumps({"identity": self.identity, "done": kept}), encoding="utf-8")
+
+
+def _is_whole(found: Sequence[Any]) -> bool:
+    """Whether every image of a batch could be read; `found` as in `ShardedEvaluation.done`."""
+    return not found[3]
 
 
 def report_on_main(line: str) -> None:
@@ -450,18 +459,14 @@ def evaluate_one(
     predictor: Predictor, path: str, args: argparse.Namespace
 ) -> tuple[dict[str, Any], ShardedEvaluation]:
     """Evaluate one model as the command line says, print its line, and return its row, and what keeps its counts."""
-    from pyharness.engine import library_path
     from pyharness.models import need_classes
-    from pyharness.pipeline import code_digest, file_digest
+    from pyharness.pipeline import file_digest
 
     need_classes(predictor.timm_model, predictor.model_name, "accuracy is of classes")
     dataset = get_dataset(args.data, predictor.model_name, train=False, model=predictor.timm_model)
-    identity = {"weights": file_digest(Path(path)), "kind": predictor.kind, "data": str(args.data)}
     evaluation = ShardedEvaluation(
-        dataset, args.batch, limit=args.limit, workers=args.workers,
-        folder=args.out and args.out / "partial",
-        identity={**identity, "device": predictor.device.type, "code": code_digest(library_path())},
-        label=Path(path).name,
+        dataset, args.batch, limit=args.limit, workers=args.workers, folder=args.out and args.out / "partial",
+        identity=_identity(predictor, path, args.data, dataset), label=Path(path).name,
     )  # fmt: skip
     result, corrupt = evaluation.run(predictor.predict)
     if distributed.is_main():
@@ -484,9 +489,27 @@ def evaluate_one(
         "n_eval": result.n,
         "corrupt": corrupt,
         "device": predictor.device.type,
-        "weights_sha256": identity["weights"],
+        "weights_sha256": file_digest(Path(path)),
     }
     return row, evaluation
+
+
+def _identity(predictor: Predictor, path: str, data: str | None, dataset: Dataset) -> dict[str, Any]:
+    """All that the counts of a model on `dataset`, which `data` names, depend on besides which images they are of. A
+    file that does not say its model or its normalization is read as --model and the data ask."""
+    from pyharness.data import input_normalization
+    from pyharness.engine import library_path
+    from pyharness.models import config_of
+    from pyharness.pipeline import code_digest, file_digest, listing_digest
+
+    name, model = predictor.model_name, predictor.timm_model
+    known = {
+        "weights": file_digest(Path(path)), "kind": predictor.kind, "model": name,
+        "config": dataclasses.asdict(config_of(model, name)), "input": input_normalization(data, name, model),
+        "data": str(data), "listing": listing_digest(dataset), "device": predictor.device.type,
+        "code": code_digest(library_path()),
+    }  # fmt: skip
+    return json.loads(json.dumps(known))  # as it comes back from a file: tuples are lists there
 
 
 def _in_words(result: EvalResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -234,13 +235,16 @@ def test_two_processes_go_on_from_a_killed_one_to_the_same_result(tmp_path, monk
 
 
 class Numbered(torch.utils.data.Dataset):
-    """Image n carries n; its label is n % 10, but of every 7th image, which cannot be read."""
+    """Image n carries n; its label is n % 10, but of those of the numbers `unread`, which cannot be read."""
+
+    def __init__(self, unread=range(3, 95, 7)):
+        self.unread = unread
 
     def __len__(self):
         return 95
 
     def __getitem__(self, n):
-        return torch.full((1, 1, 1), float(n)), -1 if n % 7 == 3 else n % 10
+        return torch.full((1, 1, 1), float(n)), -1 if n in self.unread else n % 10
 
 
 def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path, monkeypatch):
@@ -255,7 +259,8 @@ def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path,
         return right(images)
 
     def sharded():
-        return evaluate.ShardedEvaluation(Numbered(), 10, limit=88, folder=tmp_path, identity={"weights": "w"})
+        images = Numbered(unread=(93, 94))
+        return evaluate.ShardedEvaluation(images, 10, limit=88, folder=tmp_path, identity={"weights": "w"})
 
     with pytest.raises(RuntimeError, match="killed"):
         sharded().run(predict)
@@ -263,16 +268,88 @@ def test_resuming_counts_no_image_twice_and_asks_only_for_what_is_left(tmp_path,
     result, corrupt = sharded().run(predict)
     chosen = evaluation_indices(95, 88).tolist()
     assert asked[4:] == [chosen[k : k + 10] for k in range(20, 88, 10)]
-    readable = [n for n in chosen if n % 7 != 3]
+    readable = [n for n in chosen if n < 93]
     assert (result.n, result.corrupt) == (len(readable), 88 - len(readable))
-    assert corrupt == [f"image {n}" for n in chosen if n % 7 == 3]
+    assert corrupt == [f"image {n}" for n in chosen if n >= 93] != []
     assert result.top1 == pytest.approx(100 * sum(n % 3 != 0 for n in readable) / len(readable))
     assert result.top5 == 100 and result.top5_interval95 == evaluate.wilson_interval(result.n, result.n)
     before = len(asked)
-    assert sharded().run(predict) == (result, corrupt) and len(asked) == before, "nothing is left to do"
+    assert sharded().run(predict) == (result, corrupt)
+    assert asked[before:] == [chosen[80:]], "only the batch of an unreadable image is left to do"
+    before = len(asked)
     other = evaluate.ShardedEvaluation(Numbered(), 10, limit=88, folder=tmp_path, identity={"weights": "v"})
     other.run(predict)
     assert len(asked) == before + 9, "counts of other weights must not be taken"
+
+
+def test_batches_of_unreadable_images_are_counted_again(tmp_path):
+    """Those of a file of before too, which holds them."""
+    images = Numbered()
+    first = evaluate.ShardedEvaluation(images, 10, folder=tmp_path, identity={"weights": "w"})
+    assert first.run(predictor([0] * 95))[0].corrupt == 14
+    kept = {number: found for number, found in first.done.items() if not found[3]}
+    assert json.loads(first.path.read_text())["done"] == {str(k): v for k, v in kept.items()}
+    first.path.write_text(json.dumps({"identity": first.identity, "done": first.done}))
+    images.unread = (3,)  # the others were mended
+    again = evaluate.ShardedEvaluation(images, 10, folder=tmp_path, identity={"weights": "w"})
+    result, corrupt = again.run(predictor([0] * 95))
+    assert (result.n, result.corrupt, corrupt) == (94, 1, ["image 3"])
+
+
+def grey_images(root, classes):
+    """`root`/val with 12 grey images of each of `classes`, {name: shade}; the folder as a word for --data."""
+    from PIL import Image
+
+    for name, shade in classes.items():
+        folder = root / "val" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            size = 20 + shade // 10 + number  # so that no two files have one size
+            Image.new("L", (size, size), shade).save(folder / f"{number:02}.png")
+    return str(root)
+
+
+def test_counts_of_other_labels_models_and_inputs_are_not_taken(tmp_path):
+    config = dataclasses.replace(MICRO_DIGITS, name="own", num_classes=2)
+    predictors = {}
+    for name, changed, noted in (
+        ("a", config, {}),
+        ("named", dataclasses.replace(config, name="other"), {}),
+        ("scaled", dataclasses.replace(config, qk_scale=0.5), {}),
+        ("shifted", config, {"mean": [0.9], "std": [0.1]}),
+    ):
+        model = models.model_from_config(changed)
+        models.note_input(model, {"input": noted})
+        predictors[name] = evaluate.Predictor("fp32", changed.name, model, model)
+    models.save_checkpoint(path := tmp_path / "weights.pth", model, models.checkpoint_meta(model, "own"))
+    data = grey_images(tmp_path / "data", {"a": 50, "b": 200})
+    args = evaluate.build_parser().parse_args([str(path), "--data", data, "--out", str(tmp_path / "out")])
+    first = evaluate.evaluate_one(predictors["a"], str(path), args)[1]
+    assert evaluate.evaluate_one(predictors["a"], str(path), args)[1].pattern == first.pattern
+    others = {evaluate.evaluate_one(predictors[name], str(path), args)[1].pattern for name in ("named", "scaled")}
+    others.add(evaluate.evaluate_one(predictors["shifted"], str(path), args)[1].pattern)
+    val = tmp_path / "data" / "val"
+    for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+        (val / old).rename(val / new)
+    others.add(evaluate.evaluate_one(predictors["a"], str(path), args)[1].pattern)
+    assert len(others | {first.pattern}) == 5
+
+
+def test_images_that_were_mended_are_counted(tmp_path):
+    """The refused evaluation had counted them as unreadable."""
+    model = models.create_model(MICRO, num_classes=2)
+    models.save_checkpoint(path := tmp_path / "weights.pth", model, models.checkpoint_meta(model, MICRO))
+    data = grey_images(tmp_path / "data", {"a": 50, "b": 200})
+    damaged = tmp_path / "data" / "val" / "b" / "04.png"
+    content = damaged.read_bytes()
+    command = [str(path), "--data", data, "--batch", "5", "--out", str(tmp_path / "out")]
+    damaged.write_bytes(content[:-30])
+    with pytest.raises(DataError, match="1 of 24 images cannot be read"):
+        evaluate.main(command)
+    damaged.write_bytes(content)
+    assert evaluate.main(command) == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["n_eval"], row["corrupt"]) == (24, [])
 
 
 class Sorted(torch.utils.data.Dataset):
