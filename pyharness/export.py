@@ -141,7 +141,8 @@ def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
 
 def normalized(source: Source, mean: Sequence[float] | None, std: Sequence[float] | None) -> Source:
     """The model with a note of how its images are normalized, a number per channel each, which goes before what timm
-    says of its name. HarnessError where one is missing, or their number is not that of the channels."""
+    says of its name. HarnessError where one is missing, their number is not that of the channels, or one cannot be of
+    pixels from 0 to 1."""
     from pyharness.models import note_input
 
     channels = source.config.in_chans
@@ -149,8 +150,14 @@ def normalized(source: Source, mean: Sequence[float] | None, std: Sequence[float
         if values is None or len(values) != channels:
             found = "none" if values is None else f"{len(values)}"
             raise HarnessError(f"{flag} needs {channels} numbers, one per channel, beside the other; found {found}")
-    if not all(value > 0 for value in std):
-        raise HarnessError(f"--std must be greater than 0, found {min(std):g}")
+    # The standard deviation of pixels from 0 to 1 is at most 0.5; 1 is in use for images that are not scaled.
+    for flag, values, needed, fits in (
+        ("--mean", mean, "from 0 to 1", lambda value: 0 <= value <= 1),
+        ("--std", std, "greater than 0 and at most 1", lambda value: 0 < value <= 1),
+    ):
+        if wrong := [value for value in values if not fits(value)]:
+            scale = ", since pixels are from 0 to 1 here; divide what is of 0 to 255 by 255" if wrong[0] > 1 else ""
+            raise HarnessError(f"{flag} must be {needed}, found {wrong[0]:g}{scale}")
     noted = {**(source.meta.get("input") or {}), "mean": list(mean), "std": list(std)}
     note_input(source.model, {"input": noted})
     return dataclasses.replace(source, meta={**source.meta, "input": noted})

@@ -435,7 +435,13 @@ def test_normalization_is_noted_for_every_program_that_follows(tmp_path, seed):
     for words, message in (
         (["--mean", "0.5"], "--std needs 1 numbers, one per channel, beside the other; found none"),
         (["--mean", "0.5", "0.5", "--std", "1"], "--mean needs 1 numbers, .*; found 2"),
-        (["--mean", "0.5", "--std", "0"], "--std must be greater than 0, found 0"),
+        (["--mean", "0.5", "--std", "0"], "--std must be greater than 0 and at most 1, found 0$"),
+        (["--mean", "0.5", "--std", "nan"], "--std must be greater than 0 and at most 1, found nan$"),
+        (["--mean", "nan", "--std", "1"], "--mean must be from 0 to 1, found nan$"),
+        (["--mean", "-0.1", "--std", "1"], "--mean must be from 0 to 1, found -0.1$"),
+        (["--mean", "123.7", "--std", "58.4"], "--mean must be from 0 to 1, found 123.7, .* by 255"),
+        (["--mean", "0.5", "--std", "58.4"], "--std must be greater than 0 and at most 1, found 58.4, .* by 255"),
+        (["--mean", "0.5", "--std", "inf"], "--std must be greater than 0 and at most 1, found inf"),
     ):
         with pytest.raises(HarnessError, match=message):
             main([*command, *words])
