@@ -34,7 +34,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, get_dataset
+from pyharness.data import DATA_HELP, get_dataset, input_normalization
 from pyharness.errors import HarnessError, run_cli
 from pyharness.model_card import write_card
 from pyharness.models import (
@@ -47,6 +47,7 @@ from pyharness.models import (
     make_geluless_block,
     make_relu_block,
     need_classes,
+    note_input,
     own_name,
     save_checkpoint,
     weights_source,
@@ -62,7 +63,7 @@ from pyharness.train_options import (
     parse_with_config,
     write_options,
 )
-from pyharness.trainer import Trainer, epoch_batches, soft_label_loss, subset_indices, weights_digest
+from pyharness.trainer import Trainer, description, epoch_batches, soft_label_loss, subset_indices, weights_digest
 from pyharness.training import repeatable
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class _Run(Trainer):
             phases=len(blocks_of(teacher)),
             epochs=options.epochs_per_block,
             identity={"model": name, "teacher": weights_digest(teacher)},
+            described=description(teacher, name, "teacher"),
             eval_dataset=eval_dataset,
         )
         self.blocks = blocks_of(self.student)
@@ -333,6 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed.device_for(machine.device)
         teacher, name = load_teacher(args.weights, args.model)
         need_classes(teacher, name, "distillation compares logits")
+        note_input(teacher, {"input": input_normalization(args.data, name, teacher)})  # the student's file says it too
         summary = distill(
             teacher,
             name,

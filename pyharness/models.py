@@ -65,6 +65,7 @@ __all__ = [
     "make_relu_block",
     "model_from_config",
     "need_classes",
+    "need_same_input",
     "note_input",
     "noted_input",
     "save_checkpoint",
@@ -328,6 +329,30 @@ def noted_weights(model: nn.Module) -> dict[str, str]:
 def noted_input(model: nn.Module) -> dict[str, Any]:
     """What `note_input` noted, {} where that is nothing."""
     return dict(getattr(model, "image_input", {}))
+
+
+def need_same_input(
+    path: str | Path, said: Mapping[str, Any] | None, teacher: str | Path, expected: Mapping[str, Any] | None
+) -> None:
+    """CheckpointError where a student's file `path` says that its images come in otherwise (`said`) than its teacher's
+    (`expected`); what one of the two leaves open fits."""
+    shared = (said or {}).keys() & (expected or {}).keys()
+    if any(not _alike(said[key], expected[key]) for key in shared):
+        found, wanted = ({key: note[key] for key in sorted(shared)} for note in (said, expected))
+        raise CheckpointError(
+            f"{path}: says that its images come in with {found}, but those of its teacher {teacher} come in with "
+            f"{wanted}; both take the same images here. Give the teacher that it was made from, or a file of it that "
+            "says the same (`python pyharness/convert.py to-timm FILE OUT --mean ... --std ...`)"
+        )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values of an "input" note are equal, but for the rounding of files in text."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
 
 
 def _check_request(name: str, activation: str, known: bool = False) -> None:

@@ -26,11 +26,12 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, load_calibrated, save_calibrated
+from pyharness.checkpoint import load_checkpoint
 from pyharness.data import DATA_HELP, get_dataset, input_normalization
 from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin
 from pyharness.model_card import write_card
-from pyharness.models import config_of, create_model, load_model, weights_source
+from pyharness.models import config_of, create_model, load_model, need_same_input, note_input, weights_source
 from pyharness.train_options import (
     Machine,
     TrainOptions,
@@ -41,7 +42,7 @@ from pyharness.train_options import (
     parse_with_config,
     write_options,
 )
-from pyharness.trainer import Trainer, weights_digest
+from pyharness.trainer import Trainer, description, geometry, weights_digest
 from pyharness.training import repeatable
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ class _Run(Trainer):
             phases=options.epochs,
             epochs=1,
             identity={**self.graph, "teacher": weights_digest(teacher), "calibrated": digest},
+            described={
+                **description(teacher, checkpoint.config.name, "teacher"),
+                **geometry(checkpoint.config, "calibrated checkpoint"),
+            },
             eval_dataset=eval_dataset,
         )
 
@@ -280,8 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             teacher, _ = load_model(args.teacher, name)
         normalization = input_normalization(args.data, name, teacher)
-        if normalization is not None:  # that of the images trained on counts, whatever the calibrated checkpoint says
+        # Of a file that says nothing, load_calibrated's guess knows nothing of --data.
+        need_same_input(args.calibrated, load_checkpoint(args.calibrated)[1].get("input"), args.teacher, normalization)
+        if normalization is not None:
             checkpoint = replace(checkpoint, meta={**checkpoint.meta, "input": normalization})
+            note_input(teacher, {"input": normalization})
         summary = train_quantized(
             checkpoint,
             teacher,

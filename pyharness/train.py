@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from pyharness.data import (
     check_images,
     evaluation_indices,
     get_dataset,
+    input_normalization,
     make_loader,
     need_share,
 )
@@ -50,8 +52,11 @@ from pyharness.models import (
     config_of,
     create_model,
     model_from_config,
+    note_input,
+    noted_input,
     own_name,
     save_checkpoint,
+    weights_source,
 )
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
@@ -69,6 +74,8 @@ LOG_FIELDS = (
 STATE_VERSION = 1
 STARTING_WEIGHTS = "starting weights"
 """The entry of a run's identity that tells from which weights it began."""
+INPUT = "input"
+"""The entry that tells how the images come in, where that is noted on the model (`models.note_input`)."""
 UNFINISHED = 3
 """Exit status of a run that --max-minutes ended."""
 NARROW = 64
@@ -94,10 +101,13 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for ok, message in (
-            (self.epochs > 0, f"--epochs must be greater than 0, found {self.epochs:g}"),
+            (0 < self.epochs < math.inf, f"--epochs must be a number greater than 0, found {self.epochs:g}"),
             (self.batch_size > 0, f"--batch must be at least 1, found {self.batch_size}"),
-            (self.lr > 0, f"--lr must be greater than 0, found {self.lr:g}"),
-            (self.weight_decay >= 0, f"--weight-decay must be at least 0, found {self.weight_decay:g}"),
+            (0 < self.lr < math.inf, f"--lr must be a number greater than 0, found {self.lr:g}"),
+            (
+                0 <= self.weight_decay < math.inf,
+                f"--weight-decay must be a number of at least 0, found {self.weight_decay:g}",
+            ),
             (
                 0 <= self.warmup_epochs < self.epochs,
                 f"--warmup-epochs must be at least 0 and below --epochs, found {self.warmup_epochs:g}",
@@ -188,6 +198,7 @@ class Training:
         self.identity = {
             **asdict(options), TRAINING_SET: training_set, "training images": len(train), "model": config,
             STARTING_WEIGHTS: "random" if weights == "random" else weights_digest(model),
+            INPUT: noted_input(model) or None,
         }  # fmt: skip
         self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay))
@@ -346,7 +357,8 @@ class Training:
         if not isinstance(content, dict) or content.get("version") != STATE_VERSION:
             raise CheckpointError(f"{self.state_path}: not a training state of version {STATE_VERSION}; {advice}")
         mine = dict(self.identity)
-        before = {"init": "auto", STARTING_WEIGHTS: mine[STARTING_WEIGHTS], **content["identity"]}  # (of older states)
+        older = {"init": "auto", **{key: mine[key] for key in (STARTING_WEIGHTS, INPUT)}}  # what older states leave out
+        before = {**older, **content["identity"]}
         if TRAINING_SET not in before:  # an old state, which holds what --data said instead
             del mine[TRAINING_SET]
             mine["data"] = self.data
@@ -424,7 +436,7 @@ def build_model(
 def _with_classes(name: str, classes: int | None, weights: str, seed: int) -> SwinTransformer:
     """The model `name` with `weights`; where a checkpoint has another number of classes than are asked for, with a
     random head in the place of its own."""
-    if classes is None or weights in ("random", "pretrained"):
+    if classes is None or weights_source(name, weights) in ("random", "pretrained"):
         return create_model(name, num_classes=classes, weights=weights, seed=seed)
     model = create_model(name, weights=weights, seed=seed)
     if model.num_classes != classes:
@@ -574,6 +586,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         changes=parse_changes(args.changes), new_name=args.name, seed=args.seed,
         init=args.init,
     )  # fmt: skip
+    note_input(model, {"input": input_normalization(args.data, name, model)})  # for the file: it follows --data
     training = Training(
         model,
         name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,11 +64,14 @@ class TrainOptions:
 
     def _requirements(self) -> list[tuple[bool, str]]:
         return [
-            (self.lr > 0, f"the learning rate must be greater than 0, found {self.lr}"),
+            (0 < self.lr < math.inf, f"the learning rate must be a number greater than 0, found {self.lr}"),
             (0 <= self.momentum < 1, f"the momentum must be at least 0 and below 1, found {self.momentum}"),
             (self.batch_size > 0, f"the batch size must be at least 1, found {self.batch_size}"),
             (0 < self.subset <= 1, f"the subset must be a share above 0 and at most 1, found {self.subset}"),
-            (self.temperature > 0, f"the temperature must be greater than 0, found {self.temperature}"),
+            (
+                0 < self.temperature < math.inf,
+                f"the temperature must be a number greater than 0, found {self.temperature}",
+            ),
             one_of("loss", self.loss, LOSSES),
             (0 <= self.hard_weight <= 1, f"the weight of the labels must be from 0 to 1, found {self.hard_weight}"),
             one_of("precision", self.precision, PRECISIONS),
@@ -84,9 +88,10 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> tuple[bool, str]:
 class Machine:
     """How a run is computed. None of it changes the result beyond rounding, and all of it may change on resuming.
 
-    `state_every`, `log_every`: steps between two writings of the state, two points of the curve. `accumulate`: pieces
-    that a process computes its share of a batch in. `workers`: processes that read images, for each process.
-    `max_corrupt`: the share of unreadable training images beyond which there is no result.
+    `state_every`, `log_every`: steps between two writings of the state, two points of the curve, counted over all
+    epochs and phases. `accumulate`: pieces that a process computes its share of a batch in. `workers`: processes that
+    read images, for each process. `max_corrupt`: the share of unreadable training images beyond which there is no
+    result.
     """
 
     device: str = "cpu"

@@ -18,6 +18,7 @@ import contextlib
 import copy
 import hashlib
 import inspect
+import json
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +34,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyharness import distributed
 from pyharness.checkpoint import load_pickle
+from pyharness.config import SwinConfig
 from pyharness.data import DigitsDataset, ImageSet, SeededImages, check_images, make_loader
 from pyharness.errors import CheckpointError, DataError, HarnessError
 from pyharness.evaluate import count_batches
+from pyharness.models import config_of, noted_input
 from pyharness.procedural import SCHEME, ProceduralDataset
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.tensor_file import save_torch
@@ -215,9 +218,11 @@ class Trainer:
         phases: int,
         epochs: int,
         identity: Mapping[str, Any],
+        described: Mapping[str, Any],
         eval_dataset: Dataset | None,
     ) -> None:
-        """Both models are copied. `identity` names what, besides `options`, must be the same for a run to go on."""
+        """Both models are copied. `identity` and `described` name what, besides `options`, must be the same for a run
+        to go on; of the latter (`description`), what an old state does not hold is taken to be the same."""
         if len(dataset) == 0:
             raise HarnessError(f"the training set is empty; {self.KIND} needs images")
         self.rank, self.processes = distributed.rank(), distributed.world_size()
@@ -238,9 +243,11 @@ class Trainer:
         self.identity = {
             **asdict(options),
             **identity,
+            **described,
             "training images": len(dataset),
             TRAINING_SET: data_identity(dataset),
         }
+        self.described = frozenset(described)
         self.state = TrainState()
         self.parallel: nn.Module | None = None
         self.optimizer: torch.optim.SGD | None = None
@@ -297,7 +304,7 @@ class Trainer:
                     for (images, labels), own, size in self._remaining_batches():
                         self._train_step(images, labels, own, size)
                         budget -= 1
-                        if budget <= 0 or self.stop_signal or self.state.step % self.machine.state_every == 0:
+                        if budget <= 0 or self.stop_signal or self.state.steps % self.machine.state_every == 0:
                             self.save_state()
                         if self.stop_signal:
                             self._stop()
@@ -570,7 +577,8 @@ class Trainer:
         """Take over state.pt where there is one.
 
         CheckpointError where it is damaged, belongs to another run, or where the processes do not all see the same one.
-        A state of before states named their training set is taken to be of this one.
+        What a state of before states named their training set, or described their models, does not say is taken to be
+        as it is now.
         """
         content = load_state(self.state_path)
         if content is not None:
@@ -612,6 +620,12 @@ class Trainer:
         if TRAINING_SET not in before:
             report(f"note: {self.state_path} is old and does not say its training set; it is taken to be this one")
             before = {**before, TRAINING_SET: self.identity[TRAINING_SET]}
+        if missing := self.described - before.keys():
+            report(
+                f"note: {self.state_path} is old and does not say its models' geometry and how their images come in; "
+                "both are taken to be as they are now"
+            )
+            before = {**before, **{key: self.identity[key] for key in missing}}
         changed = [
             f"{key.replace('_', ' ')} was {before.get(key)}, now {value}"
             for key, value in self.identity.items()
@@ -631,6 +645,18 @@ def _summary_writer(folder: Path, steps: int) -> Any:
         report("note: there is no tensorboard package, only CSV files are written; `pip install tensorboard` adds it")
         return None
     return SummaryWriter(str(folder), purge_step=steps + 1)
+
+
+def description(model: nn.Module, name: str, role: str) -> dict[str, Any]:
+    """What the weights of a timm model, called `name`, do not show, for a run's identity: its geometry, and how its
+    images come in, where that is noted on it. The entries' names begin with the `role` of the model."""
+    return {**geometry(config_of(model, name), role), f"{role}'s input": noted_input(model) or None}
+
+
+def geometry(config: SwinConfig, role: str) -> dict[str, Any]:
+    """The entries of `description` that tell a model's geometry."""
+    found = json.loads(config.to_json())
+    return {f"{role}'s {key.replace('_', ' ')}": value for key, value in found.items() if key != "name"}
 
 
 def weights_digest(model: nn.Module) -> str:

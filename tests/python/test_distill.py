@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from pyharness import convert, models
 from pyharness import distill as d
-from pyharness import models
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset
 from pyharness.errors import CheckpointError, HarnessError
@@ -213,6 +213,31 @@ def test_evaluation_does_not_touch_the_result(teacher, images, tmp_path, whole_r
     assert_same_weights(summary.student, whole_run.student)
 
 
+def test_the_state_is_written_every_n_steps_however_short_the_epochs_are(
+    teacher, images, tmp_path, monkeypatch, whole_run
+):
+    """Epochs of 3 steps, 6 in a block. What was written between and at the ends of epochs all leads to one student."""
+    save, kept = d._Run.save_state, {}
+
+    def keep(run):
+        save(run)
+        kept[run.state.steps, run.state.phase] = run.state_path.read_bytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(d._Run, "save_state", keep)
+        d.distill(teacher, MICRO, images, TINY, tmp_path / "run", state_every=5)
+    blocks = {(6 * phase, phase) for phase in range(1, 5)}
+    assert kept.keys() == {(5, 0), (10, 1), (15, 2), (20, 3)} | blocks
+    kept.clear()
+    monkeypatch.setattr(d._Run, "save_state", keep)
+    d.distill(teacher, MICRO, images, TINY, tmp_path / "run2", state_every=3)
+    monkeypatch.undo()
+    for at in ((3, 0), (6, 0), (6, 1), (9, 1)):
+        (tmp_path / str(at)).mkdir()
+        (tmp_path / str(at) / "state.pt").write_bytes(kept[at])
+        assert_same_weights(d.distill(teacher, MICRO, images, TINY, tmp_path / str(at)).student, whole_run.student)
+
+
 def test_a_program_killed_inside_a_block_resumes_bit_for_bit(teacher, tmp_path):
     """SIGKILL, which no handler sees, then the same command again."""
     options = ["--batch", "8", "--subset", "0.1", "--state-every", "1", "--threads", "1"]
@@ -354,6 +379,43 @@ def test_an_old_state_that_does_not_say_its_set_goes_on(teacher, images, half_do
     assert "training set" in torch.load(half_done / "state.pt", weights_only=True)["identity"]
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_teacher_of_other_images_or_geometry_does_not_resume(teacher, images, half_done, whole_run, finished):
+    """Its weights are the same. A student of the former would be said to take the latter's images."""
+    folder = whole_run.student_path.parent if finished else half_done
+    config = replace(MICRO_DIGITS, img_size=(56, 56))
+    larger = models.model_from_config(config)
+    larger.load_state_dict(teacher.state_dict())
+    with pytest.raises(CheckpointError, match=r"teacher's img size was \[28, 28\], now \[56, 56\]\. remove"):
+        d.distill(larger, MICRO, images, TINY, folder)
+    other = copy.deepcopy(teacher)
+    models.note_input(other, {"input": {"mean": [0.9], "std": [0.1]}})
+    with pytest.raises(CheckpointError, match=r"options: teacher's input was None, now \{'mean': \[0.9\], 'std': \[0.1\]"):
+        d.distill(other, MICRO, images, TINY, folder)
+
+
+def test_the_program_takes_no_finished_student_of_another_normalization(tmp_path):
+    out = ["--no-distill", "--out", str(tmp_path / "out")]
+    assert d.main(out) == 0
+    words = ["to-timm", "pretrained", str(tmp_path / "t.safetensors"), "--model", MICRO, "--mean", "0.9", "--std", "0.1"]
+    assert convert.main(words) == 0
+    with pytest.raises(CheckpointError, match=r"teacher's input was .*0\.305.*, now .*0\.9"):
+        d.main(["--weights", str(tmp_path / "t.safetensors"), *out])
+
+
+def test_an_old_state_that_does_not_describe_the_teacher_goes_on(teacher, images, half_done, whole_run, capsys):
+    state = torch.load(half_done / "state.pt", weights_only=True)
+    described = [key for key in state["identity"] if key.startswith("teacher's ")]
+    assert {"teacher's input", "teacher's img size", "teacher's window size"} < set(described)
+    for key in described:
+        del state["identity"][key]
+    torch.save(state, half_done / "state.pt")
+    summary = d.distill(teacher, MICRO, images, TINY, half_done)
+    assert_same_weights(summary.student, whole_run.student)
+    assert "does not say its models' geometry and how their images come in" in capsys.readouterr().err
+    assert set(described) < torch.load(half_done / "state.pt", weights_only=True)["identity"].keys()
+
+
 @pytest.mark.parametrize("content", [b"", b"not a state", None])
 def test_a_damaged_state_is_an_error(teacher, images, half_done, content):
     state = half_done / "state.pt"
@@ -395,6 +457,8 @@ def test_wrong_teacher_and_empty_data(teacher, images, tmp_path):
     "arguments",
     [
         ["--lr", "0"],
+        ["--lr", "inf"],
+        ["--temperature", "inf"],
         ["--momentum", "1"],
         ["--batch", "0"],
         ["--subset", "1.5"],

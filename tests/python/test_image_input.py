@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from quant_helpers import exercised_model, one_thread
 
-from pyharness import data, evaluate, models, quantize
+from pyharness import data, distill, evaluate, models, quantize, train
 from pyharness.calibrated import load_calibrated
 from pyharness.config import MICRO_DIGITS
 from pyharness.convert import main
@@ -98,6 +98,24 @@ def test_the_digits_too_are_normalized_as_the_models_file_says(tmp_path):
     assert data.input_normalization(None, MICRO, other) == {"mean": [0.5], "std": [0.25]}
     images = data.get_dataset(None, MICRO, train=False, model=other).images
     torch.testing.assert_close(images * 0.25 + 0.5, plain.images * data.DIGITS_STD + data.DIGITS_MEAN)
+
+
+def test_training_and_distilling_say_how_the_images_came_in(tmp_path):
+    """The micro model on other images than the digits: with timm's averages, and its files say so to the next."""
+    images = ["--data", "procedural:classes=10,train=8,val=4"]
+    words = [*images, "--epochs", "1", "--warmup-epochs", "0", "--batch", "8", "--out", str(tmp_path)]
+    assert train.main(words) == 0
+    model = tmp_path / "model.safetensors"
+    assert distill.main([*images, "--weights", str(model), "--no-distill", "--out", str(tmp_path / "kd")]) == 0
+    timms = data.input_normalization(images[1], MICRO, models.create_model(MICRO))
+    assert timms["mean"] != [data.DIGITS_MEAN]
+    for path in (model, tmp_path / "kd" / "student.safetensors"):
+        assert models.load_model(path)[1]["input"] == timms
+        assert main(["to-hf", str(path), str(tmp_path / "hf")]) == 0
+        assert processor_of(tmp_path / "hf")["image_mean"] == timms["mean"]
+    assert distill.main(["--no-distill", "--out", str(tmp_path / "digits")]) == 0
+    student = tmp_path / "digits" / "student.safetensors"
+    assert models.load_model(student)[1]["input"] == {"mean": [data.DIGITS_MEAN], "std": [data.DIGITS_STD]}
 
 
 def test_parts_are_used_as_parts(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import itertools
 import json
@@ -129,6 +130,18 @@ def test_it_resumes_bit_for_bit_and_says_what_it_did(teacher, images, calibrated
         qat.train_quantized(calibrated("geluless_int8", 2), teacher, images, options, tmp_path / "whole")
 
 
+def test_a_run_with_a_teacher_of_other_images_or_geometry_does_not_resume(teacher, images, calibrated, tmp_path):
+    before = calibrated("geluless_int8", 1)
+    assert qat.train_quantized(before, teacher, images, OPTIONS, tmp_path, stop_after_steps=1) is None
+    other = copy.deepcopy(teacher)
+    models.note_input(other, {"input": {"mean": [0.9], "std": [0.1]}})
+    with pytest.raises(CheckpointError, match="teacher's input was None, now"):
+        qat.train_quantized(before, other, images, OPTIONS, tmp_path)
+    scaled = replace(before, config=replace(before.config, qk_scale=0.5))
+    with pytest.raises(CheckpointError, match="options: calibrated checkpoint's qk scale was None, now 0.5. remove"):
+        qat.train_quantized(scaled, teacher, images, OPTIONS, tmp_path)
+
+
 def test_the_average_is_a_checkpoint_of_its_own(teacher, images, calibrated, tmp_path):
     """With a decay that leaves next to nothing of the training, the average is what was calibrated; the result is not."""
     before, options = calibrated("geluless_int8", 1), qat.QatOptions(**{**vars(OPTIONS), "ema_decay": 0.999, "epochs": 1})
@@ -208,9 +221,13 @@ def test_the_program(calibrated, tmp_path, capsys):
     from pyharness.calibrated import save_calibrated
 
     before = calibrated("ft_int8", 1)
-    foreign = replace(before, meta={**before.meta, "input": {"mean": [0.5], "std": [0.5]}})
-    save_calibrated(tmp_path / "c.safetensors", foreign)  # what it is trained on replaces that
     arguments = [str(tmp_path / "c.safetensors"), "--out", str(tmp_path / "out"), "--subset", "0.02", "--epochs", "1"]
+    foreign = replace(before, meta={**before.meta, "input": {"mean": [0.5], "std": [0.325]}})
+    save_calibrated(tmp_path / "c.safetensors", foreign)
+    message = r"c\.safetensors: says .*'mean': \[0\.5\].*its teacher pretrained come in with .*'mean': \[0\.305\]"
+    with pytest.raises(CheckpointError, match=message):
+        qat.main(arguments)
+    save_calibrated(tmp_path / "c.safetensors", before)  # says nothing: what it is trained on goes into the result
     assert qat.main([*arguments, "--threads", "1", "--no-tensorboard"]) == 0
     assert "ft_int8, int8_mode 1, held-out accuracy 99" in capsys.readouterr().out
     meta = load_calibrated(tmp_path / "out" / "calibrated.safetensors").meta

@@ -209,6 +209,24 @@ def test_a_state_that_began_from_other_weights_is_refused(tmp_path):
     assert not training(tmp_path, weights="one.pth").run(max_seconds=0)
 
 
+def test_a_state_of_images_that_came_in_otherwise_is_refused(tmp_path):
+    """Another normalization by the file of --weights; of an older state, which does not say it, nothing is known."""
+    model = create_model(MICRO_DIGITS.name, weights="pretrained")
+    command = ["--data", "procedural:classes=10,train=16,val=4", "--batch", "8", "--epochs", "1", "--warmup-epochs", "0"]
+    command += ["--out", str(tmp_path / "out"), "--max-minutes", "0.00001", "--weights", str(tmp_path / "w.pth")]
+    for mean in (0.5, 0.9):
+        model.image_input = {"mean": [mean], "std": [0.1]}
+        save_checkpoint(tmp_path / "w.pth", model, checkpoint_meta(model, MICRO_DIGITS.name))
+        if mean == 0.5:
+            assert t.main(command) == t.UNFINISHED
+    with pytest.raises(CheckpointError, match=r"input was \{'mean': \[0.5\].*, now \{'mean': \[0.9\]"):
+        t.main(command)
+    state = torch.load(tmp_path / "out" / "state.pt", weights_only=True)
+    del state["identity"]["input"]
+    torch.save(state, tmp_path / "out" / "state.pt")
+    assert t.main(command) == t.UNFINISHED
+
+
 def test_a_checkpoint_gets_a_new_head_for_other_classes(tmp_path, capsys):
     teacher = create_model(MICRO_DIGITS.name, weights="pretrained")
     save_checkpoint(tmp_path / "ten.pth", teacher, checkpoint_meta(teacher, MICRO_DIGITS.name))
@@ -221,6 +239,10 @@ def test_a_checkpoint_gets_a_new_head_for_other_classes(tmp_path, capsys):
     again, _ = t.build_model(MICRO_DIGITS.name, classes=7, **more)
     assert torch.equal(again.head.fc.weight, model.head.fc.weight), "drawn from the seed"
     assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
+    for classes in (7, 10):  # the micro model's "pretrained" is a file too
+        packaged, _ = t.build_model(MICRO_DIGITS.name, classes=classes, **{**more, "weights": "pretrained"})
+        assert packaged.num_classes == classes
+        assert torch.equal(packaged.norm.weight, teacher.norm.weight)
     same, _ = t.build_model(MICRO_DIGITS.name, classes=10, **more)
     assert torch.equal(same.head.fc.weight, teacher.head.fc.weight)
 
@@ -270,11 +292,12 @@ def test_the_program_makes_a_model_of_its_own_geometry(tmp_path, capsys):
     assert record["heldout_images"] == 6
     weights = ["--weights", str(tmp_path / "model.safetensors"), "--classes", "3"]
     goes_on = [*weights, "--data", "procedural:classes=3,train=8,val=3", "--batch", "8", "--epochs", "1"]
-    assert t.main([*goes_on, "--warmup-epochs", "0", "--out", str(tmp_path / "next")]) == 0, "the file names its model"
+    goes_on += ["--warmup-epochs", "0"]
+    assert t.main([*goes_on, "--out", str(tmp_path / "next")]) == 0, "the file names its model"
     model, meta = load_model(tmp_path / "next" / "model.safetensors")
     assert meta["model"] == "swin_micro_digits_custom" and model.num_classes == 3
     torch.save(model.state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(CheckpointError, match="bare.pth: does not say which model it is of; give .* --model"):
+    with pytest.raises(CheckpointError, match="bare.pth: does not say which model it is of; give .*--model"):
         t.main(["--weights", str(tmp_path / "bare.pth"), *goes_on[2:], "--out", str(tmp_path / "none")])
 
 
@@ -287,6 +310,11 @@ def test_the_program_makes_a_model_of_its_own_geometry(tmp_path, capsys):
         (["--init", "identity", "--weights", "pretrained"], "--init identity is for random weights"),
         (["--name", "mine"], "--name is for a model of --set"),
         (["--epochs", "1", "--warmup-epochs", "1"], "--warmup-epochs must be at least 0 and below"),
+        (["--epochs", "inf"], "--epochs must be a number greater than 0, found inf"),
+        (["--epochs", "nan"], "--epochs must be a number greater than 0, found nan"),
+        (["--lr", "inf"], "--lr must be a number greater than 0, found inf"),
+        (["--weight-decay", "inf"], "--weight-decay must be a number of at least 0, found inf"),
+        (["--warmup-epochs", "inf"], "--warmup-epochs must be at least 0 and below --epochs, found inf"),
         (["--max-minutes", "0"], "--max-minutes"),
         (["--batch", "2000"], "more than the 1200 training images"),
     ],
