@@ -500,11 +500,11 @@ def _identity(predictor: Predictor, path: str, data: str | None, dataset: Datase
     from pyharness.data import input_normalization
     from pyharness.engine import library_path
     from pyharness.models import config_of
-    from pyharness.pipeline import code_digest, file_digest, listing_digest
+    from pyharness.pipeline import checkpoint_digest, code_digest, listing_digest
 
     name, model = predictor.model_name, predictor.timm_model
     known = {
-        "weights": file_digest(Path(path)), "kind": predictor.kind, "model": name,
+        "weights": checkpoint_digest(Path(path)), "kind": predictor.kind, "model": name,
         "config": dataclasses.asdict(config_of(model, name)), "input": input_normalization(data, name, model),
         "data": str(data), "listing": listing_digest(dataset), "device": predictor.device.type,
         "code": code_digest(library_path()),

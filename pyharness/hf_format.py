@@ -180,6 +180,17 @@ def index_of(file: Path) -> Path | None:
     return next((i for i in indices if i.is_file() and file.name in _parts_of(i).values()), None)
 
 
+def read_with(file: Path) -> list[Path]:
+    """What else `load_folder` reads where it is given `file`, one of a Hugging Face folder's: configuration, index and
+    parts. [] where no config.json is beside it. CheckpointError where an index is damaged."""
+    folder, index = file.parent, index_of(file)
+    if not (folder / CONFIG_NAME).is_file():
+        return []
+    parts = [] if index is None else [index.name, *sorted(set(_parts_of(index).values()))]
+    names = dict.fromkeys([CONFIG_NAME, PROCESSOR_NAME, *parts])
+    return [folder / name for name in names if name != file.name and (folder / name).is_file()]
+
+
 def _parts_of(index: Path) -> dict[str, str]:
     """The file of each tensor, by the index of weights in many files."""
     weight_map = _read_json(index).get("weight_map")

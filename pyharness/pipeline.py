@@ -27,6 +27,7 @@ from pyharness.atomic import atomic_path
 from pyharness.config import FUSED_GRAPH, MICRO_DIGITS, SwinConfig
 from pyharness.data import MAX_CORRUPT_SHARE, ImageSet, check_corrupt, check_images, need_share
 from pyharness.errors import DataError, HarnessError
+from pyharness.hf_format import read_with
 from pyharness.results import ROOT
 from pyharness.training import report
 
@@ -118,6 +119,16 @@ def file_digest(path: Path) -> str:
             return digest.hexdigest()
     except OSError as error:
         raise HarnessError(f"cannot read {path} ({error.strerror}); give an existing file") from None
+
+
+def checkpoint_digest(path: Path) -> str:
+    """`file_digest` of a checkpoint; of a file out of a Hugging Face folder, of all that is read with it. HarnessError
+    where something cannot be read."""
+    files = [path, *(read_with(path) if path.is_file() else ())]
+    if len(files) == 1:
+        return file_digest(path)
+    parts = [f"{file.name} {file_digest(file)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def package_versions() -> dict[str, str | None]:
@@ -212,12 +223,18 @@ class Pipeline:
 
     @functools.cached_property
     def teacher(self) -> SwinTransformer:
-        """The fp32 GELU model: trained where there are weights, else random."""
-        from pyharness.models import create_model, load_model
+        """The fp32 GELU model: trained where there are weights, else random. How its images come in is noted on it, for
+        the student's file."""
+        from pyharness.data import input_normalization
+        from pyharness.models import create_model, load_model, note_input
 
-        if self.inputs.weights is not None:
-            return load_model(self.inputs.weights, self.inputs.model)[0]
-        return create_model(self.inputs.model, weights="pretrained" if self.inputs.has_weights else "random")
+        inputs = self.inputs
+        if inputs.weights is not None:
+            model = load_model(inputs.weights, inputs.model)[0]
+        else:
+            model = create_model(inputs.model, weights="pretrained" if inputs.has_weights else "random")
+        note_input(model, {"input": input_normalization(inputs.data, inputs.model, model)})
+        return model
 
     @property
     def config(self) -> SwinConfig:
@@ -236,12 +253,13 @@ class Pipeline:
     def student_path(self, distilled: bool) -> Path:
         """The GELU-less checkpoint: distilled by Algorithm 1, or with its blocks replaced and nothing trained.
 
-        DataError where more of its training images than `max_corrupt` could not be read.
+        DataError where more of its training images than `max_corrupt` could not be read. CheckpointError where a given
+        student's images come in otherwise than the teacher's, by whose transforms it is calibrated and evaluated.
         """
         from pyharness.distill import DistillOptions, distill
 
         if distilled and self.inputs.student is not None:
-            return self.inputs.student
+            return self._given_student
         is_digits = self.inputs.data is None
         options = DistillOptions(distill=distilled, **(DIGITS_DISTILLATION if is_digits else {}))
         folder = self._folder("student" if distilled else "student_no_kd", dataclasses.asdict(options))
@@ -314,6 +332,16 @@ class Pipeline:
         activation = "gelu" if method == "fused_int8_gelu" else "relu"
         return random_engine_file(self.config, GRAPH_OF_METHOD[method], self.inputs.int8_mode, activation=activation)
 
+    @functools.cached_property
+    def _given_student(self) -> Path:
+        from pyharness.checkpoint import load_checkpoint
+        from pyharness.models import MICRO_TEACHER, need_same_input, noted_input
+
+        inputs = self.inputs
+        said = load_checkpoint(inputs.student)[1].get("input")
+        need_same_input(inputs.student, said, inputs.weights or MICRO_TEACHER, noted_input(self.teacher))
+        return inputs.student
+
     def _is_made(self, path: Path) -> bool:
         """Whether a step was finished. DataError where it was, with more unreadable images than are allowed now."""
         try:
@@ -342,7 +370,7 @@ class Pipeline:
             "options": dict(options),
             "data": str(self.inputs.data),
             "images": self._images_digest,
-            "inputs": [file_digest(path) for path in inputs],
+            "inputs": [checkpoint_digest(path) for path in inputs],
             "sources": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in SOURCES],
             "packages": package_versions(),
         }

@@ -27,7 +27,15 @@ from pyharness.config import GRAPHS, MICRO_DIGITS
 from pyharness.data import DATA_HELP, add_max_corrupt, check_corrupt, need_share
 from pyharness.errors import HarnessError, run_cli
 from pyharness.hf_format import CONFIG_NAME
-from pyharness.pipeline import DEFAULT_WORK, GRAPH_OF_METHOD, Inputs, Pipeline, code_digest, file_digest, listing_digest
+from pyharness.pipeline import (
+    DEFAULT_WORK,
+    GRAPH_OF_METHOD,
+    Inputs,
+    Pipeline,
+    checkpoint_digest,
+    code_digest,
+    listing_digest,
+)
 from pyharness.results import METHODS, Table2Row
 from pyharness.training import report
 
@@ -132,7 +140,7 @@ def evaluations(
         on_engine = isinstance(predict.model, SwinInt8)
         weights = pipeline.engine_path(name) if on_engine else pipeline.inputs.weights or MICRO_TEACHER
         identity = {
-            "method": name, "weights": file_digest(weights), "code": code_digest(library_path()),
+            "method": name, "weights": checkpoint_digest(weights), "code": code_digest(library_path()),
             "data": str(pipeline.inputs.data), "listing": listing, "device": predict.device.type,
         }  # fmt: skip
         found[name] = ShardedEvaluation(
@@ -259,11 +267,17 @@ def named_paths(option: str, words: Sequence[str]) -> dict[str, Path]:
 
 
 def inputs_from(args: argparse.Namespace) -> list[Inputs]:
-    """What each model of the command line is made from. HarnessError for files of models that are not asked for."""
+    """What each model of the command line is made from. HarnessError for files of models that are not asked for, and
+    for images that no model is for."""
     weights, students = named_paths("--weights", args.weights), named_paths("--student", args.student)
     for option, given in (("--weights", weights), ("--student", students)):
         for model in given.keys() - set(args.models):
             raise HarnessError(f"{option} {model}: that model is not among --models ({', '.join(args.models)})")
+    if args.data is not None and not weights:
+        raise HarnessError(
+            f"--data {args.data}: no model here would be evaluated on it: random weights have no accuracy, and the "
+            "packaged micro model keeps its digits. Add --weights MODEL=FILE, or leave --data out"
+        )
     for model in students.keys() - weights.keys() - {MICRO_DIGITS.name}:
         raise HarnessError(f"--student {model}: its teacher is needed too; add --weights {model}=FILE")
     # The folder of images belongs to the models whose weights are given; the packaged micro model keeps its digits.
@@ -345,11 +359,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     measure.need_positive(args, "--batch", "--runs", "--limit", "--threads", "--seconds")
     need_share(args.max_corrupt)
-    pipelines = [Pipeline(inputs, args.work, args.max_corrupt) for inputs in inputs_from(args)]
+    asked = inputs_from(args)
+    pipelines = [Pipeline(inputs, args.work, args.max_corrupt) for inputs in asked]
     device = gpu.use_device(args.device)
     threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)
     settings = Settings(args.batch or DEFAULT_BATCH[device.type], args.runs, args.limit, device, args.seconds)
     meta = {**measure.environment(info, threads), "int8_mode": args.int8_mode, "data": args.data}
+    meta["data_models"] = [inputs.model for inputs in asked if inputs.data is not None]
     meta |= gpu.conditions_on(device, meta["device"])
     rows: list[Table2Row] = []
     finished: list[Callable[[], None]] = []

@@ -426,8 +426,10 @@ def markdown_table2(document: Mapping[str, Any]) -> str:
         )
         for row in document["rows"]
     ]
+    whose = document["meta"].get("data_models")  # not in older files; other models are on the digits, or on none
+    images = f"Images{' of ' * bool(whose)}{', '.join(whose or ())}: {data}. " if data else ""
     notes = (
-        f"\nMeasured: {conditions(document['meta'])}.\n{f'Images: {data}. ' * bool(data)}"
+        f"\nMeasured: {conditions(document['meta'])}.\n{images}"
         "vs FT INT8: change of latency, median of the ratios within each round. A dash was not measured.\n"
         "The paper's claims: Tayaranian et al. 2024, RTX 4090, batch 128, ImageNet. "
         "FT published: NVIDIA's figures, top-1 on ImageNet and latency on an A100, batch 64.\n"

@@ -236,6 +236,8 @@ def test_figures_of_imagenet_stand_in_brackets_beside_other_images(meta: dict, t
     text = results.markdown_table2(document)
     assert "| (ImageNet: -12 %, < 0.5 points top-1 lost)" in text and "Images: procedural:classes=20. " in text
     assert "| (ImageNet: 80.75 %; 8.17 ms)" in text and "(ImageNet: (" not in text
+    document["meta"]["data_models"] = ["swin_one", "swin_two"]
+    assert "Images of swin_one, swin_two: procedural:classes=20. " in results.markdown_table2(document)
     document["meta"]["data"] = "a/folder"
     assert "(ImageNet: " not in results.markdown_table2(document)
 

@@ -21,11 +21,11 @@ from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
 from pyharness.diff_baseline import diffstat, side_by_side
 from pyharness.engine import OpInfo
 from pyharness.engine_file import load_engine_file
-from pyharness.errors import DataError, FormatError, HarnessError
+from pyharness.errors import CheckpointError, DataError, FormatError, HarnessError
 from pyharness.evaluate import EvalResult
 from pyharness.fused_reference import FusedReferenceSwin
 from pyharness.latency_breakdown import WHOLE, Ceilings, GraphTiming
-from pyharness.models import MICRO_TEACHER, load_model
+from pyharness.models import MICRO_TEACHER, checkpoint_meta, load_model, make_geluless, save_checkpoint
 from pyharness.pipeline import Inputs, Pipeline
 from pyharness.reference import ReferenceSwin
 
@@ -223,6 +223,19 @@ def test_a_killed_evaluation_of_table2_goes_on(tmp_path: Path, monkeypatch: pyte
     assert run(-1, 100).n == 100 and len(seen) == 4, "of other images nothing is taken over"
 
 
+def test_table2_says_whose_images_those_of_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["--models", MICRO, "--data", "/nonexistent/imagenet", "--out", str(tmp_path), "--work", str(tmp_path)]
+    message = "--data /nonexistent/imagenet: no model here would be evaluated.* Add --weights MODEL=FILE, or leave"
+    with pytest.raises(HarnessError, match=message):
+        reproduce_table2.main(argv)
+    monkeypatch.setattr(reproduce_table2, "rows_of", lambda *args: ([], lambda: None))
+    monkeypatch.setattr("pyharness.plots.plot_table2", lambda *args: [])
+    for data, models in (([], []), (["--weights", f"{MICRO}={MICRO_TEACHER}", "--data", "procedural"], [MICRO])):
+        more = ["swin_tiny_patch4_window7_224", *data, "--out", str(tmp_path), "--work", str(tmp_path)]
+        assert reproduce_table2.main(["--models", MICRO, *more]) == 0
+        assert results.load_table(tmp_path, "table2")["meta"]["data_models"] == models
+
+
 def test_table2_without_weights_has_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inputs, "has_weights", False)
     argv = ["--models", MICRO, "--runs", "2", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
@@ -282,6 +295,22 @@ def test_a_students_checkpoint_is_taken(work: Path, tmp_path: Path) -> None:
     assert [path.name.split("-")[0] for path in (tmp_path / MICRO).iterdir()] == ["calibrated_geluless_int8"]
 
 
+def test_a_student_of_other_images_than_its_teachers_is_refused(tmp_path: Path) -> None:
+    model, _ = load_model(MICRO_TEACHER)
+    make_geluless(model)
+    student = tmp_path / "student.safetensors"
+    for mean, fits in ((None, True), (0.305, True), (0.9, False)):
+        meta = checkpoint_meta(model, MICRO) | ({} if mean is None else {"input": {"mean": [mean], "std": [0.325]}})
+        save_checkpoint(student, model, meta)
+        given = Pipeline(Inputs(MICRO, student=student), tmp_path / str(mean))
+        if fits:
+            assert given.student_path(distilled=True) == student
+            continue
+        message = r"student\.safetensors: says .*'mean': \[0\.9\].*swin_micro_digits\.safetensors come in with .*0\.305"
+        with pytest.raises(CheckpointError, match=message):
+            given.calibrated_path("geluless_int8")
+
+
 def test_hugging_face_folders_are_taken_as_weights_and_as_students(work: Path, tmp_path: Path) -> None:
     student = Pipeline(Inputs(MICRO), work).student_path(distilled=True)
     for source, name in ((MICRO_TEACHER, "teacher"), (student, "student")):
@@ -302,6 +331,40 @@ def test_hugging_face_folders_are_taken_as_weights_and_as_students(work: Path, t
     (tmp_path / "student" / "config.json").unlink()
     with pytest.raises(HarnessError, match=r"student is a folder without config\.json; give a checkpoint or a Hug"):
         reproduce_table2.inputs_from(args)
+
+
+def test_what_is_read_with_a_file_of_a_hugging_face_folder_counts(tmp_path: Path) -> None:
+    assert convert.main(["to-hf", str(MICRO_TEACHER), str(tmp_path / "hf")]) == 0
+    weights = tmp_path / "hf" / "model.safetensors"
+
+    def digests() -> tuple[str, str, str]:
+        pipeline.file_digest.cache_clear()
+        inputs = Inputs(MICRO, weights=weights, data="procedural:classes=10,train=8,val=8")
+        made = Pipeline(inputs, tmp_path / "work")
+        methods = {"fp32": reproduce_table2.Predictor(made.teacher)}
+        table = reproduce_table2.evaluations(made, methods, None)["fp32"].identity["weights"]
+        return made._folder("calibrated", {}).name, table, pipeline.checkpoint_digest(weights)
+
+    before = digests()
+    assert digests() == before and before[1] == before[2]
+    processor = tmp_path / "hf" / "preprocessor_config.json"
+    processor.write_text(json.dumps({**load(processor), "image_mean": [0.9]}))
+    other = digests()
+    assert all(a != b for a, b in zip(before, other))
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert all(a != b for a, b in zip(other, digests()))
+
+    part = weights.rename(tmp_path / "hf" / "part-1.safetensors")
+    (tmp_path / "hf" / "part-2.safetensors").write_bytes(b"1")
+    named = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(named))
+    whole = pipeline.checkpoint_digest(part)
+    pipeline.file_digest.cache_clear()
+    (tmp_path / "hf" / "part-2.safetensors").write_bytes(b"2")
+    assert pipeline.checkpoint_digest(part) != whole
+    alone = shutil.copy(MICRO_TEACHER, tmp_path / "alone.safetensors")
+    assert pipeline.checkpoint_digest(Path(alone)) == pipeline.file_digest(MICRO_TEACHER)
 
 
 # --- Table 1 ---------------------------------------------------------------------------------------------------------
