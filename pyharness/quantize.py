@@ -39,6 +39,10 @@ PERCENTILE = 99.99
 BATCHES = 10
 BATCH_SIZE = 8
 
+MAX_BINS = 1 << 19
+"""Where a later batch exceeds the range of a quantizer's first one, ModelOpt's histogram of 2048 bins grows by more of
+the same width. 256 times the range is far beyond what images of one kind differ by, and some GB in the mse search."""
+
 CANDIDATES = 128
 """How many amax values the mse and entropy searches try. ModelOpt's entropy search is a Python loop over all bins for
 each, too slow to try every bin."""
@@ -51,7 +55,8 @@ def calibrate(
     """Set the amax of every quantizer of `model` from `batches` of images f32 [B, in_chans, H, W]; the images' number.
 
     Activations by `method`, weights by their maximum. Statistics are those of the floating-point model. Raises
-    CalibrationError naming every quantizer that saw NaN or got no usable amax, DataError where there is no batch.
+    CalibrationError naming every quantizer that saw NaN, got no usable amax or met ranges too unequal for a histogram
+    (`MAX_BINS`); DataError where there is no batch.
     """
     if method not in METHODS:
         raise HarnessError(f"calibration method {method!r} is unknown; choose one of {', '.join(METHODS)}")
@@ -83,7 +88,7 @@ def _collect(
     """Run the floating-point model on `batches`, the calibrators watching; the number of images."""
     images = 0
     watched = [quantizer for _, quantizer in model.quantizers()]
-    hooks = [q.register_forward_pre_hook(_finite_hook(name)) for name, q in quantizers.items()]
+    hooks = [q.register_forward_pre_hook(_checks(name)) for name, q in quantizers.items()]
     try:
         for quantizer in watched:
             quantizer.disable_quant()
@@ -104,11 +109,26 @@ def _collect(
     return images
 
 
-def _finite_hook(name: str):
+def _checks(name: str):
+    """A hook with what is needed of a quantizer's input, ahead of its calibrator."""
+
     def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         _require_finite(name, inputs[0])
+        edges = getattr(module._calibrator, "_calib_bin_edges", None)
+        if edges is not None:
+            _require_room(name, inputs[0], edges)
 
     return hook
+
+
+def _require_room(name: str, x: Tensor, edges: Tensor) -> None:
+    """CalibrationError where the histogram with the bins `edges`, f32 [bins + 1], would grow past MAX_BINS."""
+    found, width = float(x.abs().max()), float(edges[1] - edges[0])
+    if found > float(edges[-1]) and found > MAX_BINS * width:
+        raise CalibrationError(
+            f"{name} saw values up to {float(edges[-1]):g} at first and up to {found:g} in a later batch, too far "
+            "apart for one histogram; take --method max, larger batches (--batch-size) or other images (--seed, --data)"
+        )
 
 
 def _require_finite(name: str, x: Tensor) -> None:

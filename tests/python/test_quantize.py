@@ -11,9 +11,9 @@ from quant_helpers import calibrated, exercised_model, images_for, one_thread
 from pyharness.calibrated import load_calibrated, save_calibrated
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import CalibrationError, CheckpointError, DataError, HarnessError
-from pyharness.fakequant import FakeQuantSwin
+from pyharness.fakequant import FakeQuantSwin, make_quantizer
 from pyharness.models import MICRO_TEACHER, save_checkpoint
-from pyharness.quantize import calibrate, main, mse_amax, quantize
+from pyharness.quantize import _collect, calibrate, main, mse_amax, quantize
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,6 +116,34 @@ def test_nan_in_the_images_names_the_quantizer(seed):
     with pytest.raises(CalibrationError, match=r"layers\.0\.blocks\.0\.attn\.qkv\._input_quantizer saw NaN"):
         calibrate(fake, [images])
     assert not any(q._if_calib for _, q in fake.quantizers()), "calibration must be off after an error"
+
+
+class OneQuantizer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.quantizer = make_quantizer()
+
+    def quantizers(self):
+        return [("layer._input_quantizer", self.quantizer)]
+
+    def forward(self, x):
+        return self.quantizer(x)
+
+
+@pytest.mark.parametrize("first", [0.0, 1e-40, 1e-5, 1 / 300])
+def test_a_range_that_no_histogram_holds_names_the_quantizer(first):
+    """ModelOpt's would overflow, or take gigabytes."""
+    model, whole = OneQuantizer(), torch.linspace(-1, 0.5, 64)
+    batches = [whole * first, whole]
+    message = r"layer\._input_quantizer saw values up to .* at first and up to 1 in a later batch.*--method max"
+    with pytest.raises(CalibrationError, match=message):
+        _collect(model, dict(model.quantizers()), batches, "histogram")
+    assert not model.quantizer._if_calib
+    assert _collect(model, dict(model.quantizers()), batches, "max") == 128
+    for small in (first, 1 / 200):  # the larger batch first, and what still fits
+        batches = [whole, whole * small] if small == first else [whole * small, whole]
+        assert _collect(model, dict(model.quantizers()), batches, "histogram") == 128
+        assert int(model.quantizer._calibrator._calib_hist.sum()) == 128
 
 
 @pytest.mark.parametrize("method", ["percentile", "max", "mse", "entropy"])
