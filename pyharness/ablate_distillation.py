@@ -29,8 +29,8 @@ from pyharness.data import DigitsDataset, make_loader
 from pyharness.distill import DistillOptions, distill
 from pyharness.errors import HarnessError, run_cli
 from pyharness.evaluate import accuracy
-from pyharness.models import create_model, load_model
-from pyharness.pipeline import SOURCES, file_digest
+from pyharness.models import MICRO_TEACHER, create_model, load_model
+from pyharness.pipeline import SOURCES, file_digest, package_versions
 from pyharness.plots import plot_ablation
 from pyharness.trainer import divergence
 from pyharness.training import report, write_csv
@@ -72,9 +72,7 @@ VARIANTS = (
 def run_variant(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
     """Distil and measure, or read what was measured before: one row, accuracies in percent, divergence in nats."""
     options = replace(BASE, seed=seed, **variant.change)
-    sources = [file_digest(Path(__file__).with_name(f"{name}.py")) for name in SOURCES]
-    key = json.dumps([asdict(options), sources], sort_keys=True)
-    folder = work / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = run_folder(options, work)
     measured = folder / "measured.json"
     if measured.exists():
         return json.loads(measured.read_text(encoding="utf-8"))
@@ -92,6 +90,17 @@ def run_variant(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
     }
     results.write_json(measured, row)
     return row
+
+
+def run_folder(options: DistillOptions, work: Path) -> Path:
+    """Where a run is kept: its name holds a digest of all that the row depends on."""
+    known = {
+        "options": asdict(options),
+        "teacher": file_digest(MICRO_TEACHER),
+        "sources": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in (*SOURCES, "evaluate")],
+        "packages": package_versions(),
+    }
+    return work / hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

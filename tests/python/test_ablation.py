@@ -19,6 +19,21 @@ def test_each_variant_changes_one_choice():
     assert len(set(found)) == len({(v.choice, v.chosen) for v in a.VARIANTS}) == len(a.VARIANTS)
 
 
+def test_another_teacher_package_or_source_is_another_run(tmp_path, monkeypatch):
+    before = a.run_folder(a.BASE, tmp_path)
+    assert a.run_folder(a.BASE, tmp_path) == before != a.run_folder(replace(a.BASE, seed=1), tmp_path)
+    other = tmp_path / "teacher.safetensors"
+    other.write_text("another teacher")
+    for name, value in (
+        ("MICRO_TEACHER", other),
+        ("package_versions", lambda: {"torch": "0.0"}),
+        ("SOURCES", a.SOURCES[1:]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(a, name, value)
+            assert a.run_folder(a.BASE, tmp_path) != before, name
+
+
 def test_it_measures_writes_and_reads_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(a, "BASE", DistillOptions(subset=0.01))
     monkeypatch.setattr(a, "VARIANTS", (a.VARIANTS[0], a.VARIANTS[-2], a.VARIANTS[-1]))
