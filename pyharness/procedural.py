@@ -123,6 +123,12 @@ class ProceduralSpec:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise DataError(f"{SCHEME}: {name} must be from {low} to {high}, found {value}")
+        first, second = (_start(self.seed, split) for split in SPLITS)
+        if _meet(self.train, self.val, first ^ second):
+            raise DataError(
+                f"{SCHEME}: with seed={self.seed}, some of the {self.val} held-out images have the random numbers of "
+                f"some of the {self.train} training images; give another seed"
+            )
 
     @classmethod
     def parse(cls, text: str) -> ProceduralSpec:
@@ -179,9 +185,24 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def _start(seed: int, split: str) -> int:
+    return int(_mix(_mix(torch.tensor(seed, dtype=torch.int64)) + SPLITS.index(split) + 1))
+
+
 def _keys(indices: Tensor, seed: int, split: str) -> Tensor:
-    start = _mix(_mix(torch.tensor(seed, dtype=torch.int64)) + SPLITS.index(split) + 1)
-    return _mix(indices ^ start.to(indices.device))
+    return _mix(indices ^ _start(seed, split))
+
+
+def _meet(first: int, second: int, difference: int) -> bool:
+    """Whether i ^ j is `difference` for any i below `first` and j below `second`: since `_mix` is one to one, whether
+    two splits of these sizes, whose starts differ by so much, share a key."""
+    begin = 0
+    for bit in reversed(range(first.bit_length())):
+        if first >> bit & 1:  # [begin, begin + 2**bit) is aligned, so XOR makes another aligned stretch of it
+            if (begin ^ difference) >> bit << bit < second:
+                return True
+            begin += 1 << bit
+    return False
 
 
 def _uniforms(keys: Tensor, count: int) -> Tensor:

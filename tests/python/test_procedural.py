@@ -180,6 +180,25 @@ def test_a_wrong_word_is_explained(word, message):
         p.ProceduralSpec.parse(word)
 
 
+def test_a_seed_whose_splits_share_random_numbers_is_refused():
+    """Seed 37 is the first one whose held-out images are, in another order, drawn from the training images' numbers."""
+    train, val = (set(p._keys(torch.arange(100_000), 37, split).tolist()) for split in p.SPLITS)
+    assert len(train & val) > 10_000
+    with pytest.raises(DataError, match="seed=37, some of the 10000 held-out images .* give another seed"):
+        p.ProceduralSpec.parse("procedural:seed=37")
+    p.ProceduralSpec.parse("procedural:seed=37,train=1000,val=1000")
+    for seed in range(37):
+        p.ProceduralSpec(seed=seed)
+
+
+def test_whether_keys_meet_is_exact():
+    for first in range(1, 14):
+        for second in range(1, 14):
+            for difference in range(20):
+                shared = {i ^ difference for i in range(first)} & set(range(second))
+                assert p._meet(first, second, difference) == bool(shared), (first, second, difference)
+
+
 def test_any_model_takes_it_at_its_own_size_and_channels():
     grey = create_model(MICRO_DIGITS.name)
     train = get_dataset("procedural:classes=10,train=30,val=20", MICRO_DIGITS.name, train=True, model=grey)
