@@ -29,6 +29,7 @@ from pyharness.signals import ignore_in_reader
 from pyharness.training import derived_seed, report
 
 if TYPE_CHECKING:
+    from PIL import Image
     from timm.data.readers.reader import Reader
 
 SCHEMES = ("folder", "tar", "wds", "parquet")
@@ -168,7 +169,7 @@ class ImageSet(Dataset):
         try:
             file, label = self.reader[number]
             with file:
-                image = Image.open(file).convert(self.mode)
+                image = _in_eight_bits(Image.open(file)).convert(self.mode)
         except (*_DAMAGE, Image.DecompressionBombError) as error:
             if self.met[number] != _UNREADABLE:
                 self.met[number] = _UNREADABLE
@@ -194,6 +195,24 @@ class ImageSet(Dataset):
         """Take over what another process or an earlier run met, `met` of the same images; None: nothing."""
         if met is not None:
             self.met.copy_(torch.maximum(self.met, met))
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """`image`, or in place of 16-bit grey its nearest 8-bit grey: Pillow's own conversion cuts all above 255 off.
+
+    ValueError for wider pixels (32-bit, float), whose range no file tells.
+    """
+    from PIL import Image
+
+    # Older versions of Pillow open 16-bit PNG files in mode I; other files in that mode may hold any 32-bit numbers.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = (np.asarray(image).astype(np.int64) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are of Pillow's mode {image.mode}, of no known range; convert it to 8 bits, or to a 16-bit PNG"
+        )
+    return image
 
 
 class SeededImages(Dataset):

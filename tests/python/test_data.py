@@ -124,6 +124,36 @@ def test_calibration_takes_images_of_any_classes_or_none(folder, small_swin, tmp
         data.get_dataset(tmp_path / "nowhere", "swin_tiny_patch4_window7_224", train=True, model=other, labels=False)
 
 
+def test_16_bit_grey_is_scaled_to_8(folder, small_swin):
+    """Pillow's own conversion makes everything above 255 of 65535 white."""
+    for c, name in enumerate(("ant", "bee", "cat")):
+        level = np.full((40, 50), (0, 100 * 257, 65535)[c], dtype=np.uint16)
+        Image.fromarray(level).save(folder / "val" / name / "0.png")
+    for model in (small_swin, create_model(MICRO_DIGITS.name, num_classes=3)):
+        dataset = data.imagefolder(folder, "val", model)
+        normalization = data.input_normalization(folder, "any", model)
+        for (image, _), expected in zip(dataset, (0, 100, 255), strict=True):
+            pixels = denormalized(image, normalization)
+            torch.testing.assert_close(pixels, torch.full_like(pixels, expected), atol=1e-2, rtol=0)
+
+
+def test_every_16_bit_grey_goes_to_the_nearest_8_bit_one():
+    levels = np.arange(65536).reshape(256, 256)
+    as_png = Image.fromarray(levels.astype(np.int32))
+    as_png.format = "PNG"  # as older versions of Pillow open it
+    for image in (Image.fromarray(levels.astype("<u2")), Image.fromarray(levels.astype(">u2")), as_png):
+        found = data._in_eight_bits(image)
+        assert found.mode == "L" and (np.asarray(found) == np.round(levels / 257)).all(), image.mode
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_pixels_of_unknown_range_are_unreadable(kind, mode, folder, small_swin, capsys):
+    Image.fromarray(np.full((40, 50), 200, dtype=kind)).save(folder / "val" / "bee" / "0.png", "tiff")
+    dataset = data.imagefolder(folder, "val", small_swin)
+    assert [label for _, label in dataset] == [0, data.CORRUPT, 2] and dataset.corrupt() == [1]
+    assert f"bee/0.png cannot be read (its pixels are of Pillow's mode {mode}," in capsys.readouterr().err
+
+
 def test_it_is_said_where_torchvision_numbers_classes_otherwise(folder, capsys):
     for split in ("train", "val"):
         for old, new in (("ant", "2"), ("bee", "10"), ("cat", "1")):
