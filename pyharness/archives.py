@@ -1,4 +1,4 @@
-"""Images in archives, read at random and without a network: tar files, WebDataset shards, parquet files.
+"""Images in folders and archives, read at random and without a network: tar files, WebDataset shards, parquet files.
 
 Each reader is one of timm's (`timm.data.readers.reader.Reader`): `reader[i]` is (open file, label). A tar file is read
 through once, and where each image lies in it is kept in an index, so that a subset of the images can be asked for in
@@ -15,12 +15,12 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
@@ -28,7 +28,13 @@ from pyharness.atomic import atomic_path
 from pyharness.errors import DataError
 from pyharness.training import report
 
-INDEX_VERSION = 2
+IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+"""Files that are read as images, by the ends of their names, in any case."""
+OTHER_IMAGE_TYPES = (
+    ".apng", ".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pnm", ".svg", ".tga",
+)  # fmt: skip
+"""Files that are images too, and are left out: a note says how many there are."""
+INDEX_VERSION = 3
 LABEL_MEMBERS = ("cls", "json")
 """Where a WebDataset sample keeps its label: a number, or an object with "label". The first that has one counts."""
 IMAGE_COLUMNS = ("image", "img", "jpg")
@@ -50,8 +56,73 @@ def split_files(root: Path, split: str, suffix: str) -> list[Path]:
     return []
 
 
-def _natural(path: Path) -> list[Any]:
-    return natural_key(path.name)
+def _natural(path: Path) -> tuple[list[Any], str]:
+    return natural_order(path.name)
+
+
+def natural_order(name: str) -> tuple[list[Any], str]:
+    """What names are sorted by: timm's natural order, in which 2 stands before 10, and for names that are equal there
+    ("a" and "A", "1" and "01") the text."""
+    return natural_key(name), name
+
+
+def types_text() -> str:
+    """The types of files that are read as images, for messages."""
+    return f"{', '.join(IMAGE_TYPES[:-1])} and {IMAGE_TYPES[-1]} are read"
+
+
+def _type_of(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _tell_left_out(left_out: Mapping[str, int], source: Path) -> None:
+    """Say how many images of types that are not read there are in `source`, where there are any."""
+    if left_out:
+        each = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        report(f"note: {source}: images of other types are left out ({each}); {types_text()}")
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+class FolderReader(Reader):
+    """Images at any depth of a folder, in natural order, with the name of the folder they lie in as their class.
+
+    Numbers and order are those of timm's `ReaderImageFolder`, which leaves to chance what is equal in its natural order
+    (`natural_order`). Holds (path, label) in `samples` and the classes' numbers in `class_to_idx`. May be empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.root = str(folder)
+        found: list[tuple[str, str]] = []
+        left_out: Counter[str] = Counter()
+        for place, _, files in os.walk(self.root, followlinks=True):
+            name = os.path.basename(place) if place != self.root else ""
+            for file in files:
+                kind = _type_of(file)
+                if kind in IMAGE_TYPES:
+                    found.append((os.path.join(place, file), name))
+                elif kind in OTHER_IMAGE_TYPES:
+                    left_out[kind] += 1
+        classes = sorted({name for _, name in found}, key=natural_order)
+        self.class_to_idx = {name: number for number, name in enumerate(classes)}
+        found.sort(key=lambda image: natural_order(image[0]))
+        self.samples = [(path, self.class_to_idx[name]) for path, name in found]
+        _tell_left_out(left_out, folder)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        path, label = self.samples[index]
+        return open(path, "rb"), label
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        if basename:
+            return os.path.basename(path)
+        return path if absolute else os.path.relpath(path, self.root)
 
 
 # --- tar files --------------------------------------------------------------------------------------------------------
@@ -70,10 +141,12 @@ class TarSample:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the images of some archives lie. `classes` is None where the archives hold numbers as labels."""
+    """Where the images of some archives lie. `classes` is None where the archives hold numbers as labels. Of images of
+    types that are not read, `left_out` has the number by type."""
 
     samples: list[TarSample]
     classes: list[str] | None
+    left_out: Mapping[str, int]
 
 
 class TarReader(Reader):
@@ -85,6 +158,7 @@ class TarReader(Reader):
         super().__init__()
         self.paths = [Path(path) for path in paths]
         index = open_tar_index(self.paths)
+        _tell_left_out(index.left_out, self.paths[0].parent)
         self.samples, self.classes = index.samples, index.classes
         self.num_classes = len(self.classes) if self.classes else 1 + max(s.label for s in self.samples)
         self._handles: dict[tuple[int, int], int] = {}
@@ -131,6 +205,7 @@ def open_tar_index(paths: Sequence[Path]) -> TarIndex:
         "version": INDEX_VERSION,
         "archives": identity,
         "classes": index.classes,
+        "left_out": index.left_out,
         "samples": [[s.archive, s.offset, s.size, s.name, s.label] for s in index.samples],
     }
     place = next((p for p in places if os.access(p.parent, os.W_OK | os.X_OK)), places[-1])
@@ -152,7 +227,8 @@ def _read_index(place: Path, identity: list[list[Any]]) -> TarIndex | None:
         content = json.loads(place.read_text(encoding="utf-8"))
         if content["version"] != INDEX_VERSION or content["archives"] != identity:
             return None
-        return TarIndex([TarSample(*sample) for sample in content["samples"]], content["classes"])
+        samples = [TarSample(*sample) for sample in content["samples"]]
+        return TarIndex(samples, content["classes"], content["left_out"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -215,16 +291,17 @@ def _member(
 
 def _build_index(paths: Sequence[Path]) -> TarIndex:
     members = [member for number, path in enumerate(paths) for member in _members(path, number)]
-    images = [m for m in members if Path(m.name).suffix.lower() in get_img_extensions(as_set=True)]
+    images = [member for member in members if _type_of(member.name) in IMAGE_TYPES]
     if not images:
-        raise DataError(f"{paths[0]}: no image in it (.jpg, .jpeg and .png are read); are these the right archives?")
+        raise DataError(f"{paths[0]}: no image in it ({types_text()}); are these the right archives?")
+    left_out = dict(Counter(kind for kind in (_type_of(m.name) for m in members) if kind in OTHER_IMAGE_TYPES))
     labels: dict[tuple[int, str], dict[str, _Member]] = {}
     for member in members:
         if _extension(member) in LABEL_MEMBERS:
             labels.setdefault(_sample_key(member), {})[_extension(member)] = member
     if labels:
-        return _webdataset_index(paths, images, labels)
-    classes = sorted({m.folder for m in images}, key=natural_key)
+        return TarIndex(_webdataset_samples(paths, images, labels), None, left_out)
+    classes = sorted({m.folder for m in images}, key=natural_order)
     if len(classes) == 1:
         raise DataError(
             f"{paths[0]}: its {len(images)} images have no labels; needed is a folder or a tar file per class, or "
@@ -232,7 +309,7 @@ def _build_index(paths: Sequence[Path]) -> TarIndex:
         )
     number = {name: i for i, name in enumerate(classes)}
     samples = [TarSample(m.archive, m.offset, m.size, m.name, number[m.folder]) for m in images]
-    return TarIndex(samples, classes)
+    return TarIndex(samples, classes, left_out)
 
 
 def _sample_key(member: _Member) -> tuple[int, str]:
@@ -244,9 +321,9 @@ def _extension(member: _Member) -> str:
     return member.name.rsplit("/", 1)[-1].partition(".")[2].lower()
 
 
-def _webdataset_index(
+def _webdataset_samples(
     paths: Sequence[Path], images: Sequence[_Member], labels: dict[tuple[int, str], dict[str, _Member]]
-) -> TarIndex:
+) -> list[TarSample]:
     samples = []
     files = [open(path, "rb") for path in paths]
     try:
@@ -262,7 +339,7 @@ def _webdataset_index(
     finally:
         for file in files:
             file.close()
-    return TarIndex(samples, None)
+    return samples
 
 
 def _label_of(texts: dict[str, bytes], names: dict[str, str]) -> int:

@@ -131,7 +131,7 @@ def data_config(model: torch.nn.Module) -> dict[str, Any]:
 
 
 class ImageSet(Dataset):
-    """(image f32 [C, H, W], label) through the transforms of a timm model, from one of timm's readers.
+    """(image f32 [C, H, W], label) through the transforms of a timm model, from a reader of timm's kind.
 
     Where an image cannot be read, `substitute` takes the next that can (of the last, the first), always the same one;
     without it, the image is zeros and the label is `CORRUPT`. What was met is remembered, over all loader processes.
@@ -280,15 +280,16 @@ def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_trainin
     """ImageNet-style folder `root/split/<class>/<image>` through the transforms of the timm `model`.
 
     `is_training` selects random crops and flips (no colour changes); otherwise the model's own resize and centre crop.
-    Classes are the folder names in natural order (2 before 10), as timm has them. DataError where a folder is missing
+    Classes are the folder names in natural order (2 before 10), as timm has them; names that are equal in it ("1" and
+    "01", "a" and "A") are sorted as text. DataError where a folder is missing
     or empty, or where the number of classes is not the model's.
     """
     return _image_set(open_folder(Path(root), split), str(Path(root) / split), split, model, is_training)
 
 
 def open_folder(root: Path, split: str) -> Reader:
-    """timm's reader of `root/split/<class>/<image>`."""
-    from timm.data.readers.reader_image_folder import ReaderImageFolder
+    """A reader of `root/split/<class>/<image>`."""
+    from pyharness.archives import FolderReader, types_text
 
     folder = root / split
     if not folder.is_dir():
@@ -297,10 +298,10 @@ def open_folder(root: Path, split: str) -> Reader:
         )
     if not any(entry.is_dir() for entry in folder.iterdir()):
         raise DataError(f"{folder}: has no class folders; images belong in {folder}/<class>/")
-    try:
-        return ReaderImageFolder(str(folder))
-    except RuntimeError:
-        raise DataError(f"{folder}: no image found in its class folders; .jpg, .jpeg and .png are read") from None
+    reader = FolderReader(folder)
+    if not len(reader):
+        raise DataError(f"{folder}: no image found in its class folders; {types_text()}")
+    return reader
 
 
 def _open_archives(root: Path, split: str, scheme: str | None) -> Reader | None:
@@ -345,15 +346,15 @@ def open_images(
 
 
 def _open_unlabelled(folder: Path) -> Reader:
-    """timm's reader of all images below `folder`."""
-    from timm.data.readers.reader_image_folder import ReaderImageFolder
+    """A reader of all images below `folder`."""
+    from pyharness.archives import FolderReader, types_text
 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    try:
-        return ReaderImageFolder(str(folder))
-    except RuntimeError:
-        raise DataError(f"{folder}: no image found in it or below; .jpg, .jpeg and .png are read") from None
+    reader = FolderReader(folder)
+    if not len(reader):
+        raise DataError(f"{folder}: no image found in it or below; {types_text()}")
+    return reader
 
 
 def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, is_training: bool) -> ImageSet:

@@ -148,6 +148,29 @@ def test_a_scheme_overrules_what_the_folder_looks_like(tmp_path, model):
         get_dataset(tmp_path / "x_val.tar", NAME, train=True, model=model)
 
 
+def test_classes_equal_in_natural_order_have_the_same_numbers_in_every_run(tmp_path):
+    names = [name for letter in "abcdefgh" for name in (letter.upper(), letter)]
+    write_tar(tmp_path / "val.tar", {f"{name}/0.png": png(1) for name in reversed(names)})
+    assert archives.TarReader([tmp_path / "val.tar"]).classes == names
+    for name in ("01.tar", "1.tar", "001.tar"):
+        write_tar(tmp_path / "train" / name, {"0.png": png(1)})
+    found = [path.name for path in archives.split_files(tmp_path, "train", ".tar")]
+    assert found == ["001.tar", "01.tar", "1.tar"]
+
+
+def test_other_types_of_images_are_read_or_named(tmp_path, model, capsys):
+    out = io.BytesIO()
+    Image.new("L", (40, 36), 60).save(out, "webp", lossless=True)
+    members = {"ant/0.png": png(20), "bee/0.webp": out.getvalue(), "cat/0.png": png(99), "cat/1.gif": b""}
+    write_tar(tmp_path / "val.tar", members)
+    for indexed in (False, True):
+        dataset = get_dataset(tmp_path, NAME, train=False, model=model)
+        assert [(label, level_of(image, model)) for image, label in dataset] == [(0, 20), (1, 60), (2, 99)]
+        err = capsys.readouterr().err
+        assert f"note: {tmp_path}: images of other types are left out (1 .gif); .jpg, .jpeg, .png" in err
+        assert ("to index them" in err) == (not indexed)
+
+
 def test_webdatasets_own_writer_is_understood(tmp_path, model):
     wds = pytest.importorskip("webdataset")
     (tmp_path / "train").mkdir()

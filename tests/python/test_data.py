@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyharness import data
+from pyharness import archives, data
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import DataError
 from pyharness.models import create_model, model_from_config
@@ -166,6 +166,48 @@ def test_it_is_said_where_torchvision_numbers_classes_otherwise(folder, capsys):
         (folder / split / "10").rename(folder / split / "3")
     data.get_dataset(folder, MICRO_DIGITS.name, train=False, model=model)
     assert capsys.readouterr().err == ""
+
+
+def write_images(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / name, "png")
+
+
+def test_folders_are_read_as_timm_reads_them(tmp_path):
+    """States and results know a data set by this order and these numbers."""
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    root = tmp_path / "val"
+    write_images(root, "n2/10.png", "n2/9.JPEG", "n10/b.jpg", "N3/x/deep/1.png", "n2/x/2.png", "0.png")
+    (root / "n10" / "about.txt").write_text("no image")
+    mine, timms = data.open_folder(tmp_path, "val"), ReaderImageFolder(str(root))
+    assert mine.samples == timms.samples and mine.class_to_idx == timms.class_to_idx and len(mine) == 6
+    for how in ({}, {"basename": True}, {"absolute": True}):
+        assert mine.filenames(**how) == timms.filenames(**how)
+    assert mine[3][0].read() == timms[3][0].read() and mine[3][1] == timms[3][1]
+
+
+def test_classes_equal_in_natural_order_have_the_same_numbers_in_every_run(tmp_path):
+    """timm sorts a set of names by a key in which "1" and "01" are equal: the seed of text hashes decided."""
+    names = [name for i in range(1, 9) for name in (f"00{i}", f"0{i}", f"{i}")]
+    write_images(tmp_path, *(f"val/{name}/{file}.png" for name in names for file in ("7", "07")))
+    reader = data.open_folder(tmp_path, "val")
+    assert reader.class_to_idx == {name: number for number, name in enumerate(names)}
+    assert reader.filenames()[:4] == ["001/07.png", "001/7.png", "01/07.png", "01/7.png"]
+
+
+def test_other_types_of_images_are_read_or_named(folder, small_swin, capsys):
+    for name in ("a.webp", "a.BMP", "a.tif", "a.tiff", "a.ppm", "a.pgm"):
+        Image.new("L", (40, 40), 77).save(folder / "val" / "bee" / name)
+    dataset = data.imagefolder(folder, "val", small_swin)
+    assert [label for _, label in dataset] == [0] + 7 * [1] + [2] and not dataset.corrupt()
+    assert capsys.readouterr().err == ""
+    for name in ("a.gif", "b.GIF", "b.jp2", "b.txt"):
+        (folder / "val" / "bee" / name).write_bytes(b"")
+    assert len(data.imagefolder(folder, "val", small_swin)) == 9
+    err = capsys.readouterr().err
+    assert err == f"note: {folder}/val: images of other types are left out (2 .gif, 1 .jp2); {archives.types_text()}\n"
 
 
 def test_folder_mistakes_are_explained(folder, small_swin, tmp_path):
