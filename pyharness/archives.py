@@ -151,8 +151,8 @@ class TarIndex:
 
 class TarReader(Reader):
     """Images in tar files, of either layout: a folder (or a tar file, also one inside another) per class; or WebDataset
-    shards, in which files of the same name up to the first dot belong together and `.cls` has the label, or where there
-    is none, `.json`."""
+    shards, in which files of the same name up to the first dot belong together: one image, and `.cls` has its label, or
+    where there is none, `.json`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__()
@@ -327,7 +327,7 @@ def _webdataset_samples(
     samples = []
     files = [open(path, "rb") for path in paths]
     try:
-        for image in images:
+        for image in _one_of_each_sample(paths, images):
             found = labels.get(_sample_key(image))
             if found is None:
                 raise DataError(
@@ -340,6 +340,23 @@ def _webdataset_samples(
         for file in files:
             file.close()
     return samples
+
+
+def _one_of_each_sample(paths: Sequence[Path], images: Sequence[_Member]) -> Iterator[_Member]:
+    """The image of each sample, in order: the one of which nothing but its type stands behind the first dot, as in
+    `7.png`; `7.mask.png` belongs to it. DataError where a sample has none or several of them."""
+    samples: dict[tuple[int, str], list[_Member]] = {}
+    for member in images:
+        samples.setdefault(_sample_key(member), []).append(member)
+    for members in samples.values():
+        named = [member for member in members if f".{_extension(member)}" in IMAGE_TYPES]
+        if len(named) != 1:
+            names = [member.name for member in named or members]
+            raise DataError(
+                f"{paths[members[0].archive]}: of {' and '.join(names)}, {'each' if named else 'none'} could be the "
+                "image of its sample; needed is one with its type alone behind the first dot, as 7.png beside 7.cls"
+            )
+        yield named[0]
 
 
 def _label_of(texts: dict[str, bytes], names: dict[str, str]) -> int:

@@ -248,6 +248,28 @@ def test_a_caption_beside_the_label_is_no_label(tmp_path, model):
     assert [label for _, label in get_dataset(tmp_path, NAME, train=True, model=model)] == [2, 1]
 
 
+def test_a_sample_is_one_image(tmp_path, model):
+    members = {"1.mask.png": png(9), "1.png": png(50), "1.cls": b"2", "2.JPEG": png(60), "2.cls": b"0", "2.seg.jpg": b""}
+    write_tar(tmp_path / "val.tar", members)
+    dataset = get_dataset(tmp_path, NAME, train=False, model=model)
+    assert [(label, level_of(image, model)) for image, label in dataset] == [(2, 50), (0, 60)]
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [(["1.png", "1.jpg"], r"1.png and a/1.jpg, each"), (["1.mask.png"], "1.mask.png, none"), (["1.png"] * 2, "1.png and")],
+)
+def test_a_sample_of_no_or_several_images_is_refused(images, found, tmp_path, model):
+    write_tar(tmp_path / "val.tar", {"a/0.png": png(1), "a/0.cls": b"1", "a/1.cls": b"1"})
+    with tarfile.open(tmp_path / "val.tar", "a") as tar:
+        for name in images:
+            info = tarfile.TarInfo(f"a/{name}")
+            info.size = len(png(1))
+            tar.addfile(info, io.BytesIO(png(1)))
+    with pytest.raises(DataError, match=f"val.tar: of a/{found}.* could be the image of its sample; needed is one"):
+        get_dataset(tmp_path, NAME, train=False, model=model)
+
+
 @pytest.mark.parametrize("order", [("cls", "json"), ("json", "cls")])
 def test_two_labels_of_one_sample_are_refused(order, tmp_path, model):
     contents = {"cls": b"2", "json": b'{"label": 1}'}
