@@ -142,22 +142,26 @@ class TarSample:
 @dataclass(frozen=True)
 class TarIndex:
     """Where the images of some archives lie. `classes` is None where the archives hold numbers as labels. Of images of
-    types that are not read, `left_out` has the number by type."""
+    types that are not read, `left_out` has the number by type. `folder` is the one of a split that alone was taken,
+    None where the archives do not hold several splits."""
 
     samples: list[TarSample]
     classes: list[str] | None
     left_out: Mapping[str, int]
+    folder: str | None = None
 
 
 class TarReader(Reader):
     """Images in tar files, of either layout: a folder (or a tar file, also one inside another) per class; or WebDataset
     shards, in which files of the same name up to the first dot belong together: one image, and `.cls` has its label, or
-    where there is none, `.json`."""
+    where there is none, `.json`. Of archives that hold `train/` and `val/` (`_split_folder`), those of `split` alone;
+    `folder` says which folder that is."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], split: str | None = None) -> None:
         super().__init__()
         self.paths = [Path(path) for path in paths]
-        index = open_tar_index(self.paths)
+        index = open_tar_index(self.paths, split)
+        self.folder = index.folder
         _tell_left_out(index.left_out, self.paths[0].parent)
         self.samples, self.classes = index.samples, index.classes
         self.num_classes = len(self.classes) if self.classes else 1 + max(s.label for s in self.samples)
@@ -187,23 +191,25 @@ class TarReader(Reader):
         return str(self.paths[sample.archive].parent / name) if absolute else name
 
 
-def open_tar_index(paths: Sequence[Path]) -> TarIndex:
-    """The index of `paths`, from its file where there is one that fits, else made and kept.
+def open_tar_index(paths: Sequence[Path], split: str | None = None) -> TarIndex:
+    """The index of `paths`, from its file where there is one that fits, else made and kept. Where they hold folders of
+    both splits, of the images of `split`.
 
     DataError where an archive is missing, compressed or damaged, or no image has a label.
     """
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(f"{missing[0]}: no such archive")
     identity = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
-    places = _index_places(paths)
+    places = _index_places(paths, split)
     for place in places:
         if (found := _read_index(place, identity)) is not None:
             return found
     report(f"reading through {len(paths)} archives of {paths[0].parent} once, to index them")
-    index = _build_index(paths)
+    index = _build_index(paths, split)
     content = {
         "version": INDEX_VERSION,
         "archives": identity,
+        "folder": index.folder,
         "classes": index.classes,
         "left_out": index.left_out,
         "samples": [[s.archive, s.offset, s.size, s.name, s.label] for s in index.samples],
@@ -214,9 +220,10 @@ def open_tar_index(paths: Sequence[Path]) -> TarIndex:
     return index
 
 
-def _index_places(paths: Sequence[Path]) -> list[Path]:
+def _index_places(paths: Sequence[Path], split: str | None) -> list[Path]:
     """Beside the archives, and in the user's cache."""
-    digest = hashlib.sha256("\n".join(str(p.resolve()) for p in paths).encode()).hexdigest()[:12]
+    words = [*(str(path.resolve()) for path in paths), *filter(None, [split])]
+    digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swin_int8"
     return [paths[0].parent / f".swin-index-{digest}.json", cache / f"index-{digest}.json"]
 
@@ -228,7 +235,7 @@ def _read_index(place: Path, identity: list[list[Any]]) -> TarIndex | None:
         if content["version"] != INDEX_VERSION or content["archives"] != identity:
             return None
         samples = [TarSample(*sample) for sample in content["samples"]]
-        return TarIndex(samples, content["classes"], content["left_out"])
+        return TarIndex(samples, content["classes"], content["left_out"], content["folder"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -289,27 +296,57 @@ def _member(
     return _Member(archive, folders[-1] if folders else stem, prefix + name, begin + file.offset_data, file.size)
 
 
-def _build_index(paths: Sequence[Path]) -> TarIndex:
+def _build_index(paths: Sequence[Path], split: str | None) -> TarIndex:
     members = [member for number, path in enumerate(paths) for member in _members(path, number)]
     images = [member for member in members if _type_of(member.name) in IMAGE_TYPES]
     if not images:
         raise DataError(f"{paths[0]}: no image in it ({types_text()}); are these the right archives?")
+    folder = _split_folder(members, images, split)
+    if folder is not None:
+        images, members = ([m for m in some if m.name.startswith(f"{folder}/")] for some in (images, members))
     left_out = dict(Counter(kind for kind in (_type_of(m.name) for m in members) if kind in OTHER_IMAGE_TYPES))
     labels: dict[tuple[int, str], dict[str, _Member]] = {}
     for member in members:
         if _extension(member) in LABEL_MEMBERS:
             labels.setdefault(_sample_key(member), {})[_extension(member)] = member
     if labels:
-        return TarIndex(_webdataset_samples(paths, images, labels), None, left_out)
+        return TarIndex(_webdataset_samples(paths, images, labels), None, left_out, folder)
     classes = sorted({m.folder for m in images}, key=natural_order)
     if len(classes) == 1:
+        where = "" if folder is None else f"{folder}/: "
         raise DataError(
-            f"{paths[0]}: its {len(images)} images have no labels; needed is a folder or a tar file per class, or "
-            "WebDataset samples with .cls"
+            f"{paths[0]}: {where}its {len(images)} images have no labels; needed is a folder or a tar file per class, "
+            "or WebDataset samples with .cls"
         )
     number = {name: i for i, name in enumerate(classes)}
     samples = [TarSample(m.archive, m.offset, m.size, m.name, number[m.folder]) for m in images]
-    return TarIndex(samples, classes, left_out)
+    return TarIndex(samples, classes, left_out, folder)
+
+
+def _split_folder(members: Sequence[_Member], images: Sequence[_Member], split: str | None) -> str | None:
+    """The folder of `split` (SPLIT_NAMES; or a tar file of that name) where the archives hold a whole data set: images
+    in folders of both splits, at the top or below the one folder that is there. None where they do not.
+
+    Two classes may have such names. Splits hold images in folders of their own, or labels beside them.
+    """
+    if split is None:
+        return None
+    places = {tuple(image.name.split("/")[:-1]) for image in images}
+    level = 1 if all(places) and len({place[0] for place in places}) == 1 else 0
+    folders = {
+        place[level].lower().removesuffix(".tar"): place[: level + 1]
+        for place in sorted(places, reverse=True)
+        if len(place) > level
+    }
+    found = {
+        each: next((folders[name] for name in names if name in folders), None) for each, names in SPLIT_NAMES.items()
+    }
+    if None in found.values():
+        return None
+    has_labels = any(_extension(member) in LABEL_MEMBERS for member in members)
+    if not has_labels and not any(len(p) > level + 1 and p[: level + 1] in found.values() for p in places):
+        return None
+    return "/".join(found[split])
 
 
 def _sample_key(member: _Member) -> tuple[int, str]:

@@ -308,15 +308,22 @@ def _open_archives(root: Path, split: str, scheme: str | None) -> Reader | None:
     """A reader of the tar or parquet files of a split; None where there are none and `scheme` asks for none."""
     from pyharness.archives import ParquetReader, TarReader, split_files
 
-    for suffix, kinds, reader in ((".tar", ("tar", "wds"), TarReader), (".parquet", ("parquet",), ParquetReader)):
+    for suffix, kinds in ((".tar", ("tar", "wds")), (".parquet", ("parquet",))):
         if scheme is not None and scheme not in kinds:
             continue
-        if root.is_file() and root.suffix == suffix:
-            if split == "train":
-                raise DataError(f"{root}: one file has no split to train on; give the folder of the {suffix} files")
-            return reader([root])
-        if files := split_files(root, split, suffix):
-            return reader(files)
+        one_file = root.is_file() and root.suffix == suffix
+        files = [root] if one_file else split_files(root, split, suffix)
+        if not files:
+            continue
+        no_split = DataError(f"{root}: one file has no split to train on; give the folder of the {suffix} files")
+        if suffix == ".parquet":
+            if one_file and split == "train":
+                raise no_split
+            return ParquetReader(files)
+        reader = TarReader(files, split)
+        if one_file and split == "train" and reader.folder is None:
+            raise no_split
+        return reader
     if scheme is not None:
         raise DataError(f"{root}: has no {scheme} files for {split}; they belong in {root}/{split}/")
     return None

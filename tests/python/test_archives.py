@@ -171,6 +171,46 @@ def test_other_types_of_images_are_read_or_named(tmp_path, model, capsys):
         assert ("to index them" in err) == (not indexed)
 
 
+def whole_set(top="", train="train", val="val", **more):
+    """A tar file's members: three classes, in val/ with the levels of GREYS and in train/ with those one higher."""
+    members = {f"{top}{train}/{CLASSES[c]}/{i}.png": png(v + 1) for (c, i), v in GREYS.items()}
+    return members | {f"{top}{val}/{CLASSES[c]}/{i}.png": png(v) for (c, i), v in GREYS.items()} | more
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        whole_set(), whole_set("./my_set/"), whole_set("x/", "Training", "validation"), whole_set(val="test"),
+        whole_set(**{f"test/{name}/9.png": png(250) for name in CLASSES}, about=b"no image"),
+        {f"{folder}.tar": tar_bytes({f"{CLASSES[c]}/{i}.png": png(v + more) for (c, i), v in GREYS.items()})
+         for folder, more in (("train", 1), ("val", 0))},
+        {f"{folder}/{c}{i}.{kind}": png(v + more) if kind == "png" else b"%d" % c
+         for folder, more in (("train", 1), ("val", 0)) for (c, i), v in GREYS.items() for kind in ("png", "cls")},
+    ],
+)  # fmt: skip
+def test_one_tar_file_of_a_whole_data_set_gives_the_split_alone(members, tmp_path, model):
+    write_tar(tmp_path / "all.tar", members)
+    for data_set in (tmp_path / "all.tar", f"tar:{tmp_path}/all.tar"):
+        for train in (False, True):
+            dataset = get_dataset(data_set, NAME, train=train, model=model)
+            found = sorted((label, level_of(image, model)) for image, label in dataset)
+            assert found == sorted((c, v + train) for (c, _), v in GREYS.items())
+
+
+def test_classes_may_have_the_names_of_splits(tmp_path, model):
+    write_tar(tmp_path / "a.tar", {f"{name}/{i}.png": png(9) for name in ("bus", "test", "train") for i in range(2)})
+    assert len(get_dataset(tmp_path / "a.tar", NAME, train=False, model=model)) == 6
+    with pytest.raises(DataError, match="no split to train on"):
+        get_dataset(tmp_path / "a.tar", NAME, train=True, model=model)
+
+
+def test_a_split_without_classes_inside_a_tar_file_is_explained(tmp_path, model):
+    members = {f"train/{name}/0.png": png(9) for name in CLASSES} | {"val/0.png": png(9), "val/1.png": png(9)}
+    write_tar(tmp_path / "all.tar", members)
+    with pytest.raises(DataError, match="all.tar: val/: its 2 images have no labels"):
+        get_dataset(tmp_path / "all.tar", NAME, train=False, model=model)
+
+
 def test_webdatasets_own_writer_is_understood(tmp_path, model):
     wds = pytest.importorskip("webdataset")
     (tmp_path / "train").mkdir()
@@ -188,7 +228,7 @@ def test_the_index_is_made_once_and_again_when_an_archive_changes(tmp_path, monk
     assert list(tmp_path.glob(".swin-index-*.json")) and not (tmp_path / "cache").exists()
     built = []
     build = archives._build_index
-    monkeypatch.setattr(archives, "_build_index", lambda p: built.append(p) or build(p))
+    monkeypatch.setattr(archives, "_build_index", lambda *a: built.append(a) or build(*a))
     assert archives.open_tar_index(paths) == first and not built
     (index,) = tmp_path.glob(".swin-index-*.json")
     index.write_text(index.read_text()[:100])
