@@ -334,8 +334,8 @@ def open_images(
 ) -> ImageSet:
     """The images that a `--data` word names, of `split` "train" or "val"; DataError as `imagefolder`.
 
-    Without `labels` their number of classes does not matter, and a folder may hold images at any depth, in itself or in
-    its folder `split`.
+    Without `labels` their number of classes does not matter, and a folder may hold images at any depth, in its folder
+    `split`, or where it has folders of neither split, in itself.
     """
     scheme, colon, path = data.partition(":")
     if not colon or scheme not in SCHEMES:
@@ -347,9 +347,26 @@ def open_images(
     if scheme != "folder" and (scheme is not None or not has_classes):
         reader = _open_archives(root, split, scheme)
     if not labels:
-        reader = reader or _open_unlabelled(folder if folder.is_dir() else root)
+        reader = reader or _open_unlabelled(_unlabelled_folder(root, split))
         return ImageSet(reader, data_config(model), is_training=is_training, substitute=split == "train")
     return _image_set(reader or open_folder(root, split), f"{root} ({split})", split, model, is_training)
+
+
+def _unlabelled_folder(root: Path, split: str) -> Path:
+    """Where in `root` the images of a split lie that need no labels. DataError where there is the other split alone."""
+    from pyharness.archives import SPLIT_NAMES
+
+    if own := [root / name for name in SPLIT_NAMES[split] if (root / name).is_dir()]:
+        return own[0]
+    other = "val" if split == "train" else "train"
+    for name in SPLIT_NAMES[other]:
+        if (root / name).is_dir():
+            images = "training" if split == "train" else "held-out"
+            raise DataError(
+                f"{root}: holds {name}/ but no {split}/; give a folder of {images} images "
+                f"({root / name} itself to use those all the same)"
+            )
+    return root
 
 
 def _open_unlabelled(folder: Path) -> Reader:

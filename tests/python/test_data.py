@@ -124,6 +124,30 @@ def test_calibration_takes_images_of_any_classes_or_none(folder, small_swin, tmp
         data.get_dataset(tmp_path / "nowhere", "swin_tiny_patch4_window7_224", train=True, model=other, labels=False)
 
 
+@pytest.mark.parametrize(
+    ("train", "missing", "other", "images"),
+    [(True, "train", "val", "training"), (True, "train", "test", "training"), (False, "val", "train", "held-out")],
+)
+def test_the_other_split_does_not_stand_in(train, missing, other, images, folder, small_swin):
+    """Images to calibrate on must not be those that accuracy is measured on, nor the other way round."""
+    shutil.rmtree(folder / missing)
+    if not (folder / other).exists():
+        (folder / "val").rename(folder / other)
+    options = {"train": train, "model": small_swin, "labels": False}
+    with pytest.raises(DataError, match=f"holds {other}/ but no {missing}/; give a folder of {images} images"):
+        data.get_dataset(folder, "swin_tiny_patch4_window7_224", **options)
+    here = data.get_dataset(folder / other, "swin_tiny_patch4_window7_224", **options)
+    assert len(here) == (6 if other == "train" else 3)
+
+
+def test_without_labels_a_split_may_have_any_of_its_names(folder, small_swin):
+    (folder / "val").rename(folder / "validation")
+    options = {"model": small_swin, "labels": False}
+    assert len(data.get_dataset(folder, "swin_tiny_patch4_window7_224", train=False, **options)) == 3
+    (folder / "train").rename(folder / "training")
+    assert len(data.get_dataset(folder, "swin_tiny_patch4_window7_224", train=True, **options)) == 6
+
+
 def test_16_bit_grey_is_scaled_to_8(folder, small_swin):
     """Pillow's own conversion makes everything above 255 of 65535 white."""
     for c, name in enumerate(("ant", "bee", "cat")):
