@@ -476,6 +476,21 @@ class ParquetReader(Reader):
         return f"{self.source}/row {index}" if absolute else f"row {index}"
 
 
+def parquet_classes(path: Path) -> list[str] | None:
+    """The names of the classes as the head of a parquet file has them, None where it has none; no row is read.
+    DataError where it cannot be read."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a readable parquet file ({error})") from None
+    label = next((name for name in LABEL_COLUMNS if name in features), None)
+    return getattr(features.get(label), "names", None)
+
+
 def _column(rows: Any, names: Sequence[str], what: str, path: Path) -> str:
     for name in names:
         if name in rows.column_names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import random
 import struct
 import zlib
@@ -282,9 +283,11 @@ def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_trainin
     `is_training` selects random crops and flips (no colour changes); otherwise the model's own resize and centre crop.
     Classes are the folder names in natural order (2 before 10), as timm has them; names that are equal in it ("1" and
     "01", "a" and "A") are sorted as text. DataError where a folder is missing
-    or empty, or where the number of classes is not the model's.
+    or empty, where the number of classes is not the model's, or where `train` and `val` have other classes.
     """
-    return _image_set(open_folder(Path(root), split), str(Path(root) / split), split, model, is_training)
+    reader = open_folder(Path(root), split)
+    _check_classes(reader, Path(root), split, "folder")
+    return _image_set(reader, str(Path(root) / split), split, model, is_training)
 
 
 def open_folder(root: Path, split: str) -> Reader:
@@ -304,29 +307,49 @@ def open_folder(root: Path, split: str) -> Reader:
     return reader
 
 
-def _open_archives(root: Path, split: str, scheme: str | None) -> Reader | None:
-    """A reader of the tar or parquet files of a split; None where there are none and `scheme` asks for none."""
-    from pyharness.archives import ParquetReader, TarReader, split_files
+def _archive_files(root: Path, split: str, scheme: str | None) -> list[Path]:
+    """The tar or parquet files of a split, or `root` itself where it is such a file; empty where there are none that
+    `scheme` allows."""
+    from pyharness.archives import split_files
 
     for suffix, kinds in ((".tar", ("tar", "wds")), (".parquet", ("parquet",))):
         if scheme is not None and scheme not in kinds:
             continue
-        one_file = root.is_file() and root.suffix == suffix
-        files = [root] if one_file else split_files(root, split, suffix)
-        if not files:
-            continue
-        no_split = DataError(f"{root}: one file has no split to train on; give the folder of the {suffix} files")
-        if suffix == ".parquet":
-            if one_file and split == "train":
-                raise no_split
-            return ParquetReader(files)
-        reader = TarReader(files, split)
-        if one_file and split == "train" and reader.folder is None:
+        if root.is_file() and root.suffix == suffix:
+            return [root]
+        if files := split_files(root, split, suffix):
+            return files
+    return []
+
+
+def _open_archives(root: Path, split: str, scheme: str | None) -> Reader | None:
+    """A reader of the tar or parquet files of a split; None where there are none and `scheme` asks for none."""
+    from pyharness.archives import ParquetReader, TarReader
+
+    files = _archive_files(root, split, scheme)
+    if not files:
+        if scheme is not None:
+            raise DataError(f"{root}: has no {scheme} files for {split}; they belong in {root}/{split}/")
+        return None
+    suffix, trained_on = files[0].suffix, files == [root] and split == "train"
+    no_split = DataError(f"{root}: one file has no split to train on; give the folder of the {suffix} files")
+    if suffix == ".parquet":
+        if trained_on:
             raise no_split
-        return reader
-    if scheme is not None:
-        raise DataError(f"{root}: has no {scheme} files for {split}; they belong in {root}/{split}/")
-    return None
+        return ParquetReader(files)
+    reader = TarReader(files, split)
+    if trained_on and reader.folder is None:
+        raise no_split
+    return reader
+
+
+def _has_classes(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
+
+
+def _reads_archives(root: Path, split: str, scheme: str | None) -> bool:
+    """Whether archives are looked for: where `scheme` says so, or says nothing and there are no class folders."""
+    return scheme != "folder" and (scheme is not None or not _has_classes(root / split))
 
 
 def open_images(
@@ -341,15 +364,13 @@ def open_images(
     if not colon or scheme not in SCHEMES:
         scheme, path = None, data
     root = Path(path)
-    reader = None
-    folder = root / split
-    has_classes = folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
-    if scheme != "folder" and (scheme is not None or not has_classes):
-        reader = _open_archives(root, split, scheme)
+    reader = _open_archives(root, split, scheme) if _reads_archives(root, split, scheme) else None
     if not labels:
         reader = reader or _open_unlabelled(_unlabelled_folder(root, split))
         return ImageSet(reader, data_config(model), is_training=is_training, substitute=split == "train")
-    return _image_set(reader or open_folder(root, split), f"{root} ({split})", split, model, is_training)
+    reader = reader or open_folder(root, split)
+    _check_classes(reader, root, split, scheme)
+    return _image_set(reader, f"{root} ({split})", split, model, is_training)
 
 
 def _unlabelled_folder(root: Path, split: str) -> Path:
@@ -381,16 +402,64 @@ def _open_unlabelled(folder: Path) -> Reader:
     return reader
 
 
+def _class_names(reader: Reader) -> list[str]:
+    """The classes' names in the order of their numbers; empty where the labels are numbers."""
+    return list(getattr(reader, "classes", None) or getattr(reader, "class_to_idx", None) or ())
+
+
+def _check_classes(reader: Reader, root: Path, split: str, scheme: str | None) -> None:
+    """DataError where `root` has the other split too, and classes in it that differ from those of `reader`: each split
+    numbers its own, so that labels of one would be wrong in the other."""
+    mine = _class_names(reader)
+    if not mine or (root.is_file() and getattr(reader, "folder", None) is None):
+        return
+    other = "val" if split == "train" else "train"
+    try:
+        theirs = _classes_of(root, other, scheme, mine)
+    except DataError as error:
+        report(f"note: {root}: the classes of {split} could not be compared with those of {other} ({error})")
+        return
+    if not theirs or theirs == mine:
+        return
+    train, val = (mine, theirs) if split == "train" else (theirs, mine)
+    number, (trained, held_out) = next(
+        (i, pair) for i, pair in enumerate(itertools.zip_longest(train, val, fillvalue="none")) if pair[0] != pair[1]
+    )
+    raise DataError(
+        f"{root}: class {number} is {trained} in train, {held_out} in val (of {len(train)} and {len(val)} classes); "
+        "each split numbers its own, so both need the same classes, with an image in each: rename those that differ, "
+        "and leave a class that one split lacks out of the other"
+    )
+
+
+def _classes_of(root: Path, split: str, scheme: str | None, expected: list[str]) -> list[str] | None:
+    """The names of a split's classes, in order; None where it is not there or its labels are numbers. Images in folders
+    are listed only where the folders' names are not the `expected` ones."""
+    from pyharness.archives import FolderReader, open_tar_index, parquet_classes
+
+    folder = root / split
+    if _reads_archives(root, split, scheme):
+        files = _archive_files(root, split, scheme)
+        if not files:
+            return None
+        return parquet_classes(files[0]) if files[0].suffix == ".parquet" else open_tar_index(files, split).classes
+    if not _has_classes(folder):
+        return None
+    if {entry.name for entry in folder.iterdir() if entry.is_dir()} == set(expected):
+        return expected
+    return list(FolderReader(folder).class_to_idx)
+
+
 def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, is_training: bool) -> ImageSet:
     dataset = ImageSet(reader, data_config(model), is_training=is_training, substitute=split == "train")
-    named = getattr(reader, "classes", None) or getattr(reader, "class_to_idx", None)
+    named = _class_names(reader)
     classes = len(named) if named else reader.num_classes
     if model.num_classes and (classes != model.num_classes if named else classes > model.num_classes):
         raise DataError(
             f"{source}: has {classes} classes, the model has {model.num_classes}; the folder must be of the data set "
             f"that the weights were trained on (train.py --classes {classes} trains a model for it)"
         )
-    _tell_order(list(named or ()), source)
+    _tell_order(named, source)
     return dataset
 
 

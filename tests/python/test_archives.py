@@ -197,6 +197,58 @@ def test_one_tar_file_of_a_whole_data_set_gives_the_split_alone(members, tmp_pat
             assert found == sorted((c, v + train) for (c, _), v in GREYS.items())
 
 
+def parquet_of(path, names) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    path.parent.mkdir(exist_ok=True)
+    rows = {"image": [{"bytes": png(9), "path": None}] * 3, "label": [0, 1, 2]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def one_tar_file(root, names):
+    write_tar(root / "all.tar", {f"{split}/{n}/0.png": png(9) for split in names for n in names[split]})
+    return root / "all.tar"
+
+
+def two_tar_files(root, names):
+    for split in names:
+        write_tar(root / f"{split}.tar", {f"{name}/0.png": png(9) for name in names[split]})
+    return root
+
+
+def folders_and_tar(root, names):
+    write_tar(root / "train.tar", {f"{name}/0.png": png(9) for name in names["train"]})
+    for name in names["val"]:
+        (root / "val" / name).mkdir(parents=True)
+        (root / "val" / name / "0.png").write_bytes(png(9))
+    return root
+
+
+def parquet_files(root, names):
+    for split in names:
+        parquet_of(root / split / "0.parquet", list(names[split]))
+    return root
+
+
+@pytest.mark.parametrize("make", [one_tar_file, two_tar_files, folders_and_tar, parquet_files])
+def test_splits_of_other_classes_are_refused(make, tmp_path, model):
+    for name in ("same", "other"):
+        (tmp_path / name).mkdir()
+    same = make(tmp_path / "same", {"train": CLASSES, "val": CLASSES})
+    other = make(tmp_path / "other", {"train": CLASSES, "val": ("ant", "bee", "dog")})
+    for train in (False, True):
+        assert len(get_dataset(same, NAME, train=train, model=model)) == 3
+        with pytest.raises(DataError, match=r"class 2 is cat in train, dog in val"):
+            get_dataset(other, NAME, train=train, model=model)
+
+
+def test_a_damaged_training_set_does_not_hinder_evaluation(tmp_path, model, capsys):
+    two_tar_files(tmp_path, {"train": CLASSES, "val": CLASSES})
+    (tmp_path / "train.tar").write_bytes(b"no tar file")
+    assert len(get_dataset(tmp_path, NAME, train=False, model=model)) == 3
+    assert "the classes of val could not be compared with those of train" in capsys.readouterr().err
+
+
 def test_classes_may_have_the_names_of_splits(tmp_path, model):
     write_tar(tmp_path / "a.tar", {f"{name}/{i}.png": png(9) for name in ("bus", "test", "train") for i in range(2)})
     assert len(get_dataset(tmp_path / "a.tar", NAME, train=False, model=model)) == 6

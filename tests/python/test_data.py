@@ -125,6 +125,42 @@ def test_calibration_takes_images_of_any_classes_or_none(folder, small_swin, tmp
 
 
 @pytest.mark.parametrize(
+    ("changed", "new", "message"),
+    [
+        ("bee", "cow", r"class 1 is bee in train, cat in val \(of 3 and 3 classes\)"),
+        ("cat", "dog", r"class 2 is cat in train, dog in val"),
+        ("cat", None, r"class 2 is cat in train, none in val \(of 3 and 2 classes\)"),
+    ],
+)
+def test_splits_of_other_classes_are_refused(changed, new, message, folder, small_swin):
+    """Each numbers its own: the accuracy would be of wrong labels, without a word."""
+    if new is None:
+        shutil.rmtree(folder / "val" / changed)
+    else:
+        (folder / "val" / changed).rename(folder / "val" / new)
+    for train in (True, False):
+        with pytest.raises(DataError, match=f"{message}.*both need the same classes"):
+            data.get_dataset(folder, "swin_tiny_patch4_window7_224", train=train, model=small_swin)
+        data.get_dataset(folder, "swin_tiny_patch4_window7_224", train=train, model=small_swin, labels=False)
+    with pytest.raises(DataError, match=message):
+        data.imagefolder(folder, "val", small_swin)
+    shutil.rmtree(folder / "train")
+    if new is not None:
+        assert len(data.imagefolder(folder, "val", small_swin)) == 3
+
+
+def test_splits_of_the_same_classes_are_compared_without_listing_images(folder, small_swin, monkeypatch):
+    listed = []
+    reader = archives.FolderReader
+    monkeypatch.setattr(archives, "FolderReader", lambda path: listed.append(path.name) or reader(path))
+    data.imagefolder(folder, "val", small_swin)
+    assert listed == ["val"]
+    (folder / "train" / ".cache").mkdir()  # no class: no image is in it
+    data.imagefolder(folder, "val", small_swin)
+    assert listed == ["val", "val", "train"]
+
+
+@pytest.mark.parametrize(
     ("train", "missing", "other", "images"),
     [(True, "train", "val", "training"), (True, "train", "test", "training"), (False, "val", "train", "held-out")],
 )
