@@ -238,11 +238,26 @@ def write(folder: Path, meta: Mapping[str, Any], rows: Sequence[RooflineRow]) ->
 
 # --- the picture -----------------------------------------------------------------------------------------------------
 
-GEMM_COLOUR, OTHER_COLOUR = "#0072B2", "#D55E00"
+KIND_STYLES = {
+    "gemm": ("GEMM", "#0072B2", "o"),
+    "fused": ("fused operation (attention: its GEMMs within)", "#D55E00", "s"),
+    "float": ("other operation", "#009E73", "D"),
+}
+"""Label, colour and marker by kind, as Table 1 has it: attention is a fused operation here, though its GEMMs count
+among the GEMMs of the summary."""
 SAME_HEIGHT = 1.1
 """Ceilings no further apart share a label in the picture."""
 LABELLED = 0.03
 """Operations with at least this share of the time have their name in the picture."""
+
+
+COPY = "copy"
+"""Marks the name of the copy bandwidth's line among the texts of a panel."""
+
+
+def _area(row: Mapping[str, Any], whole: float) -> float:
+    """Of an operation's marker, in square points, by its share of the time of all."""
+    return 30 + 700 * row["direct_ms"] / whole
 
 
 def ceiling_labels(ceilings: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -266,26 +281,93 @@ def _name_ceilings(axis: Any, labels: Sequence[tuple[str, float]], end: float, g
         )  # fmt: skip
 
 
-def _place_labels(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Names beside their points, moved down where two would lie on each other."""
-    used: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: -row["attained_gop_s"]):
-        x, y = math.log10(row["intensity"]), math.log10(row["attained_gop_s"])
-        while any(abs(x - a) < 1.3 and abs(y - b) < 0.13 for a, b in used):
-            y -= 0.13
-        used.append((x, y))
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels."""
+
+
+def free_place(
+    point: tuple[float, float], radius: float, size: tuple[float, float], within: Box, discs: Any, strokes: Any,
+    names: Any = (), leaders: Any = (),
+) -> Box:  # fmt: skip
+    """The box of a label of this `size` nearest to a disc that lies on none of the `discs` and other `names` (boxes
+    [n, 4]) and on no point of `strokes` [n, 2], and whose line from the disc crosses no name, none of the other names'
+    lines (`leaders` [n, 4]) and few discs; pixels. Where there is none, the one that does so least. The disc itself may
+    be among `discs`."""
+    import numpy as np
+
+    turns = np.linspace(0, 2 * math.pi, 24, endpoint=False)
+    turn, gap = (axis.ravel() for axis in np.meshgrid(turns, np.arange(5.0, 160.0, 5.0)))
+    half = np.array(size) / 2
+    reach = (radius + gap)[:, None] + half
+    middle = np.array(point) + reach * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    low, high = middle - half, middle + half
+    outside = (low < within[:2]).any(1) | (high > within[2:]).any(1)
+
+    boxes = np.concatenate([np.asarray(some, dtype=float).reshape(-1, 4) for some in (discs, names)])
+    x0, y0, x1, y1 = boxes.T[:, None]
+    covered = (low[:, :1] < x1) & (high[:, :1] > x0) & (low[:, 1:] < y1) & (high[:, 1:] > y0)
+    stroke = np.asarray(strokes, dtype=float).reshape(1, -1, 2)
+    struck = ((stroke > low[:, None] - 3) & (stroke < high[:, None] + 3)).all(2).any(1)
+    # The line's first part is on the disc, where others may lie that share the place.
+    along = np.linspace(0, 1, 24)[None, :, None] * (middle - point)[:, None] + np.array(point)
+    there = np.hypot(*(along - point).transpose(2, 0, 1)) > radius + 2
+    x, y = along[..., :1], along[..., 1:]
+    inside = (x > x0) & (x < x1) & (y > y0) & (y < y1) & there[..., None]
+    crossed = 4 * inside[..., : len(discs)].any(2).sum(1) + 80 * inside[..., len(discs) :].any((1, 2))
+
+    def side(ax: Any, ay: Any, bx: Any, by: Any, cx: Any, cy: Any) -> Any:
+        return (bx - ax) * (cy - ay) > (by - ay) * (cx - ax)
+
+    lines = np.asarray(leaders, dtype=float).reshape(-1, 4)
+    ends, p, (mx, my) = [lines[None, :, k] for k in range(4)], point, (middle[:, :1], middle[:, 1:])
+    apart = side(*p, mx, my, *ends[:2]) != side(*p, mx, my, *ends[2:])
+    over = (apart & (side(*ends, *p) != side(*ends, mx, my))).sum(1)
+
+    worse = 1e4 * outside + 1000 * covered.sum(1) + 500 * struck + crossed + 40 * over
+    best = np.argmin(worse + gap + 4 * (np.cos(turn) < 0))  # to the right where both are free
+    return (*low[best], *high[best])
+
+
+def _place_labels(axis: Any, rows: Sequence[Mapping[str, Any]], labelled: Sequence[Mapping[str, Any]]) -> None:
+    """Names of `labelled` beside their points, clear of each other, of all points and of the lines. The figure must
+    have been laid out."""
+    import numpy as np
+
+    per_point = axis.figure.dpi / 72
+    frame = axis.get_window_extent()
+    spots = {row["op"]: axis.transData.transform((row["intensity"], row["attained_gop_s"])) for row in rows}
+    whole = sum(row["direct_ms"] for row in rows)
+    radii = {row["op"]: math.sqrt(_area(row, whole)) / 2 * per_point for row in rows}
+    discs = [(x - radii[op], y - radii[op], x + radii[op], y + radii[op]) for op, (x, y) in spots.items()]
+    names = [text.get_window_extent().padded(2).extents for text in axis.texts if text.get_gid() == COPY]
+    strokes = np.concatenate([axis.transData.transform(line.get_xydata()) for line in axis.lines])
+    leaders: list[Box] = []
+    for row in sorted(labelled, key=lambda row: -row["attained_gop_s"]):
+        op = row["op"]
+        label = axis.text(0, 0, op, fontsize=7.5)
+        size = (label.get_window_extent().width + 3, label.get_window_extent().height + 2)
+        label.remove()
+        box = free_place(tuple(spots[op]), radii[op], size, frame.padded(-2).extents, discs, strokes, names, leaders)
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        names.append((box[0] - 4, box[1] - 1, box[2] + 4, box[3] + 1))
+        leaders.append((*spots[op], *middle))
+        strokes = np.concatenate([strokes, np.linspace(spots[op], middle, 60)])  # later names keep clear of this line
         axis.annotate(
-            row["op"], (row["intensity"], row["attained_gop_s"]), xytext=(row["intensity"] * 1.6, 10**y),
-            fontsize=7.5, va="center", arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#666666"},
+            op, (row["intensity"], row["attained_gop_s"]), xytext=axis.transData.inverted().transform(middle),
+            fontsize=7.5, ha="center", va="center", in_layout=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#333333", "shrinkA": 0, "shrinkB": 0},
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.7}, zorder=4,
         )  # fmt: skip
+        axis.plot(row["intensity"], row["attained_gop_s"], ".", color="#333333", markersize=2, zorder=4)
 
 
 def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw `roofline_cpu_b<batch>.png`: a panel for each graph and instruction set; returns the files drawn."""
     import numpy as np
+    from matplotlib.lines import Line2D
 
     from pyharness import plots
+    from pyharness.glance import device_title
 
     plt, meta, drawn = plots.pyplot(), document["meta"], []
     rows = [row for row in document["rows"] if row["attained_gop_s"] and row["operations"]]
@@ -295,9 +377,10 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
         highest = max(value for found in meta["ceilings"].values() for value in found.values())
         graphs, variants = (list(dict.fromkeys(row[name] for row in of_batch)) for name in ("graph", "isa"))
         figure, axes = plt.subplots(
-            len(graphs), len(variants), figsize=(5.6 * len(variants), 4.3 * len(graphs) + 0.6), squeeze=False,
+            len(graphs), len(variants), figsize=(5.6 * len(variants), 4.3 * len(graphs) + 1.0), squeeze=False,
             sharex=True, sharey=True, layout="constrained",
         )  # fmt: skip
+        panels, kinds = [], set()
         for (i, graph), (j, isa) in ((g, v) for g in enumerate(graphs) for v in enumerate(variants)):
             axis, ceilings = axes[i][j], meta["ceilings"][isa]
             mine = [row for row in of_batch if (row["graph"], row["isa"]) == (graph, isa)]
@@ -311,16 +394,16 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
             _name_ceilings(axis, ceiling_labels(arithmetic), x[-1], 0.05 * math.log10(highest / lowest_point))
             axis.annotate(
                 f"copy {ceilings['copy_gb_s']:.1f} GB/s", (5, 5 * ceilings["copy_gb_s"]), xytext=(-6, 6),
-                textcoords="offset points", ha="right", fontsize=8,
+                textcoords="offset points", ha="right", fontsize=8, gid=COPY,
             )  # fmt: skip
-            for kind, colour, marker in ((True, GEMM_COLOUR, "o"), (False, OTHER_COLOUR, "s")):
-                some = [row for row in mine if is_gemm(row["kind"], row["op"]) == kind]
+            for kind, (_, colour, marker) in KIND_STYLES.items():
+                some = [row for row in mine if row["kind"] == kind]
                 axis.scatter(
                     [r["intensity"] for r in some], [r["attained_gop_s"] for r in some], marker=marker, color=colour,
-                    s=[30 + 700 * r["direct_ms"] / whole for r in some], alpha=0.75, edgecolors="white", zorder=3,
-                    label="GEMM" if kind else "other operation",
+                    s=[_area(r, whole) for r in some], alpha=0.75, edgecolors="white", zorder=3,
                 )  # fmt: skip
-            _place_labels(axis, [row for row in mine if row["direct_ms"] >= LABELLED * whole])
+            kinds |= {row["kind"] for row in mine}
+            panels.append((axis, mine, [row for row in mine if row["direct_ms"] >= LABELLED * whole]))
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.grid(alpha=0.25, which="major")
@@ -331,12 +414,19 @@ def plot(document: Mapping[str, Any], folder: Path) -> list[Path]:
             lowest = [axes[i][j] for i in range(len(graphs)) if axes[i][j].get_visible()][-1]
             lowest.set_xlabel("operations per byte read or written")
             lowest.tick_params(labelbottom=True)
-        axes[0][0].legend(loc="lower right", fontsize=8, frameon=True)
+        entries = [Line2D([], [], linestyle="", marker=marker, color=colour, markeredgecolor="white", label=label)
+                   for kind, (label, colour, marker) in KIND_STYLES.items() if kind in kinds]  # fmt: skip
+        wide = len(entries) if len(variants) > 1 else 1
+        figure.legend(handles=entries, loc="outside lower center", ncols=wide, frameon=False, fontsize=9)
         threads = meta["threads"]
+        where = f"{device_title(folder, meta['device'])} (area: share of time)"
         figure.suptitle(
-            f"{plots.short_model(meta['model'])}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}, "
-            f"{meta['device']} (area: share of time)", fontsize=11,
+            f"{plots.short_model(meta['model'])}, batch {batch}, {threads} thread{'s' if threads > 1 else ''},"
+            + (" " if len(variants) > 1 else "\n") + where, fontsize=11,
         )  # fmt: skip
+        figure.draw_without_rendering()  # lays the figure out: only now it is known where points lie on paper
+        for axis, mine, labelled in panels:
+            _place_labels(axis, mine, labelled)
         path = folder / f"{KIND}_b{batch}.png"
         plots.save(figure, path)
         drawn.append(path)

@@ -71,12 +71,24 @@ def _lines(folder: Path, root: str) -> Iterable[tuple[str, tuple[str, ...]]]:
     models = list(dict.fromkeys(model for _, model, _ in groups))
     for isa, model, batch in sorted(groups, key=lambda g: (g[0] != "native", models.index(g[1]), g[2])):
         engine_isa = isas.get(isa) or document["meta"]["engine"]["isa"]
-        said = folder / "processor.txt"
-        name = said.read_text(encoding="utf-8").strip() if said.exists() else _short(document["meta"]["device"])
+        name = processor_of(folder) or _short(document["meta"]["device"])
         processor = f"[{name}]({root}{folder.name})"
         instructions = INSTRUCTIONS[engine_isa] + (" alone" if isa != "native" else "")
         cells = _line(engine_isa, model, batch, groups[isa, model, batch])
         yield document["meta"]["date"], (processor, instructions, *cells)
+
+
+def processor_of(folder: Path) -> str | None:
+    """What the folder's processor.txt says; None where there is none."""
+    said = folder / "processor.txt"
+    return said.read_text(encoding="utf-8").strip() if said.exists() else None
+
+
+def device_title(folder: Path, device: str) -> str:
+    """A machine's name for a picture in `folder`: `device`, of which only the cores stay where processor.txt has the
+    name."""
+    name, (_, comma, cores) = processor_of(folder), device.rpartition(", ")
+    return device if name is None else f"{name}{comma}{cores}" if comma else name
 
 
 def _short(device: str) -> str:

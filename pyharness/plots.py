@@ -72,6 +72,10 @@ def _style(method: str) -> tuple[str, str, str]:
     return METHOD_STYLES.get(method, (method, "#999999", "D"))
 
 
+SPREAD = 5.0
+"""Latencies whose largest is more than so many times the smallest are drawn on a log scale."""
+
+
 def plot_accuracy_latency(document: Mapping[str, Any], path: Path) -> bool:
     """Top-1 with its 95 % interval against median latency, one panel per model. False where no row has both."""
     rows = [row for row in document["rows"] if row["top1"] is not None and row["latency_ms"]]
@@ -83,7 +87,8 @@ def plot_accuracy_latency(document: Mapping[str, Any], path: Path) -> bool:
         1, len(models), figsize=(6.4 * len(models), 4.6), squeeze=False, layout="constrained"
     )
     for axis, model in zip(axes[0], models):
-        for row in (row for row in rows if row["model"] == model):
+        mine = [row for row in rows if row["model"] == model]
+        for row in mine:
             label, colour, marker = _style(row["method"])
             stats, (low, high) = row["latency_ms"], row["top1_interval95"] or (row["top1"], row["top1"])
             axis.errorbar(
@@ -91,34 +96,52 @@ def plot_accuracy_latency(document: Mapping[str, Any], path: Path) -> bool:
                 row["top1"],
                 xerr=[[stats["median"] - stats["p10"]], [stats["p90"] - stats["median"]]],
                 yerr=[[row["top1"] - low], [high - row["top1"]]],
-                fmt=marker,
-                markersize=9,
-                color=colour,
+                fmt="none",
                 ecolor=colour,
-                elinewidth=1,
-                capsize=3,
-                label=label,
+                elinewidth=1.2,
             )
+            # Apart from its bars, which would be in the legend too, and above those of other methods.
+            axis.plot(
+                stats["median"], row["top1"], marker, markersize=9, color=colour, markeredgecolor="white", label=label,
+                zorder=3,
+            )  # fmt: skip
         axis.set_title(f"{short_model(model)}, batch {rows[0]['batch']}")
-        axis.set_xlabel("latency, ms (median; bar: 10th to 90th percentile)")
+        medians = [row["latency_ms"]["median"] for row in mine]
+        log = max(medians) > SPREAD * min(medians)
+        axis.set_xlabel(f"latency, ms{', log scale' if log else ''} (median; bar: 10th to 90th percentile)")
         axis.set_ylabel("top-1, % (bar: 95 % interval)")
         axis.grid(alpha=0.3)
-        axis.set_xlim(left=0)
+        if log:
+            _log_latencies(axis, medians)
+        else:
+            axis.set_xlim(left=0)
         axis.legend(loc="best", frameon=True, fontsize=9)
     save(figure, path)
     return True
+
+
+def _log_latencies(axis: Any, medians: Sequence[float]) -> None:
+    """A log scale with plain numbers, at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.set_xlim(min(medians) / 1.5, max(medians) * 1.5)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 TALLEST = 180.0
 """Percent of FT INT8's latency that plot_latency_bars draws."""
 
 
-def _three_digits(milliseconds: float) -> str:
-    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
-    """Median latency of every method, grouped by model, in percent of FT INT8's; the bars carry the milliseconds.
+    """Median latency of every method, grouped by model, in percent of FT INT8's; the bars carry the milliseconds, or
+    microseconds of a model that needs less than one millisecond.
 
     Relative, because the models' latencies lie too far apart for one axis. Bars beyond TALLEST, fp32's, are cut there
     and carry their multiple of FT INT8. False where FT INT8 was not measured.
@@ -132,6 +155,8 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
     size = (max(7.0, (0.5 * len(methods) + 0.1) * len(models) + 1.5), 4.8)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     width = 0.84 / len(methods)
+    fastest = {model: min(r["latency_ms"]["median"] for r in rows if r["model"] == model) for model in models}
+    units = {model: (1000, "µs") if ms < 1 else (1, "ms") for model, ms in fastest.items()}
     for index, method in enumerate(methods):
         label, colour, _ = _style(method)
         mine = [(models.index(r["model"]), r) for r in rows if r["method"] == method]
@@ -141,20 +166,22 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
             hatch=("", "", "//", "..")[index % 4], edgecolor="white",
         )  # fmt: skip
         for bar, (_, row) in zip(bars, mine):
-            words = _three_digits(row["latency_ms"]["median"])
-            if 100 * row["vs_ft_int8"] > TALLEST:
+            words = _three_digits(row["latency_ms"]["median"] * units[row["model"]][0])
+            cut = 100 * row["vs_ft_int8"] > TALLEST
+            if cut:
                 words += f"\n{row['vs_ft_int8']:.3g}x FT"
                 ends = [bar.get_x(), bar.get_x() + bar.get_width()]
                 axis.plot(ends, [0.88 * TALLEST, 0.92 * TALLEST], color="white", linewidth=3)
+            inside = not cut and bar.get_height() > 0.1 * TALLEST  # where the line at 100 % cannot strike it
             axis.annotate(
-                words, (bar.get_x() + bar.get_width() / 2, bar.get_height()),
-                xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9,
+                words, (bar.get_x() + bar.get_width() / 2, bar.get_height()), xytext=(0, -5 if inside else 3),
+                textcoords="offset points", ha="center", va="top" if inside else "bottom", fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
     axis.axhline(100, color="#0072B2", linewidth=0.8, linestyle="--", zorder=0)
-    axis.set_xticks(range(len(models)), [short_model(model) for model in models])
+    axis.set_xticks(range(len(models)), [f"{short_model(model)}, {units[model][1]}" for model in models])
     axis.set_ylabel("latency, % of FT INT8")
-    axis.set_title(f"Median latency in ms, batch {rows[0]['batch']} (lower is better)")
+    axis.set_title(f"Median latency, batch {rows[0]['batch']} (lower is better)")
     axis.margins(y=0.18)
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False, fontsize=9)
@@ -163,41 +190,48 @@ def plot_latency_bars(document: Mapping[str, Any], path: Path) -> bool:
 
 
 def plot_breakdown(document: Mapping[str, Any], path: Path) -> None:
-    """Table 1 as one stacked bar per graph: the latency drop of each fused op, and what is left in grey."""
+    """Table 1 as one stacked bar per graph: the latency drop of each fused op, and what is left in grey. Values stand
+    where there is room for them."""
     rows, latency = document["rows"], document["meta"]["latency_ms"]
     graphs = list(dict.fromkeys(row["graph"] for row in rows))
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(10.0, 1.5 * len(graphs) + 2.4), layout="constrained")
-    labelled: set[str] = set()
+    bars: dict[str, Any] = {}
+    values, below_zero, grey = [], False, None
     for place, graph in enumerate(graphs):
         left = 0.0
         drops = {row["op"]: row["drop_ms"] for row in rows if row["graph"] == graph and row["drop_ms"] is not None}
         for op in (op for op in drops if op in OP_STYLES):  # rows of fused ops stand in the graph's order
+            below_zero = below_zero or drops[op] < 0
             drop = max(0.0, drops[op])
             colour, hatch = OP_STYLES[op]
-            axis.barh(
-                place, drop, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="white",
-                label=None if op in labelled else op,
+            (bar,) = axis.barh(place, drop, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="white")
+            bars.setdefault(op, bar)
+            value = axis.text(
+                left + drop / 2, place, f"{drop:.2g}", ha="center", va="center", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
             )  # fmt: skip
-            labelled.add(op)
-            if drop > 0.035 * latency[graph]["median"]:
-                axis.text(
-                    left + drop / 2, place, f"{drop:.2g}", ha="center", va="center", fontsize=9,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
-                )  # fmt: skip
+            values.append((value, bar))
             left += drop
         rest = latency[graph]["median"] - left
         if rest > 0:
-            axis.barh(
-                place, rest, left=left, height=0.62, color="#DDDDDD", edgecolor="white",
-                label="GEMMs and the rest" if place == 0 else None,
-            )  # fmt: skip
+            (grey,) = axis.barh(place, rest, left=left, height=0.62, color="#DDDDDD", edgecolor="white")
             axis.text(left + rest / 2, place, f"GEMMs and the rest: {rest:.1f}", ha="center", va="center", fontsize=9)
     axis.set_yticks(range(len(graphs)), [_style(graph)[0] for graph in graphs])
+    axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
-    axis.set_xlabel(f"ms, batch {rows[0]['batch']}: drop in latency when the op is left out")
+    axis.set_xlabel(
+        f"ms, batch {rows[0]['batch']}: drop in latency when the op is left out"
+        + (" (drops below zero are not drawn)" if below_zero else "")
+    )
     axis.set_title(f"Fused operations of {short_model(rows[0]['model'])}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    if grey is not None:
+        bars["GEMMs and the rest"] = grey
+    figure.legend(bars.values(), bars.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.draw_without_rendering()  # lays the figure out: only now segments have a width on paper
+    for value, bar in values:
+        if value.get_bbox_patch().get_window_extent().width > bar.get_window_extent().width:
+            value.remove()
     save(figure, path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyharness.errors import FormatError
-from pyharness.glance import at_a_glance
+from pyharness.glance import at_a_glance, device_title
 
 
 def row(method: str, ms: float | None, side: str = "ours", **more: Any) -> dict[str, Any]:
@@ -128,3 +128,10 @@ def test_a_folder_without_peers_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "peers_cpu.json").write_text(content)
         with pytest.raises(FormatError, match=rf"{message}.*benchmarks/peers_cpu\.py writes it anew"):
             at_a_glance([tmp_path])
+
+
+def test_a_title_has_the_name_of_processor_txt_and_the_cores(tmp_path: Path) -> None:
+    assert device_title(tmp_path, "A CPU (family 1 model 2), 2 cores") == "A CPU (family 1 model 2), 2 cores"
+    (tmp_path / "processor.txt").write_text("A CPU, Zen 9\n")
+    assert device_title(tmp_path, "A CPU (family 1 model 2), 2 cores") == "A CPU, Zen 9, 2 cores"
+    assert device_title(tmp_path, "A CPU") == "A CPU, Zen 9"

@@ -146,6 +146,26 @@ def test_pictures(tmp_path: Path) -> None:
     assert plot.plot(results.document_of(META, [row("gone", reason="x")]), tmp_path) == []
 
 
+def test_a_picture_says_which_bars_are_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    geluless = ("geluless_int8", "fused_int8", "fused_int8_balanced", "fused_int8_tensor")
+    assert all(map(plot.is_geluless, geluless))
+    assert not any(map(plot.is_geluless, ("ft_int8", "fused_int8_gelu", "fused_int8_gelu_balanced")))
+    (tmp_path / "processor.txt").write_text("A CPU of 2026\n")
+    figures = []
+    monkeypatch.setattr(plot.plots, "save", lambda figure, path: figures.append(figure))
+    plot.plot(results.document_of(META, a_group()), tmp_path)
+    (figure,) = figures
+    assert figure.get_suptitle() == "A CPU of 2026, 2 cores: every library as it chooses"
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == [
+        "this engine, int8, the peers' model", "this engine, int8, a GELU-less model", "peers, fp32", "peers, bf16",
+    ]  # fmt: skip
+    colours = [bar.get_facecolor() for bar in figure.axes[0].patches]
+    assert len(set(colours)) == 4
+    # slow, ft_int8, quick and fused_int8 from below: the line at 1 ends beneath the last, which is before it.
+    assert list(figure.axes[0].lines[0].get_ydata()) == [-0.5, 2.5]
+
+
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 

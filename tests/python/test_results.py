@@ -326,6 +326,54 @@ def test_a_bar_that_dwarfs_the_others_is_cut_and_says_by_how_much(
     assert words[0].splitlines()[0] == "1234"
 
 
+def test_latencies_below_a_millisecond_are_in_microseconds(
+    tmp_path: Path, meta: dict, table2_rows: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = copy.deepcopy(results.document_of(meta, table2_rows))
+    timed = [row for row in document["rows"] if row["vs_ft_int8"] is not None]
+    for row in timed:
+        row["latency_ms"]["median"] = 0.06891 if row["model"] == timed[0]["model"] else 40.6
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    assert plots.plot_latency_bars(document, tmp_path / "bars.png")
+    axis = figures[0].axes[0]
+    assert axis.get_xticklabels()[0].get_text().endswith(", µs")
+    assert {text.get_text().splitlines()[0] for text in axis.texts} <= {"68.9", "40.6"}
+
+
+@pytest.mark.parametrize(("slowest", "scale"), [(4.9, "linear"), (5.1, "log")])
+def test_latencies_far_apart_are_on_a_log_scale(
+    tmp_path: Path, meta: dict, table2_rows: list, monkeypatch: pytest.MonkeyPatch, slowest: float, scale: str
+) -> None:
+    document = copy.deepcopy(results.document_of(meta, table2_rows))
+    for row in (row for row in document["rows"] if row["latency_ms"]):
+        row["latency_ms"] |= dict.fromkeys(("median", "p10", "p90"), slowest if row["method"] == "fp32" else 1.0)
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    assert plots.plot_accuracy_latency(document, tmp_path / "accuracy.png")
+    axis = figures[0].axes[0]
+    assert axis.get_xscale() == scale
+    handles, words = axis.get_legend_handles_labels()
+    markers = {label: marker for label, _, marker in plots.METHOD_STYLES.values()}
+    assert words and [handle.get_marker() for handle in handles] == [markers[word] for word in words]
+
+
+def test_values_of_the_breakdown_fit_into_their_segments(
+    tmp_path: Path, meta: dict, table1_rows: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = copy.deepcopy(results.document_of(meta, table1_rows))
+    dropped = [row for row in document["rows"] if row["drop_ms"] is not None]
+    whole = document["meta"]["latency_ms"][dropped[0]["graph"]]["median"]
+    dropped[0]["drop_ms"], dropped[1]["drop_ms"], dropped[2]["drop_ms"] = 0.01 * whole, 0.3 * whole, -0.1 * whole
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    plots.plot_breakdown(document, tmp_path / "table1.png")
+    axis = figures[0].axes[0]
+    words = [text.get_text() for text in axis.texts]
+    assert f"{0.3 * whole:.2g}" in words and f"{0.01 * whole:.2g}" not in words and "0" not in words
+    assert "drops below zero are not drawn" in axis.get_xlabel()
+
+
 def test_every_method_and_op_has_a_look_of_its_own() -> None:
     styles = [plots.METHOD_STYLES[method] for method in results.METHODS]
     assert all(len(set(column)) == len(styles) for column in zip(*styles))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,42 @@ def test_a_share_is_of_the_ceiling_of_its_own_round() -> None:
 def test_ceilings_of_one_height_share_a_label() -> None:
     found = roofline_cpu.ceiling_labels({"s8_gop_s": 400.0, "u8_gop_s": 410.0, "f32_gflop_s": 100.0})
     assert found == [("u8, s8 410 GOP/s", 410.0), ("f32 100 GOP/s", 100.0)]
+
+
+def test_a_label_is_clear_of_points_names_and_lines() -> None:
+    within, size = (0.0, 0.0, 300.0, 200.0), (60.0, 10.0)
+    point = (100.0, 100.0)
+    disc = (95.0, 95.0, 105.0, 105.0)
+    alone = roofline_cpu.free_place(point, 5.0, size, within, [disc], [])
+    assert alone == pytest.approx((110, 95, 170, 105))  # right beside it
+    line = [(x, 100.0) for x in range(300)]
+    second = roofline_cpu.free_place(point, 5.0, size, within, [disc], line, [alone])
+    assert second[1] > 100 or second[3] < 100
+    assert second[0] >= 170 or second[2] <= 110 or second[1] >= 105 or second[3] <= 95
+    assert min(second) >= 0 and second[2] <= 300 and second[3] <= 200
+
+
+def test_names_in_a_picture_do_not_overprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyharness import plots
+
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    # Three operations of nearly one place, as the GEMMs of a graph are.
+    kinds = {"a": "gemm", "b": "gemm", "attention": "fused"}
+    ops = [op(name, kind, 1, 400 + i) for i, (name, kind) in enumerate(kinds.items())]
+    made = roofline_cpu.rows_of(ops, [2.0, 2.0, 2.0], Ceilings(10.0, 400.0, 100.0), OF)
+    meta = {"model": "m", "threads": 2, "device": "A CPU, 2 cores", "ceilings": {"avx2": CEILINGS}}
+    rows_of_it = [dataclasses.asdict(row) for row in made]
+    assert roofline_cpu.plot({"meta": meta, "rows": rows_of_it}, tmp_path) == [tmp_path / "roofline_cpu_b1.png"]
+    figures[0].draw_without_rendering()
+    axis = figures[0].axes[0]
+    names = [text for text in axis.texts if text.get_text() in kinds]
+    boxes = [text.get_bbox_patch().get_window_extent() for text in names]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    # As Table 1 has it, attention is a fused operation.
+    words = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert words == ["GEMM", "fused operation (attention: its GEMMs within)"]
 
 
 def test_an_unknown_instruction_set() -> None:
