@@ -16,6 +16,7 @@ PROGRAMS = {
     "quantize": "calibrate a checkpoint after training",
     "convert": "between checkpoints of all formats and engine files",
     "evaluate": "accuracy of checkpoints and engine files",
+    "predict": "the likeliest classes of your own photographs",
     "compare": "how far results are from another model's, without labels",
     "distill": "the paper's Algorithm 1: take a model's GELU away",
     "qat": "quantization-aware training of a calibrated model",
