@@ -44,9 +44,10 @@ EPS = 1e-5
 @functools.cache
 def modelopt_quantization():
     """The module modelopt.torch.quantization, imported on first use (seconds) and without its start-up warnings."""
-    noisy = logging.getLogger("torch.utils.cpp_extension")
+    noisy, pytree = logging.getLogger("torch.utils.cpp_extension"), logging.getLogger("torch.utils._pytree")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
+    pytree.addFilter(_is_no_enum_notice)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,7 +59,13 @@ def modelopt_quantization():
         ) from None
     finally:
         noisy.setLevel(level)
+        pytree.removeFilter(_is_no_enum_notice)
     return quantization
+
+
+def _is_no_enum_notice(record: logging.LogRecord) -> bool:
+    """False of PyTorch's notice for the authors of a library that ModelOpt imports."""
+    return "is an Enum subclass and is now natively supported" not in record.getMessage()
 
 
 def make_quantizer() -> TensorQuantizer:

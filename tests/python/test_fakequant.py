@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from quant_helpers import NON_SQUARE, THREE_STAGES, calibrated, exercised_model, images_for, one_thread, sqnr_db
 
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import CheckpointError
-from pyharness.fakequant import FakeQuantSwin, make_quantizer
+from pyharness.fakequant import FakeQuantSwin, _is_no_enum_notice, make_quantizer, modelopt_quantization
 from pyharness.models import make_geluless_block
 
 __all__ = ["one_thread"]
@@ -51,6 +53,16 @@ def test_without_quantizers_it_is_timms_model(config, geluless, seed):
         expected = model(images)
     assert expected.std() > 0.1, "the comparison needs a signal"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_modelopts_import_hides_one_notice_alone():
+    def said(text):
+        return _is_no_enum_notice(logging.LogRecord("torch.utils._pytree", logging.WARNING, "f", 1, text, None, None))
+
+    assert not said("<enum 'Kind'> is an Enum subclass and is now natively supported by torch.compile as an opaque value")
+    assert said("register_constant() got another class")
+    modelopt_quantization()
+    assert _is_no_enum_notice not in logging.getLogger("torch.utils._pytree").filters
 
 
 @pytest.mark.parametrize("fault", ["shift", "mask", "merge order", "position bias", "scale"])
