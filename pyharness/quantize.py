@@ -11,9 +11,8 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
 
 import argparse
 import importlib.metadata
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from pyharness.data import DATA_HELP, add_max_corrupt, need_share
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
 from pyharness.model_card import sha256, write_card
+from pyharness.training import progress, report
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -42,6 +42,9 @@ BATCH_SIZE = 8
 MAX_BINS = 1 << 19
 """Where a later batch exceeds the range of a quantizer's first one, ModelOpt's histogram of 2048 bins grows by more of
 the same width. 256 times the range is far beyond what images of one kind differ by, and some GB in the mse search."""
+
+LINE_SECONDS = 10.0
+"""Without a terminal, seconds between two lines of progress."""
 
 CANDIDATES = 128
 """How many amax values the mse and entropy searches try. ModelOpt's entropy search is a Python loop over all bins for
@@ -67,7 +70,11 @@ def calibrate(
     activations = {name: q for name, q in quantizers.items() if name not in weights}
     _calibrate_weights(model, weights)
     images = _collect(model, activations, batches, "max" if method == "max" else "histogram")
-    for quantizer in activations.values():
+    chosen = progress(
+        activations.values(), total=len(activations), initial=0, label="choosing ranges", unit="quantizer",
+        every=LINE_SECONDS,
+    )  # fmt: skip
+    for quantizer in chosen:
         _set_amax(quantizer, method, percentile)
     CalibratedCheckpoint(model.config, model.graph, model.int8_mode, model.state_dict()).check("calibration")
     return images
@@ -247,7 +254,12 @@ def main(argv: list[str] | None = None) -> int:
 
     dataset = get_dataset(args.data, config.name, train=True, model=model, labels=False)
     loader = make_loader(dataset, args.batch_size, shuffle=True, seed=args.seed)
-    batches = _with_progress((images for images, _ in islice(loader, args.batches)), args.batches)
+    asked = args.batches * args.batch_size
+    batches = progress(
+        (images for images, _ in islice(loader, args.batches)), total=min(args.batches, len(loader)), initial=0,
+        label="calibrating", every=LINE_SECONDS,
+    )  # fmt: skip
+    report(f"calibrating {config.name}: {min(asked, len(dataset))} images ...")
     data = args.data or "scikit-learn's digits, training images"
     started = time.perf_counter()
     checkpoint = quantize(
@@ -262,6 +274,9 @@ def main(argv: list[str] | None = None) -> int:
         normalization=input_normalization(args.data, config.name, model),
     )
     check_images(dataset, None, args.max_corrupt)  # each is named already, and there is no folder for a list
+    images = checkpoint.meta["calibration"]["images"]
+    if images < asked:
+        report(f"note: calibrated on {images} images; {asked} were asked for (--batches x --batch-size)")
     save_calibrated(args.out, checkpoint)
     write_card(
         args.out,
@@ -272,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(
         f"{args.out}: {config.name}, {checkpoint.graph}, int8_mode {checkpoint.int8_mode}, "
-        f"{len(list(checkpoint.required()))} quantizers from {checkpoint.meta['calibration']['images']} images "
+        f"{len(list(checkpoint.required()))} quantizers from {images} images "
         f"in {time.perf_counter() - started:.1f} s"
     )
     return 0
@@ -299,12 +314,6 @@ def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig, 
         origin["distillation"] = meta["distillation"]
     rest = {key: value for key, value in meta.items() if key not in ("model", "config", "activation", "distillation")}
     return model, config_of(model, meta["model"]), {**origin, "weights_meta": rest}
-
-
-def _with_progress(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-    from tqdm import tqdm
-
-    yield from tqdm(batches, total=total, desc="calibrating", unit="batch", disable=not sys.stderr.isatty())
 
 
 if __name__ == "__main__":

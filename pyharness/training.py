@@ -42,15 +42,48 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
 
 
-def progress(batches: Iterable, *, total: int, initial: int, label: str) -> Iterable:
-    """`batches` with a progress bar on stderr; without a terminal, unchanged (the caller reports each step's end).
+def progress(
+    items: Iterable, *, total: int, initial: int, label: str, unit: str = "batch", every: float | None = None
+) -> Iterable:
+    """`items`, each a `unit`, with a progress bar on stderr.
 
-    Of many processes, the first alone shows one.
+    Without a terminal a line at most `every` seconds; where that is None nothing (the caller reports each step's end).
+    Of many processes, the first alone shows either.
     """
     from tqdm import tqdm
 
-    hidden = not (sys.stderr.isatty() and distributed.is_main())
-    return tqdm(batches, total=total, initial=initial, desc=label, unit="batch", leave=False, disable=hidden)
+    terminal = sys.stderr.isatty()
+    if every is not None and not terminal:
+        return _with_lines(items, total, initial, f"{label}: {{}} of {total} {_plural(unit)}", every)
+    hidden = not (terminal and distributed.is_main())
+    return tqdm(items, total=total, initial=initial, desc=label, unit=unit, leave=False, disable=hidden)
+
+
+def _with_lines(items: Iterable, total: int, done: int, line: str, every: float) -> Iterator:
+    due = Due(every)
+    for item in items:
+        yield item
+        done += 1
+        if done < total and due():
+            report(line.format(done))
+
+
+def _plural(unit: str) -> str:
+    return unit + ("es" if unit.endswith("ch") else "s")
+
+
+class Due:
+    """Called, whether `every` seconds have passed since it was made or last said so."""
+
+    def __init__(self, every: float) -> None:
+        self._every, self._since = every, time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._since < self._every:
+            return False
+        self._since = now
+        return True
 
 
 def report(line: str) -> None:

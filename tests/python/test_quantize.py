@@ -221,6 +221,23 @@ def test_the_program_calibrates_the_micro_model(tmp_path, capsys):
     assert out.read_bytes() == first, "the same command must give the same file"
 
 
+def test_the_program_says_without_a_terminal_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pyharness.quantize.LINE_SECONDS", 0.0)
+    arguments = ["--model", MICRO_DIGITS.name, "--batches", "3", "--batch-size", "4", "--out", str(tmp_path / "c.pth")]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "calibrating swin_micro_digits: 12 images ..."
+    assert lines[1:3] == ["calibrating: 1 of 3 batches", "calibrating: 2 of 3 batches"]
+    assert lines[3].startswith("choosing ranges: 1 of ") and lines[3].endswith(" quantizers")
+    assert "asked for" not in "".join(lines)
+    monkeypatch.setattr("pyharness.quantize.LINE_SECONDS", 600.0)
+    assert main([*arguments, "--weights", "random", "--data", "procedural:classes=10,train=7,val=8"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrating swin_micro_digits: 7 images ...",
+        "note: calibrated on 7 images; 12 were asked for (--batches x --batch-size)",
+    ]
+
+
 def test_the_program_makes_random_weights_geluless_where_it_is_told_to(tmp_path, monkeypatch):
     arguments = ["--batches", "1", "--batch-size", "4", "--out", str(tmp_path / "c.pth")]
     for activation, graph in (("relu", "geluless_int8"), ("gelu", "ft_int8")):
