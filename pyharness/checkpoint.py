@@ -32,15 +32,16 @@ from torch import Tensor
 from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
 from pyharness.hf_format import CONFIG_NAME, index_of, is_huggingface, load_folder, without_type
-from pyharness.tensor_file import load_tensors, save_tensors, save_torch
+from pyharness.tensor_file import TORCHSCRIPT, file_kind, load_tensors, need_content, save_tensors, save_torch
 from pyharness.training import report
 
 FORMAT = "swin-checkpoint"
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 """Keys under which training programs store the moving average of the weights: what they evaluate, and timm loads."""
 
-WRAPPERS = (*EMA_WRAPPERS, "model", "state_dict")
-"""Keys under which training programs store the state dict, the first found counts."""
+WRAPPERS = (*EMA_WRAPPERS, "model", "state_dict", "model_state_dict")
+"""Keys under which training programs store the state dict, the first found counts. Where there is none of them, the one
+key with tensors by name does."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DistributedDataParallel, torch.compile and training programs put before every name."""
@@ -189,9 +190,12 @@ def _decode_meta(path: Path, text: str) -> dict[str, Any]:
 def load_pickle(path: Path) -> Any:
     """What `torch.load` reads with weights_only: tensors, plain containers, and argparse.Namespace, which holds values
     alone and in which training programs, timm's too, keep their options. CheckpointError as `load_checkpoint`."""
-    if not path.is_file():
+    if str(path) == "pretrained" and not path.is_file():
         fetch = "`python pyharness/convert.py to-timm pretrained FILE --model NAME` makes one of timm's weights"
-        raise CheckpointError(f"{path}: no such file" + (f"; {fetch}" if str(path) == "pretrained" else ""))
+        raise CheckpointError(f"{path}: no such file; {fetch}")
+    need_content(path, CheckpointError)
+    if file_kind(path) == TORCHSCRIPT:
+        raise CheckpointError(f"{path}: is {TORCHSCRIPT}; save the model's state_dict() with torch.save instead")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -206,6 +210,11 @@ def load_pickle(path: Path) -> Any:
     # A damaged file can break the reader at any point, so the kinds of error are many.
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in first_line:  # torch.load's advice to read the file unsafely
+            raise CheckpointError(
+                f"{path}: is of a kind that cannot be read without running code; save the model's state_dict() with "
+                "torch.save, or use .safetensors"
+            ) from None
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({first_line}); it may be cut off. Fetch it again."
         ) from None
@@ -217,10 +226,12 @@ def unwrap_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     Where it holds the trained weights and their moving average, the average is taken, and one line says so.
     """
     found = [key for key in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
-    usable = [key for key in found if key not in EMA_WRAPPERS or _is_average(content[key])] or found
+    usable = [key for key in found if key not in EMA_WRAPPERS or _is_tensors(content[key])]
+    usable = usable or _keys_of_tensors(path, content) or found
     if usable:
-        if len(found) > 1 and found[0] in EMA_WRAPPERS:
-            _report_once(_which_was_taken(path, usable[0], [key for key in found if key != usable[0]]))
+        left = [key for key in found if key != usable[0]]
+        if left and found[0] in EMA_WRAPPERS:
+            _report_once(_which_was_taken(path, usable[0], left))
         content = content[usable[0]]
         if usable[0] in EMA_WRAPPERS:
             content = {name: value for name, value in content.items() if name != _AVERAGED}
@@ -232,14 +243,26 @@ def unwrap_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     if strange:
         raise CheckpointError(
             f"{path}: {', '.join(strange[:5])} {'is' if len(strange) == 1 else 'are'} not a tensor by name; a state "
-            f"dict, alone or under one of the keys {', '.join(WRAPPERS)}, is needed"
+            f"dict, alone or under a key such as {', '.join(WRAPPERS)}, is needed"
         )
     return _without_prefix(content)
 
 
-def _is_average(content: Mapping[Any, Any]) -> bool:
+def _is_tensors(content: Any) -> bool:
     """Whether there are weights by name, not another program's bookkeeping of an average."""
-    return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    return isinstance(content, Mapping) and bool(content) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    )  # fmt: skip
+
+
+def _keys_of_tensors(path: Path, content: Any) -> list[str]:
+    """The key of `content` under which there are tensors by name, if any; CheckpointError where there are several."""
+    keys = [key for key, value in content.items() if _is_tensors(value)] if isinstance(content, Mapping) else []
+    if len(keys) > 1:
+        raise CheckpointError(
+            f"{path}: holds tensors by name under {', '.join(map(str, keys))}; one state dict is needed: save it alone"
+        )
+    return keys
 
 
 def _which_was_taken(path: Path, taken: str, left: list[str]) -> str:
@@ -254,6 +277,8 @@ def _report_once(line: str) -> None:
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if _AVERAGED in state and all(name.startswith("module.") for name in state if name != _AVERAGED):
+        state = {name: tensor for name, tensor in state.items() if name != _AVERAGED}
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()})

@@ -22,10 +22,15 @@ import torch
 from pyharness import ft_format, fused_format
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, StageGeometry, SwinConfig
 from pyharness.errors import CalibrationError, FormatError
-from pyharness.tensor_file import load_tensors, save_tensors
+from pyharness.tensor_file import LFS_POINTER, file_kind, load_tensors, save_tensors
 
 MAGIC = "swin-int8"
 VERSION = 1
+
+MAKING = (
+    "of weights `python pyharness/quantize.py --weights WEIGHTS --data DIR --out CALIBRATED` makes a calibrated "
+    "checkpoint, and of that `python pyharness/convert.py to-engine CALIBRATED ENGINE_FILE` an engine file"
+)
 
 DTYPES = {"s8": torch.int8, "f16": torch.float16, "f32": torch.float32}
 
@@ -366,6 +371,9 @@ def load_engine_file(path: str | Path) -> EngineFile:
     Raises FormatError where the file is cut off, is no engine file, has a newer version, or its tensors are not those
     of its header; CalibrationError where a scale cannot be used.
     """
+    kind = file_kind(path)
+    if kind and kind != LFS_POINTER:
+        raise FormatError(f"{path}: is {kind}, not an engine file; {MAKING}")
     tensors, header = load_tensors(path, FormatError)
     ef = _from_header(str(path), tensors, header)
     check_scales(ef, str(path))
@@ -376,7 +384,7 @@ def _from_header(path: str, tensors: dict[str, torch.Tensor], header: dict[str, 
     if header.get("format") != MAGIC:
         raise FormatError(
             f"{path}: a safetensors file, but no engine file (format is {header.get('format')!r}, needed {MAGIC!r}); "
-            "make one from a calibrated checkpoint with `python pyharness/convert.py to-engine`"
+            f"{MAKING}"
         )
     if header.get("version") != str(VERSION):
         raise FormatError(

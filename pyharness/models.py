@@ -210,10 +210,12 @@ def activation_of_file(
         return said or activation
     biases = [tensor for name, tensor in state.items() if name.endswith(".mlp.fc1.bias")]
     if biases and not any(bias.any() for bias in biases):
+        named = "" if "config" in meta else " --model NAME"
         raise CheckpointError(
             f"{source}: all {len(biases)} FC1 biases are exactly zero and the file does not say its activation. It is "
-            "a GELU-less student whose meta data was lost, or was never trained. Say which, and write it into a file: "
-            f"python pyharness/convert.py to-timm {source} OUT --activation relu (or gelu)"
+            "a GELU-less student whose meta data was lost, or was never trained (timm's fresh weights look like this). "
+            f"Say which, and write it into a file: python pyharness/convert.py to-timm {source} OUT{named} "
+            "--activation relu (or gelu)"
         )
     return "gelu"
 
@@ -433,8 +435,8 @@ def load_weights(model: SwinTransformer, path: str | Path) -> dict[str, Any]:
 def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mapping[str, Any], source: str) -> None:
     """Copy `state` (timm's layout) into `model`; the model is unchanged where it does not fit.
 
-    CheckpointError, naming `source`, lists every missing, unexpected and wrong-shape tensor; also for values that are
-    not finite or not floating point, and where GELU and GELU-less are mixed up.
+    CheckpointError, naming `source`, counts missing, unexpected and wrong-shape tensors and lists the first of each;
+    also for values that are not finite or not floating point, and where GELU and GELU-less are mixed up.
     """
     own = model.state_dict()
     faults = [
@@ -477,5 +479,10 @@ def _advice(windows: bool) -> str:
     )
 
 
+LISTED = 8
+"""How many names of a kind an error shows; a wrong --model lacks them all."""
+
+
 def _listed(fault: str, names: list[str]) -> list[str]:
-    return [f"{fault} ({len(names)}): {', '.join(names)}"] if names else []
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return [f"{fault} ({len(names)}): {', '.join(names[:LISTED])}{more}"] if names else []

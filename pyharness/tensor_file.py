@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,13 @@ _LENGTH = struct.Struct("<Q")
 
 _ALIGNMENT = 8
 """The header is padded with spaces so that the tensors behind it begin at a multiple of this many bytes."""
+
+LFS_POINTER, TORCHSCRIPT, TORCH_FILE = "a Git LFS pointer", "a TorchScript archive", "a PyTorch checkpoint"
+"""What `file_kind` calls files."""
+
+_LFS_HEAD = b"version https://git-lfs.github.com/spec"
+_OLD_TORCH_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How torch.save's files of before PyTorch 1.6 begin: its magic number, pickled."""
 
 
 @contextmanager
@@ -64,36 +72,76 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
         file.write(body)
 
 
+def file_kind(path: str | Path) -> str:
+    """What is at `path`, in words, where that is often taken for a file of tensors of another kind; "" otherwise."""
+    path = Path(path)
+    if path.is_dir():
+        return "a folder"
+    if not path.is_file():
+        return ""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_LFS_HEAD))
+    except OSError:  # whoever reads it says why
+        return ""
+    if head == _LFS_HEAD:
+        return LFS_POINTER
+    if zipfile.is_zipfile(path):
+        names = _names_in_zip(path)
+        if any(name.endswith("/constants.pkl") for name in names):
+            return TORCHSCRIPT
+        return TORCH_FILE if any(name.endswith("/data.pkl") for name in names) else ""
+    return TORCH_FILE if head.startswith(_OLD_TORCH_HEAD) else ""
+
+
+def _names_in_zip(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):  # damaged; whoever reads it says so
+        return []
+
+
+def need_content(path: str | Path, error: type[HarnessError]) -> None:
+    """Raise `error` where `path` is no file, or stands for one that Git LFS has not fetched."""
+    kind = file_kind(path)
+    if kind == LFS_POINTER:
+        raise error(f"{path}: is {kind}, not the file itself; fetch that with `git lfs pull`")
+    if kind == "a folder":
+        raise error(f"{path}: is a folder, a file is needed")
+    if not Path(path).is_file():
+        raise error(f"{path}: no such file")
+
+
+@contextmanager
+def _opened(path: str | Path, error: type[HarnessError]) -> Iterator[Any]:
+    """safetensors' reader of the file `path`; raises `error` as `load_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    need_content(path, error)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as reason:
+        if kind := file_kind(path):
+            raise error(f"{path}: is {kind}, not a safetensors file; give it a name that ends in .pth") from None
+        raise error(
+            f"{path}: not a readable safetensors file ({reason}); it may be cut off or of another kind. Make it again."
+        ) from None
+
+
 def load_tensors(path: str | Path, error: type[HarnessError]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read `path` whole: tensors by name, and the header's metadata.
 
     The tensors are copies, aligned by PyTorch's allocator, and do not change with the file. Raises `error` where the
     file is missing, cut off or not a safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise error(f"{path}: no such file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as reason:
-        raise error(
-            f"{path}: not a readable safetensors file ({reason}); it may be cut off or of another kind. Make it again."
-        ) from None
+    with _opened(path, error) as file:
+        metadata = file.metadata() or {}
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
 
 
 def load_header(path: str | Path, error: type[HarnessError]) -> dict[str, str]:
     """The metadata of the header alone; no tensor is read. Raises `error` as `load_tensors`."""
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise error(f"{path}: no such file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as reason:
-        raise error(
-            f"{path}: not a readable safetensors file ({reason}); it may be cut off or of another kind. Make it again."
-        ) from None
+    with _opened(path, error) as file:
+        return file.metadata() or {}

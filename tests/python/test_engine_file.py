@@ -264,6 +264,23 @@ def test_foreign_files_are_refused(content, tmp_path):
         load_engine_file(tmp_path / "file")
 
 
+def test_what_is_taken_for_an_engine_file_is_called_by_its_name(tmp_path):
+    both = "quantize.py --weights .*convert.py to-engine"
+    torch.save({"a": torch.zeros(1)}, tmp_path / "m.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_tensors(tmp_path / "m.safetensors", {"a": torch.zeros(1)}, {})
+    (tmp_path / "lfs").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    for name, message in (
+        ("m.pth", f"is a PyTorch checkpoint, not an engine file; .*{both}"),
+        ("old.pth", f"is a PyTorch checkpoint, not an engine file; .*{both}"),
+        (".", f"is a folder, not an engine file; .*{both}"),
+        ("m.safetensors", f"a safetensors file, but no engine file .*{both}"),
+        ("lfs", "is a Git LFS pointer, .*`git lfs pull`"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            load_engine_file(tmp_path / name)
+
+
 WRITERS = {
     "engine.safetensors": "save_tensors(path, {'x': x}, {})",
     "checkpoint.pth": "save_state_dict(path, {'x': x}, {})",

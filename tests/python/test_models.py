@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import io
 import os
 import pickle
+import re
+import tarfile
+import warnings
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.utils import CheckpointSaver
 from torch import nn
 
@@ -288,9 +293,52 @@ def test_checkpoint_round_trip(tmp_path, suffix, activation):
 
 def test_wrapped_and_distributed_checkpoints_are_unwrapped(micro, tmp_path):
     state = {f"module.{name}": tensor for name, tensor in micro.state_dict().items()}
-    for key in ("model", "state_dict", "model_ema"):
-        torch.save({key: state, "epoch": 3}, tmp_path / "w.pth")
+    for key in ("model", "state_dict", "model_ema", "model_state_dict", "net"):
+        torch.save({key: state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "w.pth")
         models.load_weights(models.create_model(MICRO, seed=8), tmp_path / "w.pth")
+    torch.save({"net": state, "critic": state}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="tensors by name under net, critic; one state dict is needed"):
+        models.load_checkpoint(tmp_path / "w.pth")
+
+
+def test_pytorchs_averaged_model_is_the_model(micro, tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(micro).state_dict()
+    assert "n_averaged" in averaged
+    for content in (averaged, {"model": averaged}, {f"module.{name}": tensor for name, tensor in averaged.items()}):
+        torch.save(content, tmp_path / "a.pth")
+        models.load_weights(models.create_model(MICRO, seed=8), tmp_path / "a.pth")
+    save_file({name: tensor.clone() for name, tensor in averaged.items()}, tmp_path / "a.safetensors")
+    models.load_weights(models.create_model(MICRO, seed=8), tmp_path / "a.safetensors")
+
+
+def test_files_of_other_kinds_are_called_by_their_names(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch would rather have it no more
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "s.pt")
+    for name in ("lfs.pth", "lfs.safetensors"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "renamed.safetensors")
+    (tmp_path / "tar.pth").write_bytes(tar_of("sys_info"))
+    for name, message in (
+        ("s.pt", r"is a TorchScript archive; save the model's state_dict\(\)"),
+        ("lfs.pth", "is a Git LFS pointer, .*`git lfs pull`"),
+        ("lfs.safetensors", "is a Git LFS pointer, .*`git lfs pull`"),
+        ("renamed.safetensors", r"is a PyTorch checkpoint, not a safetensors file; .* ends in \.pth"),
+        ("tar.pth", "is of a kind that cannot be read without running code; save the model's"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(CheckpointError, match=message) as error:
+                models.load_checkpoint(tmp_path / name)
+        assert "weights_only" not in str(error.value) and "cut off" not in str(error.value), name
+
+
+def tar_of(name: str) -> bytes:
+    """A tar file with one empty file: PyTorch's format of before 0.1.10, which weights_only refuses."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(("weights", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
@@ -371,13 +419,20 @@ def test_every_fault_of_a_checkpoint_is_listed(micro, tmp_path):
     with pytest.raises(CheckpointError) as error:
         models.load_weights(target, tmp_path / "bad.pth")
     for part in (
-        "missing (1): norm.weight",
+        "missing (1): norm.weight;",
         "unexpected (1): extra",
         "head.fc.weight [3, 64] (the model has [10, 64])",
         "NaN or infinite (1): norm.bias",
     ):
         assert part in str(error.value)
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
+
+
+def test_of_many_faults_the_first_are_listed_and_all_are_counted(micro):
+    state = {f"x{i:02d}": torch.zeros(1) for i in range(9)} | dict(list(micro.state_dict().items())[8:])
+    with pytest.raises(CheckpointError) as error:
+        models.load_state(micro, state, {}, "f")
+    assert re.search(r"missing \(8\): (\S+, ){7}\S+; unexpected \(9\): x00, (\S+, ){6}x07 and 1 more$", str(error.value))
 
 
 def test_gelu_and_geluless_are_not_mixed_up(micro, tmp_path):
