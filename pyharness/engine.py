@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +106,7 @@ class SwinInt8(nn.Module):
 
     The weights are checked and packed at the first call: ValueError, TypeError or NotImplementedError, saying what
     does not fit. Calls release the GIL and may come from several threads; torch.set_num_threads sets how many
-    threads one call uses.
+    threads one call uses. `.to(device)` moves the weights; `.half()` and other casts leave their types.
     """
 
     def __init__(
@@ -134,6 +134,22 @@ class SwinInt8(nn.Module):
         from pyharness.engine_file import load_engine_file
 
         return cls.from_engine_file(load_engine_file(path))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SwinInt8:
+        """As `nn.Module`'s, but casts leave every tensor's type as it is: a file's types belong to its graph, and half
+        precision would make other scales of its scales. Devices change."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        return super()._apply(kept, recurse)
+
+    def extra_repr(self) -> str:
+        """Model, graph, image size and classes, for `repr`."""
+        c = self.config
+        height, width = c.img_size
+        return f"{c.name!r}, graph={self.graph!r}, img_size={height}x{width}, num_classes={c.num_classes}"
 
     def _weights(self) -> list[Tensor]:
         return list(self._buffers.values())  # getattr takes a quarter of a millisecond for all of them

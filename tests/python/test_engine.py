@@ -445,6 +445,23 @@ def test_in_place_changes_and_dropped_models_are_noticed(micro, seed):
     assert other(images).shape == (2, 10)
 
 
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "to"])
+def test_casts_leave_the_weights_as_they_are(micro, cast, seed):
+    images = images_for(MICRO_DIGITS, 2, seed)
+    expected, state = micro(images), {name: tensor.clone() for name, tensor in micro.state_dict().items()}
+    found = micro.to(torch.float16) if cast == "to" else getattr(micro, cast)()
+    assert found is micro and torch.equal(micro(images), expected)
+    for name, tensor in micro.to("cpu").state_dict().items():
+        assert tensor.dtype == state[name].dtype and torch.equal(tensor, state[name]), name
+    moved = micro.to("meta", torch.float16)
+    assert all(tensor.is_meta and tensor.dtype == state[name].dtype for name, tensor in moved.state_dict().items())
+
+
+def test_its_repr_says_what_it_is(micro):
+    said = "SwinInt8('swin_micro_digits', graph='ft_int8', img_size=28x28, num_classes=10)"
+    assert repr(micro) == said
+
+
 def test_opcheck(micro, seed):
     images = images_for(MICRO_DIGITS, 2, seed)
     args = (images, micro._weights(), *micro._config_args(), [], False, False)
