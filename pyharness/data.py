@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
-from pyharness.errors import DataError, HarnessError
+from pyharness.errors import ClassesError, DataError, HarnessError
 from pyharness.models import create_model, noted_input
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import ignore_in_reader
@@ -455,9 +455,10 @@ def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, 
     named = _class_names(reader)
     classes = len(named) if named else reader.num_classes
     if model.num_classes and (classes != model.num_classes if named else classes > model.num_classes):
-        raise DataError(
+        raise ClassesError(
             f"{source}: has {classes} classes, the model has {model.num_classes}; the folder must be of the data set "
-            f"that the weights were trained on (train.py --classes {classes} trains a model for it)"
+            f"that the weights were trained on (train.py --classes {classes} trains a model for it)",
+            classes,
         )
     _tell_order(named, source)
     return dataset

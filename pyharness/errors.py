@@ -32,6 +32,14 @@ class DataError(HarnessError):
     """A data set is missing, empty, or not laid out as needed."""
 
 
+class ClassesError(DataError):
+    """A data set has `classes` classes, and the model another number of them."""
+
+    def __init__(self, message: str, classes: int) -> None:
+        super().__init__(message)
+        self.classes = classes
+
+
 class EngineError(HarnessError):
     """The compiled engine is missing, does not fit this PyTorch, or refused a call."""
 

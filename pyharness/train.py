@@ -44,7 +44,7 @@ from pyharness.data import (
     make_loader,
     need_share,
 )
-from pyharness.errors import CheckpointError, HarnessError, run_cli
+from pyharness.errors import CheckpointError, ClassesError, HarnessError, run_cli
 from pyharness.evaluate import EvalResult, accuracy
 from pyharness.models import (
     blocks_of,
@@ -63,7 +63,7 @@ from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.tensor_file import save_torch
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
 from pyharness.trainer import TRAINING_SET, data_identity, load_state, weights_digest
-from pyharness.training import Stopwatch, derived_seed, progress, repeatable, report, write_csv
+from pyharness.training import StepLines, Stopwatch, derived_seed, progress, repeatable, report, write_csv
 
 if TYPE_CHECKING:
     from timm.models.swin_transformer import SwinTransformer
@@ -225,7 +225,7 @@ class Training:
             return self._train(None if max_seconds is None else time.monotonic() + max_seconds)
 
     def _train(self, deadline: float | None) -> bool:
-        saved = time.monotonic()
+        saved, lines = time.monotonic(), StepLines()
         self._log_row_if_due()  # the evaluation that a signal, or the end of the time, took the place of
         while self.step < self.total:
             epoch, within = divmod(self.step, self.steps_per_epoch)
@@ -234,6 +234,7 @@ class Training:
             self.model.train()
             for images, labels in bar:
                 self._train_step(images, labels)
+                lines.count(len(labels), self.total - self.step, self._where)
                 now = time.monotonic()
                 if self.signals.noted:
                     self._stop()
@@ -243,7 +244,8 @@ class Training:
                     saved = time.monotonic()
                 if late:
                     return False
-                self._log_row_if_due()
+                if self._log_row_if_due():
+                    lines.restart()
                 if self.step == self.total:
                     break
         self._save_state()
@@ -290,14 +292,20 @@ class Training:
         self.model.train()
         return result
 
-    def _log_row_if_due(self) -> None:
+    def _where(self) -> str:
+        epoch = self.step / self.steps_per_epoch
+        return f"epoch {epoch:.2f}, step {self.step}/{self.total}: loss {(self.sums[0] / self.summed).item():.4f}"
+
+    def _log_row_if_due(self) -> bool:
+        """Evaluate and add a row to the log where that is due; whether it was."""
         due = self.step == self.total or (self.step > 0 and self.step % self.eval_every == 0)
         if not due or (self.rows and self.rows[-1]["step"] == self.step):
-            return
+            return False
         try:
             self._log_row()
         except StopNoted:
             self._stop()
+        return True
 
     def _stop(self) -> None:
         self._save_state()
@@ -502,6 +510,12 @@ def classes_of(data: str | None, classes: int | None) -> int | None:
     return classes
 
 
+def warmup_of(epochs: float, asked: float | None) -> float:
+    """The epochs of warm-up: as asked for, else the default where the run is longer than that, else a tenth of it."""
+    default = TrainingOptions.warmup_epochs
+    return asked if asked is not None else default if epochs > default else epochs / 10
+
+
 def build_parser() -> argparse.ArgumentParser:
     default = TrainingOptions()
     parser = argparse.ArgumentParser(
@@ -518,8 +532,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument("--name", help="what to call a model of --set (default: the model's name and _custom)")
     what.add_argument(
-        "--classes", type=int, metavar="N", help="default: of procedural sets their own, else the model's number"
-    )
+        "--classes", type=int, metavar="N",
+        help="default: the data set's number where weights are random or it is procedural, else the model's",
+    )  # fmt: skip
     what.add_argument("--weights", default="random", metavar="FILE", help="where to start (default: random)")
     what.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
     what.add_argument("--out", type=Path, required=True, metavar="DIR", help="model, log and state go here")
@@ -528,7 +543,10 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--batch", type=int, default=default.batch_size, help="images per step (default: %(default)s)")
     how.add_argument("--lr", type=float, default=default.lr, help="highest learning rate (default: %(default)s)")
     how.add_argument("--weight-decay", type=float, default=default.weight_decay, help="default: %(default)s")
-    how.add_argument("--warmup-epochs", type=float, default=default.warmup_epochs, help="default: %(default)s")
+    how.add_argument(
+        "--warmup-epochs", type=float,
+        help=f"default: {default.warmup_epochs:g}, or where --epochs is no more than that a tenth of it",
+    )  # fmt: skip
     how.add_argument("--label-smoothing", type=float, default=default.label_smoothing, help="default: %(default)s")
     how.add_argument("--seed", type=int, default=default.seed, help="of weights, order, crops (default: %(default)s)")
     how.add_argument(
@@ -557,6 +575,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _model_and_images(
+    args: argparse.Namespace, start: str, changes: dict[str, Any], classes: int | None
+) -> tuple[SwinTransformer, str, Dataset]:
+    """The model to train, its name, and the training images for it. ClassesError where these have other classes."""
+    model, name = build_model(
+        start, classes=classes, weights=args.weights, changes=changes, new_name=args.name, seed=args.seed,
+        init=args.init,
+    )  # fmt: skip
+    note_input(model, {"input": input_normalization(args.data, name, model)})  # for the file: it follows --data
+    return model, name, get_dataset(args.data, name, train=True, model=model, augment=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     for flag, value in (
@@ -576,21 +606,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     options = TrainingOptions(
         epochs=args.epochs, batch_size=args.batch, lr=args.lr, weight_decay=args.weight_decay,
-        warmup_epochs=args.warmup_epochs, label_smoothing=args.label_smoothing, seed=args.seed,
+        warmup_epochs=warmup_of(args.epochs, args.warmup_epochs), label_smoothing=args.label_smoothing, seed=args.seed,
         init=args.init, precision=args.precision or ("bf16" if args.device == "cuda" else "fp32"),
     )  # fmt: skip
     started = time.monotonic()
     start = args.model or (MICRO_DIGITS.name if args.weights in ("random", "pretrained") else own_name(args.weights))
-    model, name = build_model(
-        start, classes=classes_of(args.data, args.classes), weights=args.weights,
-        changes=parse_changes(args.changes), new_name=args.name, seed=args.seed,
-        init=args.init,
-    )  # fmt: skip
-    note_input(model, {"input": input_normalization(args.data, name, model)})  # for the file: it follows --data
+    changes, classes = parse_changes(args.changes), classes_of(args.data, args.classes)
+    try:
+        model, name, train = _model_and_images(args, start, changes, classes)
+    except ClassesError as error:
+        if classes is not None or args.weights != "random" or "num_classes" in changes:
+            raise
+        report(f"{error.classes} classes, of {args.data}")
+        model, name, train = _model_and_images(args, start, changes, error.classes)
     training = Training(
         model,
         name,
-        get_dataset(args.data, name, train=True, model=model, augment=True),
+        train,
         get_dataset(args.data, name, train=False, model=model),
         options,
         args.out,

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ import torch
 
 from pyharness import distributed
 from pyharness.atomic import atomic_path
+
+LINE_SECONDS = 60.0
+"""Without a terminal, seconds between two lines about the steps of a training run."""
 
 
 @contextmanager
@@ -84,6 +87,34 @@ class Due:
             return False
         self._since = now
         return True
+
+
+class StepLines:
+    """Without a terminal, a line about a training run's steps every `LINE_SECONDS`, by the first of many processes."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure the speed from now on: what went before was no step."""
+        self._images, self._steps, self._since, self._due = 0, 0, time.monotonic(), Due(LINE_SECONDS)
+
+    def count(self, images: int, left: int, where: Callable[[], str]) -> None:
+        """A step of `images` images is done, `left` are to come; `where` says in words how far the run is."""
+        self._images, self._steps = self._images + images, self._steps + 1
+        if not self._due():
+            return
+        if not sys.stderr.isatty():
+            seconds = max(time.monotonic() - self._since, 1e-9)
+            rest = _duration(left * seconds / self._steps)
+            report(f"{where()}, {self._images / seconds:.3g} images/s, about {rest} of training left")
+        self.restart()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def report(line: str) -> None:

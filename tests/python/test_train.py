@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import signal
 
 import pytest
 import torch
+from PIL import Image
 from v2_configs import MICRO as V2_MICRO
 
 from pyharness import train as t
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, get_dataset
-from pyharness.errors import CheckpointError, EngineError, HarnessError
+from pyharness.errors import CheckpointError, ClassesError, EngineError, HarnessError
 from pyharness.models import (
     blocks_of,
     checkpoint_meta,
@@ -299,6 +301,39 @@ def test_the_program_makes_a_model_of_its_own_geometry(tmp_path, capsys):
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match="bare.pth: does not say which model it is of; give .*--model"):
         t.main(["--weights", str(tmp_path / "bare.pth"), *goes_on[2:], "--out", str(tmp_path / "none")])
+
+
+def test_without_a_terminal_a_line_says_how_far_it_is(tmp_path, capsys, monkeypatch, whole):
+    monkeypatch.setattr("pyharness.training.LINE_SECONDS", 0.0)
+    run = training(tmp_path)
+    assert run.run()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 10
+    found = r"epoch 0\.20, step 1/10: loss \d+\.\d{4}, \S+ images/s, about \d+ s of training left"
+    assert re.fullmatch(found, lines[0]), lines[0]
+    same_run(whole, run)
+
+
+def test_an_own_folder_gives_random_weights_their_number_of_classes(tmp_path, capsys):
+    for split in ("train", "val"):
+        for label in range(3):
+            (tmp_path / "data" / split / f"c{label}").mkdir(parents=True)
+            for number in range(2):
+                Image.new("L", (28, 28), 80 * label + number).save(tmp_path / "data" / split / f"c{label}" / f"{number}.png")
+    command = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--batch", "3", "--epochs", "1"]
+    assert t.main(command) == 0
+    assert f"3 classes, of {tmp_path / 'data'}" in capsys.readouterr().err
+    assert load_model(tmp_path / "out" / "model.safetensors")[0].num_classes == 3
+    record = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert record["options"]["warmup_epochs"] == 0.1, "a tenth of --epochs, where the default is not below it"
+    for more in (["--classes", "4"], ["--weights", "pretrained"]):
+        with pytest.raises(ClassesError, match="has 3 classes, the model has (4|10)"):
+            t.main([*command, *more])
+
+
+def test_the_default_warm_up_is_that_of_older_states_where_it_was_allowed():
+    assert [t.warmup_of(epochs, None) for epochs in (30, 5, 1.5, 1, 0.5)] == [1, 1, 1, 0.1, 0.05]
+    assert t.warmup_of(1, 0.3) == 0.3
 
 
 @pytest.mark.parametrize(
