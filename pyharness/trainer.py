@@ -43,7 +43,7 @@ from pyharness.procedural import SCHEME, ProceduralDataset
 from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
 from pyharness.tensor_file import save_torch
 from pyharness.train_options import Machine, TrainOptions
-from pyharness.training import Stopwatch, derived_seed, progress, report, write_csv
+from pyharness.training import StepLines, Stopwatch, derived_seed, progress, report, write_csv
 
 STATE_VERSION = 2
 CURVE_FIELDS = ("step", "phase", "loss", "train_accuracy")
@@ -300,9 +300,11 @@ class Trainer:
                 if not self.state.begun:
                     self._begin()
                 self._wrap()
+                lines = StepLines()
                 while self.state.epoch < self.epochs:
                     for (images, labels), own, size in self._remaining_batches():
                         self._train_step(images, labels, own, size)
+                        lines.count(size, self._steps_left(), self._where)
                         budget -= 1
                         if budget <= 0 or self.stop_signal or self.state.steps % self.machine.state_every == 0:
                             self.save_state()
@@ -459,6 +461,21 @@ class Trainer:
             if self.writer:
                 self.writer.add_scalar("loss", row[2], state.steps)
                 self.writer.add_scalar("train_accuracy", row[3], state.steps)
+
+    def _steps_done(self) -> tuple[int, int]:
+        """Steps of the phase: done, and in all."""
+        per_epoch = math.ceil(len(self.indices) / self.options.batch_size)
+        return self.state.epoch * per_epoch + self.state.step, self.epochs * per_epoch
+
+    def _steps_left(self) -> int:
+        """Steps to come, of this phase and the others."""
+        done, steps = self._steps_done()
+        return (self.phases - self.state.phase) * steps - done
+
+    def _where(self) -> str:
+        done, steps = self._steps_done()
+        phase = f"{self.UNIT} {self.phase_number(self.state.phase)}/{self.phases}"
+        return f"{phase}, step {done}/{steps}: loss {self.state.loss_sum / self.state.seen:.4f}"
 
     def _end_phase(self) -> None:
         state = self.state

@@ -8,6 +8,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -470,6 +471,15 @@ def test_the_curve_adds_up_to_the_log(teacher, images, tmp_path):
     summary = d.distill(teacher, MICRO, images, SHORT, tmp_path, log_every=3)
     losses = [float(row["loss"]) for row in _rows(tmp_path / "curve.csv")]
     assert losses == pytest.approx([row["loss"] for row in summary.rows], rel=1e-12)
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(teacher, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pyharness.training.LINE_SECONDS", 0.0)
+    d.distill(teacher, MICRO, images, SHORT, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if ", step " in line]
+    assert len(lines) == 12
+    found = r"block 2/4, step 1/3: loss \d+\.\d{4}, \S+ images/s, about \d+ s of training left"
+    assert re.fullmatch(found, lines[3]), lines[3]
 
 
 def test_without_tensorboard_a_note_and_csv(teacher, images, tmp_path, monkeypatch, capsys):
