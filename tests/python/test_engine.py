@@ -326,11 +326,10 @@ def test_a_forked_child_can_run_it(micro, seed):
 
 
 def test_models_go_on_while_another_is_packed(micro, seed):
-    """Its first call takes hundreds of times as long as one of theirs."""
-    wide = SwinConfig("wide", (16, 16), 4, 3, 7, 1024, (1,), (16,), (4,))
+    """Its first call takes hundreds of times as long as one of theirs, most of all with AVX2."""
+    wide = SwinConfig("wide", (16, 16), 4, 3, 7, 1536, (1,), (16,), (4,))
     other = SwinInt8.from_engine_file(random_engine_file(wide, "fused_int8", seed=seed))
     images = images_for(MICRO_DIGITS, 1, seed)
-    micro(images)
     started, packed = threading.Event(), []
 
     def work():
@@ -338,14 +337,17 @@ def test_models_go_on_while_another_is_packed(micro, seed):
         other(torch.zeros(1, 3, 16, 16))
         packed.append(time.perf_counter())
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    started.wait()
-    time.sleep(0.01)
-    micro(images)
-    done = time.perf_counter()
-    thread.join()
-    assert done < packed[0]
+    with target("avx2"):
+        micro(images)
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        time.sleep(0.005)
+        began = time.perf_counter()
+        micro(images)
+        done = time.perf_counter()
+        thread.join()
+    assert done - began < (packed[0] - began) / 2
 
 
 def _from_several_threads(count, call):
