@@ -15,9 +15,6 @@ namespace {
 // are the engine's largest memory. Where more calls than that were at work at once, as many as they were.
 constexpr std::size_t kIdlePlans = 4, kIdleStreams = 4;
 
-// Of one call that may never be made: no product of sizes is beyond 64 bits then.
-constexpr std::int64_t kMostPixels = std::int64_t{1} << 34;
-
 // Of every engine's idle plans, held for a few moves of pointers. One for all, so that a fork can wait for it.
 ForkMutex g_plans;
 
@@ -217,13 +214,12 @@ std::string Engine::describe(const InputShape& input) {
   return json.str();
 }
 
-std::int64_t Engine::workspace_bytes(const InputShape& input) { return counting_plan(input)->workspace_bytes(); }
-
-std::unique_ptr<Plan> Engine::counting_plan(const InputShape& input) const {
-  const std::int64_t most = kMostPixels / std::max<std::int64_t>(1, input.height * input.width);
-  SWIN_CHECK(ShapeError, "plan", input.batch > 0 && input.batch <= most, "batch is ", input.batch, "; 1 to ", most,
-             " images are needed");
-  return graph_->make_plan(input, {}, Plan::counter(graph_->backend()));
+std::int64_t Engine::workspace_bytes(const InputShape& input) {
+  const std::int64_t height = std::max<std::int64_t>(1, input.height), width = std::max<std::int64_t>(1, input.width);
+  const std::int64_t most = kMostPixels / height / width;
+  SWIN_CHECK(ShapeError, "workspace_bytes", input.batch > 0 && input.batch <= most, "batch is ", input.batch, "; 1 to ",
+             most, " images of ", input.height, "x", input.width, " are needed");
+  return graph_->make_plan(input, {}, Plan::counter(graph_->backend()))->workspace_bytes();
 }
 
 std::vector<double> Engine::time_nodes(const void* image, const InputShape& input, int runs,

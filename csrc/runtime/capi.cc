@@ -33,8 +33,7 @@ using swin::ValueError;
 using swin::runtime::EngineFile;
 using swin::runtime::FileError;
 
-constexpr int kMostThreads = 1024;                           // as the pool of the CPU backend
-constexpr std::int64_t kMostPixels = std::int64_t{1} << 34;  // of one call
+constexpr int kMostThreads = 1024;  // as the pool of the CPU backend
 
 thread_local std::string t_error;
 
@@ -265,7 +264,7 @@ namespace {
 
 // Of as many images no size can be more than 64 bits hold: reading a file bounds what else they are multiplied with.
 void check_batch(const char* where, const swin_model& model, std::int64_t batch) {
-  const std::int64_t most = kMostPixels / (model.height * model.width);
+  const std::int64_t most = swin::kMostPixels / (model.height * model.width);
   SWIN_CHECK(ValueError, where, batch > 0 && batch <= most, "batch is ", batch, "; 1 to ", most, " images are needed");
 }
 

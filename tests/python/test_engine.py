@@ -488,6 +488,12 @@ def test_torch_export_saves_a_program_with_its_weights(micro, seed, tmp_path):
         assert torch.equal(loaded(images[:count]), micro(images[:count]))
 
 
+@pytest.mark.parametrize(("batch", "size"), [(0, (28, 28)), (2**62, (28, 28)), (1, (2**40, 2**40)), (1, (-28, 28))])
+def test_workspaces_beyond_all_numbers_are_refused(micro, batch, size):
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]}"):
+        micro.workspace_bytes(batch, size)
+
+
 def test_gelu_less_needs_less_workspace(seed):
     """The second hidden buffer is gone with the operation that filled it."""
     sizes = {

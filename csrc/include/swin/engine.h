@@ -1,12 +1,16 @@
 // An engine: one graph and its plans, one per input shape and concurrent caller. Safe from several threads.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "swin/graph.h"
 
 namespace swin {
+
+// Of the images of one call, which may never be made: no product of sizes is beyond 64 bits then.
+constexpr std::int64_t kMostPixels = std::int64_t{1} << 34;
 
 struct RunOptions {
   std::vector<std::string> skip;  // node names to leave out
@@ -34,8 +38,6 @@ class Engine {
   std::vector<double> time_nodes(const void* image, const InputShape& input, int runs, const ExecContext& context);
 
  private:
-  std::unique_ptr<Plan> counting_plan(const InputShape& input) const;
-
   class Lease;  // a plan taken from the cache, given back when it goes out of scope
 
   std::unique_ptr<Graph> graph_;
