@@ -61,19 +61,19 @@ struct Channels {
   }
 };
 
-// Where a GEMM's results go as floats: row r of the block to `rows` + target[r].
+// Rows of floats: row r of the block begins at `rows` + target[r].
 struct FloatRows {
-  const Channels channels;
-  float* rows;
-  const std::int64_t* target;
+  float* rows = nullptr;
+  const std::int64_t* target = nullptr;
 };
 
 // multiply_block whose results are added to FloatRows, or stored there: once for all operations that do so
-// (linear_residual_norm.cc), as its kernels take long to compile.
+// (linear_residual_norm.cc), as its kernels take long to compile. `next`, where there is any: what is read after the
+// call.
 void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                      const FloatRows& to);
+                      const Channels& channels, const FloatRows& to);
 void multiply_and_store(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                        const FloatRows& to);
+                        const Channels& channels, const FloatRows& to, const FloatRows& next);
 
 // Bytes of the rows of a block that are to be normalized before they reach the residual stream.
 static inline std::int64_t branch_bytes(NormPlace norm, std::int64_t c) {
@@ -86,11 +86,11 @@ static inline float* branch_rows(const TensorView& branch, const BlockTask& task
 }
 
 // multiply_and_store of the task's rows one after the other.
-static inline void multiply_to_rows(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                                    const Channels& channels, float* rows) {
+static inline void multiply_to_rows(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task,
+                                    void* scratch, const Channels& channels, float* rows, const FloatRows& next = {}) {
   std::int64_t target[kBlockRows];
   for (std::int64_t r = 0; r < task.rows; ++r) target[r] = r * channels.count;
-  multiply_and_store(w, x, task, scratch, FloatRows{channels, rows, target});
+  multiply_and_store(w, x, task, scratch, channels, FloatRows{rows, target}, next);
 }
 
 // Counts the tasks of each block of rows that are done; the last of a block may go on with its whole rows.

@@ -142,7 +142,7 @@ struct CosineQkv {
       for (; task.first_unit < end; task.first_unit = task.last_unit, task.same_rows = true) {
         task.last_unit = min_of(end, task.first_unit + units_at_once);
         const std::int64_t first = task.first_unit * kLanes, last = min_of(n, task.last_unit * kLanes);
-        multiply_and_store(w, x + task.first * k, task, scratch, FloatRows{channels, y - first, target});
+        multiply_and_store(w, x + task.first * k, task, scratch, channels, FloatRows{y - first, target}, {});
         for (std::int64_t column = first; column < last; column += d) {
           const HeadRows head{y + column - first, pitch, task.rows, d, out + task.first * n + column, n};
           with_vectors<8>(d % kLanes == 0 ? d / kLanes : 0, [&](auto vectors) {

@@ -9,19 +9,29 @@
 namespace swin::cpu::SWIN_ISA {
 namespace {
 
+// To `to`, while `next`, where there is any, is on its way.
 template <bool kAdd, bool kWhole>
 struct EmitFloats {
-  FloatRows to;
+  Channels channels;
+  FloatRows to, next;
 
   template <int V>
   SWIN_INLINE auto operator()(std::int64_t column) const {
-    return [columns = to.channels.at<V>(column), to = to, column](std::int64_t row, const Vi* acc) SWIN_INLINE {
+    return [columns = channels.at<V>(column), all = channels, to = to, column](auto row, const Vi* acc) SWIN_INLINE {
       float* x = to.rows + to.target[row];
-      to.channels.each<V, kWhole>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
+      all.template each<V, kWhole>(column, [&](int v, std::int64_t i, std::int64_t lanes) SWIN_INLINE {
         const Vf y = columns.value(acc, v);
         store(x + i, kAdd ? load(x + i, lanes) + y : y, lanes);
       });
     };
+  }
+
+  // Rows of the residual stream, which is larger than the second-level cache and lies in another order than x.
+  SWIN_INLINE void fetch(std::int64_t row, std::int64_t column) const {
+    if (next.rows == nullptr) return;
+    const float* x = next.rows + next.target[row] + column;
+    __builtin_prefetch(x, 1, 3);
+    __builtin_prefetch(x + kLanes, 1, 3);
   }
 };
 
@@ -34,15 +44,15 @@ void gather_rows(const WindowGeometry& g, const std::int8_t* x, std::int64_t k, 
 }  // namespace
 
 void multiply_and_add(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                      const FloatRows& to) {
+                      const Channels& channels, const FloatRows& to) {
   with_known(false, w.n, [&](auto known) {
-    multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<true, known.whole>{to});
+    multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<true, known.whole>{channels, to, to});
   });
 }
 void multiply_and_store(const CpuPackedWeight& w, const std::int8_t* x, const BlockTask& task, void* scratch,
-                        const FloatRows& to) {
+                        const Channels& channels, const FloatRows& to, const FloatRows& next) {
   with_known(false, w.n, [&](auto known) {
-    multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<false, known.whole>{to});
+    multiply_block<Inputs::kAny>(w, x, w.k, task, scratch, EmitFloats<false, known.whole>{channels, to, next});
   });
 }
 
@@ -71,14 +81,14 @@ void linear_residual_norm(const LinearResidualNormArgs& args, const ExecContext&
     }
     if (args.norm == NormPlace::kResPostNorm) {
       float* branch = branch_rows(args.branch, task, c, static_cast<char*>(scratch) + gemm_bytes);
-      multiply_to_rows(w, x, task, scratch, channels, branch);
+      multiply_to_rows(w, x, task, scratch, channels, branch, FloatRows{residual, target});
       if (!counts.completes(task)) return;
       AddQuantize norm(gamma, beta, c, args.quant);
       for (std::int64_t r = 0; r < task.rows; ++r) norm.add(branch + r * c, residual + target[r], out + target[r]);
       norm.flush();
       return;
     }
-    multiply_and_add(w, x, task, scratch, FloatRows{channels, residual, target});
+    multiply_and_add(w, x, task, scratch, channels, FloatRows{residual, target});
     if (!counts.completes(task)) return;
     NormQuantize norm(gamma, beta, c, args.quant);
     for (std::int64_t r = 0; r < task.rows; ++r) norm.add(residual + target[r], out + target[r]);

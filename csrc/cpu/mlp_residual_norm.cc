@@ -58,13 +58,14 @@ struct Mlp {
 
   // FC2 of `hidden` [rows, f] for the columns of `task`: added to the residual, or to `branch` [rows, c] for finish().
   void second(const BlockTask& task, const std::int8_t* hidden, void* scratch, float* branch) const {
-    if (post_norm()) {
-      multiply_to_rows(w2, hidden, task, scratch, channels2, branch);
-      return;
-    }
     std::int64_t target[kBlockRows];
     for (std::int64_t r = 0; r < task.rows; ++r) target[r] = (task.first + r) * c;
-    multiply_and_add(w2, hidden, task, scratch, FloatRows{channels2, args.residual.as<float>(), target});
+    const FloatRows residual{args.residual.as<float>(), target};
+    if (post_norm()) {
+      multiply_to_rows(w2, hidden, task, scratch, channels2, branch, residual);
+    } else {
+      multiply_and_add(w2, hidden, task, scratch, channels2, residual);
+    }
   }
 
   void finish(const BlockTask& task, const float* branch) const {

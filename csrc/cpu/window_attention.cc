@@ -19,8 +19,21 @@ using Heads = PassHeads;
 using Heads = VectorHeads;
 #endif
 
+// Bytes of all queries, keys and values that are still in the threads' second-level caches.
+constexpr std::int64_t kQkvInCache = 2 << 20;
+
+// Begins to bring the share of a head, whose queries lie at q, of the next window. A row has a head's channels in three
+// places and `stride` bytes until the next one, which is no order that a processor foresees.
+SWIN_INLINE inline void fetch_next_window(const std::int8_t* q, std::int64_t head, std::int64_t n, std::int64_t d,
+                                          std::int64_t stride) {
+  const std::int64_t share = n * 3 * d;
+  const std::int8_t* next = q - head * d + n * stride + head * share;
+  for (std::int64_t byte = 0; byte < share; byte += 64) __builtin_prefetch(next + byte, 0, 2);
+}
+
 void attend(const WindowAttentionArgs& args, const BiasRows& bias, std::int64_t first, std::int64_t last) {
   const std::int64_t heads = bias.heads, n = bias.tokens, c = args.out.dim(1), d = c / heads, stride = 3 * c;
+  const bool far = args.qkv.nbytes() > kQkvInCache;
   Heads packed(bias, d);
   for (std::int64_t index = first; index < last; ++index) {
     const std::int64_t window = index / heads, head = index % heads;
@@ -30,6 +43,7 @@ void attend(const WindowAttentionArgs& args, const BiasRows& bias, std::int64_t 
     const Scale scale = packed.scale_of(args, head, q, q + c, stride);
     packed.pack_keys(q + c, stride);
     packed.pack_values(q + 2 * c, stride);
+    if (far && index + heads < last) fetch_next_window(q, head, n, d, stride);
     for (std::int64_t row = 0; row < n; row += packed.rows_at_once()) {
       const std::int64_t rows = min_of(n - row, packed.rows_at_once());
       packed.attend(q + row * stride, stride, rows, logits.from(row), scale.from(row), args.pv_factor);
@@ -112,11 +126,7 @@ class TileHeads {
       for (std::int64_t u = 0; u < units; ++u) {
         pack_unit_nk<NonNegativeDot>(q + c_, stride, n_, d_, u * kTile, memory_->keys + u * unit);
       }
-      if ((rows.window + 1) * heads_ < last) {  // each head fetches its share of the next window
-        const std::int64_t share = n_ * 3 * d_;
-        const std::int8_t* next = q - rows.head * d_ + n_ * stride + rows.head * share;
-        for (std::int64_t byte = 0; byte < share; byte += 64) __builtin_prefetch(next + byte, 0, 2);
-      }
+      if ((rows.window + 1) * heads_ < last) fetch_next_window(q, rows.head, n_, d_, stride);
     }
     if (rows.first + kTile <= n_) {
       _tile_loadd(4, q + rows.first * stride, stride);
