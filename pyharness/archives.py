@@ -34,7 +34,7 @@ OTHER_IMAGE_TYPES = (
     ".apng", ".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pnm", ".svg", ".tga",
 )  # fmt: skip
 """Files that are images too, and are left out: a note says how many there are."""
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 LABEL_MEMBERS = ("cls", "json")
 """Where a WebDataset sample keeps its label: a number, or an object with "label". The first that has one counts."""
 IMAGE_COLUMNS = ("image", "img", "jpg")
@@ -75,11 +75,19 @@ def _type_of(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
 
 
+LABEL_ALONE = "label alone"
+"""Among what is left out, by type: labels of samples that have no image of any type."""
+
+
 def _tell_left_out(left_out: Mapping[str, int], source: Path) -> None:
-    """Say how many images of types that are not read there are in `source`, where there are any."""
-    if left_out:
-        each = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+    """Say how many images of types that are not read there are in `source`, and how many labels without an image, where
+    there are any."""
+    types = {kind: count for kind, count in left_out.items() if kind != LABEL_ALONE}
+    if types:
+        each = ", ".join(f"{count} {kind}" for kind, count in sorted(types.items()))
         report(f"note: {source}: images of other types are left out ({each}); {types_text()}")
+    if alone := left_out.get(LABEL_ALONE):
+        report(f"note: {source}: {alone} of the labels {'has' if alone == 1 else 'have'} no image beside them")
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -310,6 +318,9 @@ def _build_index(paths: Sequence[Path], split: str | None) -> TarIndex:
         if _extension(member) in LABEL_MEMBERS:
             labels.setdefault(_sample_key(member), {})[_extension(member)] = member
     if labels:
+        shown = {_sample_key(m) for m in members if _type_of(m.name) in (*IMAGE_TYPES, *OTHER_IMAGE_TYPES)}
+        if alone := len(labels.keys() - shown):
+            left_out[LABEL_ALONE] = alone
         return TarIndex(_webdataset_samples(paths, images, labels), None, left_out, folder)
     classes = sorted({m.folder for m in images}, key=natural_order)
     if len(classes) == 1:

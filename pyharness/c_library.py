@@ -44,6 +44,7 @@ class Info(ctypes.Structure):
         *((name, c_int64) for name in ("channels", "height", "width", "classes", "features", "outputs", "stages")),
         ("mean", POINTER(c_float)),
         ("std", POINTER(c_float)),
+        ("class_names", POINTER(c_char_p)),
     )
 
 

@@ -30,9 +30,10 @@ from pyharness.data import (
     evaluation_indices,
     get_dataset,
     make_loader,
+    take_reading_options,
 )
 from pyharness.errors import DataError, HarnessError, run_cli
-from pyharness.evaluate import Predictor, open_predictor, take_reading_options
+from pyharness.evaluate import Predictor, open_predictor
 from pyharness.training import progress, report
 
 IMAGES = 256
@@ -118,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{DATA_HELP}; a folder of images at any depth does (default: the held-out digits)",
     )  # fmt: skip
     parser.add_argument(
-        "--images", type=int, default=IMAGES, metavar="N",
+        "--images", "--limit", type=int, default=IMAGES, metavar="N",
         help="one from each of N equal stretches of the set, always the same ones (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images per call (default: %(default)s)")

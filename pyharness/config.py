@@ -245,6 +245,11 @@ class SwinConfig:
             raise FormatError(f"the model description is not readable: {error}") from None
 
 
+def are_class_names(names: object, classes: int) -> bool:
+    """Whether `names`, of a file's meta data, are those of `classes` classes: as many texts."""
+    return isinstance(names, list) and len(names) == classes > 0 and all(isinstance(name, str) for name in names)
+
+
 MICRO_DIGITS = SwinConfig(
     name="swin_micro_digits",
     img_size=(28, 28),

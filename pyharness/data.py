@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import ClassesError, DataError, HarnessError
-from pyharness.models import create_model, noted_input
+from pyharness.models import create_model, noted_classes, noted_input
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import ignore_in_reader
 from pyharness.training import derived_seed, report
@@ -112,7 +112,7 @@ class DigitsDataset(Dataset):
 def data_config(model: torch.nn.Module) -> dict[str, Any]:
     """timm's data configuration of a timm model (mean, std, crop, interpolation), at the model's own input size.
 
-    What the model's file says of them (`models.note_input`) goes before what timm says of its name. A model of one
+    What the model's file says of them (`models.note_data`) goes before what timm says of its name. A model of one
     channel takes grey-scale images, with the mean of the three channels' constants.
     """
     from timm.data import resolve_data_config
@@ -277,6 +277,19 @@ def need_share(max_corrupt: float) -> None:
         raise HarnessError(f"--max-corrupt must be a share from 0 to 1, found {max_corrupt}")
 
 
+def take_reading_options(args: argparse.Namespace, *positive: str) -> None:
+    """HarnessError where --batch, --threads, --workers, --max-corrupt, or the options `positive`, are no use; sets
+    PyTorch's threads."""
+    from pyharness.measure import need_positive
+
+    need_positive(args, "--batch", "--threads", *positive)
+    if args.workers < 0:
+        raise HarnessError(f"--workers must be at least 0, found {args.workers}")
+    need_share(args.max_corrupt)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+
 def imagefolder(root: str | Path, split: str, model: torch.nn.Module, is_training: bool = False) -> ImageSet:
     """ImageNet-style folder `root/split/<class>/<image>` through the transforms of the timm `model`.
 
@@ -402,15 +415,21 @@ def _open_unlabelled(folder: Path) -> Reader:
     return reader
 
 
-def _class_names(reader: Reader) -> list[str]:
+def reader_classes(reader: Reader) -> list[str]:
     """The classes' names in the order of their numbers; empty where the labels are numbers."""
     return list(getattr(reader, "classes", None) or getattr(reader, "class_to_idx", None) or ())
+
+
+def class_names(dataset: Dataset) -> list[str]:
+    """The names of the classes of images in files, in the order of their numbers, for a file's meta data; empty where
+    the labels are numbers."""
+    return [str(name) for name in reader_classes(dataset.reader)] if isinstance(dataset, ImageSet) else []
 
 
 def _check_classes(reader: Reader, root: Path, split: str, scheme: str | None) -> None:
     """DataError where `root` has the other split too, and classes in it that differ from those of `reader`: each split
     numbers its own, so that labels of one would be wrong in the other."""
-    mine = _class_names(reader)
+    mine = reader_classes(reader)
     if not mine or (root.is_file() and getattr(reader, "folder", None) is None):
         return
     other = "val" if split == "train" else "train"
@@ -452,7 +471,7 @@ def _classes_of(root: Path, split: str, scheme: str | None, expected: list[str])
 
 def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, is_training: bool) -> ImageSet:
     dataset = ImageSet(reader, data_config(model), is_training=is_training, substitute=split == "train")
-    named = _class_names(reader)
+    named = reader_classes(reader)
     classes = len(named) if named else reader.num_classes
     if model.num_classes and (classes != model.num_classes if named else classes > model.num_classes):
         raise ClassesError(
@@ -460,8 +479,23 @@ def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, 
             f"that the weights were trained on (train.py --classes {classes} trains a model for it)",
             classes,
         )
+    _need_same_numbers(named, noted_classes(model), source)
     _tell_order(named, source)
     return dataset
+
+
+def _need_same_numbers(named: list[str], noted: list[str], source: str) -> None:
+    """DataError where a class of the images has another number than in the model's file: each would be taken for
+    another. Names that the other side has not say nothing: one may have ImageNet's words, and one its identifiers."""
+    if named == noted:
+        return
+    once = {name: number for number, name in enumerate(noted) if noted.count(name) == 1}
+    for number, name in enumerate(named):
+        if once.get(name, number) != number:
+            raise DataError(
+                f"{source}: class {name!r} is number {number} here, and number {once[name]} to the model, as its file "
+                "says; give the images that it was trained on, or name their classes so that they come in its order"
+            )
 
 
 def _tell_order(classes: list[str], source: str) -> None:
@@ -506,7 +540,7 @@ def input_normalization(data: str | Path | None, model_name: str, model: torch.n
     `{"mean": [...], "std": [...]}`, a number per channel: pixels 0..255 are divided by 255, then (x - mean) / std. But
     for the digits also the `"interpolation"` and `"crop_pct"` of timm's configuration of `model`, by which images in
     files are resized and cropped. Without `data` the digits' numbers for the micro model, timm's for others. What the
-    model's file says itself goes before either (`models.note_input`).
+    model's file says itself goes before either (`models.note_data`).
     None where there are no such images: for a model of other channels.
     """
     in_chans = model.patch_embed.proj.in_channels

@@ -34,7 +34,7 @@ from torch.utils.data import Dataset
 
 from pyharness import distributed
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, get_dataset, input_normalization
+from pyharness.data import DATA_HELP, class_names, get_dataset, input_normalization
 from pyharness.errors import HarnessError, run_cli
 from pyharness.model_card import write_card
 from pyharness.models import (
@@ -47,7 +47,8 @@ from pyharness.models import (
     make_geluless_block,
     make_relu_block,
     need_classes,
-    note_input,
+    note_data,
+    noted_classes,
     own_name,
     save_checkpoint,
     weights_source,
@@ -335,11 +336,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed.device_for(machine.device)
         teacher, name = load_teacher(args.weights, args.model)
         need_classes(teacher, name, "distillation compares logits")
-        note_input(teacher, {"input": input_normalization(args.data, name, teacher)})  # the student's file says it too
+        note_data(teacher, {"input": input_normalization(args.data, name, teacher)})  # the student's file says it too
+        dataset = get_dataset(args.data, name, train=True, model=teacher, augment=True)
+        if not noted_classes(teacher):
+            note_data(teacher, {"classes": class_names(dataset)})
         summary = distill(
             teacher,
             name,
-            get_dataset(args.data, name, train=True, model=teacher, augment=True),
+            dataset,
             options,
             args.out,
             eval_dataset=get_dataset(args.data, name, train=False, model=teacher),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pyharness import ft_format, fused_format
-from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, StageGeometry, SwinConfig
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, StageGeometry, SwinConfig, are_class_names
 from pyharness.errors import CalibrationError, FormatError
 from pyharness.tensor_file import LFS_POINTER, file_kind, load_tensors, save_tensors
 
@@ -128,7 +128,8 @@ class EngineFile:
 
     `tensors` are checked against `weight_specs` (FormatError); their values are checked where a file is written or
     read (`check_scales`). `meta` is free text about the origin, JSON-serializable; only its "input", the normalization
-    of the images (`data.input_normalization`), is read by programs and checked (FormatError).
+    of the images (`data.input_normalization`), and its "classes", their names in order (`data.class_names`), are read
+    by programs and checked (FormatError).
     """
 
     config: SwinConfig
@@ -161,6 +162,8 @@ class EngineFile:
                 )
         if "input" in self.meta:
             _check_input(self.meta["input"], self.config.in_chans)
+        if "classes" in self.meta:
+            _check_classes(self.meta["classes"], self.config.num_classes)
 
     @property
     def gelu(self) -> bool:
@@ -189,6 +192,16 @@ class EngineFile:
     def by_name(self) -> dict[str, torch.Tensor]:
         """`tensors` by their name."""
         return dict(zip(self.names, self.tensors))
+
+
+def _check_classes(names: Any, classes: int) -> None:
+    """FormatError unless the meta data's "classes" has a name for each class."""
+    if not are_class_names(names, classes):
+        found = f"a list of {len(names)}" if isinstance(names, list) else _shown(names)
+        raise FormatError(
+            f'"classes" of the meta data, the names of the classes, is {found}; needed is a list of {classes} texts. '
+            'Calibrate and convert again, or leave "classes" out'
+        )
 
 
 def _check_input(normalization: Any, channels: int) -> None:

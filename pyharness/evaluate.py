@@ -34,7 +34,7 @@ from pyharness.data import (
     evaluation_indices,
     get_dataset,
     name_of,
-    need_share,
+    take_reading_options,
 )
 from pyharness.errors import CheckpointError, DataError, HarnessError, run_cli
 from pyharness.tensor_file import writing
@@ -349,24 +349,24 @@ def _kind_of(path: Path) -> str:
 def _open_engine(path: str | Path, name: str | None) -> Predictor:
     from pyharness.engine import SwinInt8
     from pyharness.engine_file import load_engine_file
-    from pyharness.models import model_from_config, note_input
+    from pyharness.models import model_from_config, note_data
 
     content = load_engine_file(path)
     _check_name(path, content.config.name, name)
     engine = SwinInt8.from_engine_file(content)
     timm_model = model_from_config(content.config)
-    note_input(timm_model, content.meta)
+    note_data(timm_model, content.meta)
     return Predictor(f"engine, {content.graph}", content.config.name, engine, timm_model)
 
 
 def _open_calibrated(path: str | Path, name: str | None) -> Predictor:
     from pyharness.calibrated import load_calibrated
-    from pyharness.models import model_from_config, note_input
+    from pyharness.models import model_from_config, note_data
 
     checkpoint = load_calibrated(path, name)
     model = checkpoint.to_model().eval()
     timm_model = model_from_config(model.config)
-    note_input(timm_model, checkpoint.meta)
+    note_data(timm_model, checkpoint.meta)
     return Predictor(f"fake-quantized, {model.graph}", model.config.name, model, timm_model)
 
 
@@ -384,19 +384,6 @@ def _check_name(path: str | Path, found: str, wanted: str | None) -> None:
         raise CheckpointError(f"{path}: is of {found}, not of {wanted}; leave --model out")
 
 
-def take_reading_options(args: argparse.Namespace, *positive: str) -> None:
-    """HarnessError where --batch, --threads, --workers, --max-corrupt, or the options `positive`, are no use; sets
-    PyTorch's threads."""
-    from pyharness.measure import need_positive
-
-    need_positive(args, "--batch", "--threads", *positive)
-    if args.workers < 0:
-        raise HarnessError(f"--workers must be at least 0, found {args.workers}")
-    need_share(args.max_corrupt)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
@@ -411,7 +398,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the held-out digits)")
     parser.add_argument("--batch", type=int, default=64, help="images per call (default: %(default)s)")
     parser.add_argument(
-        "--limit", type=int, metavar="N",
+        "--limit", "--images", type=int, metavar="N",
         help="evaluate on N images only, one from each of N equal stretches of the set, so that every class has its "
         "share; always the same ones",
     )  # fmt: skip

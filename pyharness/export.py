@@ -122,10 +122,10 @@ def need_v1(config: SwinConfig, what: str) -> None:
 
 def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
     need_v1(checkpoint.config, "a calibrated model holds its position bias as tables, and goes back to a checkpoint")
-    from pyharness.models import load_state, model_from_config, note_input, set_activation
+    from pyharness.models import load_state, model_from_config, note_data, set_activation
 
     model = model_from_config(checkpoint.config)
-    note_input(model, checkpoint.meta)
+    note_data(model, checkpoint.meta)
     activation = ACTIVATION_OF[checkpoint.graph]
     set_activation(model, activation)
     own = model.state_dict()
@@ -143,7 +143,7 @@ def normalized(source: Source, mean: Sequence[float] | None, std: Sequence[float
     """The model with a note of how its images are normalized, a number per channel each, which goes before what timm
     says of its name. HarnessError where one is missing, their number is not that of the channels, or one cannot be of
     pixels from 0 to 1."""
-    from pyharness.models import note_input
+    from pyharness.models import note_data
 
     channels = source.config.in_chans
     for flag, values in (("--mean", mean), ("--std", std)):
@@ -159,7 +159,7 @@ def normalized(source: Source, mean: Sequence[float] | None, std: Sequence[float
             scale = ", since pixels are from 0 to 1 here; divide what is of 0 to 255 by 255" if wrong[0] > 1 else ""
             raise HarnessError(f"{flag} must be {needed}, found {wrong[0]:g}{scale}")
     noted = {**(source.meta.get("input") or {}), "mean": list(mean), "std": list(std)}
-    note_input(source.model, {"input": noted})
+    note_data(source.model, {"input": noted})
     return dataclasses.replace(source, meta={**source.meta, "input": noted})
 
 
@@ -175,7 +175,7 @@ def resized(
     """
     from timm.layers import resize_rel_pos_bias_table
 
-    from pyharness.models import load_state, model_from_config, note_input, set_activation
+    from pyharness.models import load_state, model_from_config, note_data, set_activation
 
     old, notes = source.config, []
     windows = old.window_size if window is None else (window,) * len(old.depths)
@@ -206,7 +206,7 @@ def resized(
                 state[name] = resize_rel_pos_bias_table(state[name], after.window, shape)
     model = model_from_config(config)
     set_activation(model, source.activation)
-    note_input(model, source.meta)
+    note_data(model, source.meta)
     load_state(model, state, {"activation": source.activation}, old.name)
     return dataclasses.replace(source, model=model.eval(), config=config, notes=(*source.notes, *notes))
 

@@ -23,7 +23,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pyharness.atomic import atomic_path
-from pyharness.config import StageGeometry, SwinConfig
+from pyharness.config import StageGeometry, SwinConfig, are_class_names
 from pyharness.errors import CheckpointError, FormatError, ModelError
 from pyharness.swin_blocks import RELU_WITH_FC1_BIAS
 from pyharness.tensor_file import load_tensors, save_tensors
@@ -136,6 +136,8 @@ def load_folder(folder: str | Path, weights: Path | None = None) -> tuple[dict[s
     if isinstance(own, dict) and isinstance(own.get("name"), str):  # we wrote it, and the folder may have another name
         config = dataclasses.replace(config, name=own["name"])
     meta = {**own_meta, "model": config.name, "config": dataclasses.asdict(config), "activation": activation}
+    if names := read_labels(fields, config.num_classes):
+        meta["classes"] = names
     if (folder / PROCESSOR_NAME).is_file():
         said = read_processor(_read_json(folder / PROCESSOR_NAME), config, str(folder / PROCESSOR_NAME))
         ours = own_meta.get("input")
@@ -305,6 +307,22 @@ def read_config(fields: Mapping[str, Any], state: Mapping[str, Tensor], source: 
     return dataclasses.replace(config, name=published_name(config) or config.name), activation
 
 
+def read_labels(fields: Mapping[str, Any], classes: int) -> list[str]:
+    """The names of the classes that config.json's `fields` give, in order; empty where there are none, or those that
+    transformers makes up (LABEL_0)."""
+    labels = fields.get("id2label")
+    if not isinstance(labels, dict) or not classes:
+        return []
+    names = [labels.get(str(number)) for number in range(classes)]
+    if not all(isinstance(name, str) for name in names) or names == _numbered(classes):
+        return []
+    return names
+
+
+def _numbered(classes: int) -> list[str]:
+    return [f"LABEL_{number}" for number in range(classes)]
+
+
 def _trained_windows(fields: Mapping[str, Any]) -> tuple[int, ...]:
     """`pretrained_window_sizes`, one per stage; () where all are the model's own. Default and null are of four stages,
     which models of fewer have too."""
@@ -434,7 +452,8 @@ def save_folder(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; a Hugging Face model is a folder, give the name of one")
-    fields = write_config(config, activation)
+    names = meta.get("classes")
+    fields = write_config(config, activation, names if are_class_names(names, config.num_classes) else ())
     header = {"format": "pt", META_KEY: json.dumps(dict(meta), sort_keys=True)}
     save_tensors(folder / WEIGHT_NAMES[0], to_huggingface_names(state, config.version), header)
     if normalization is None:
@@ -477,15 +496,16 @@ def to_huggingface_names(state: Mapping[str, Tensor], version: int = 1) -> dict[
     return result
 
 
-def write_config(config: SwinConfig, activation: str) -> dict[str, Any]:
-    """The fields of config.json. ModelError where Hugging Face's Swin cannot express the geometry."""
+def write_config(config: SwinConfig, activation: str, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of config.json, with the names of the `classes` where they are known. ModelError where Hugging Face's
+    Swin cannot express the geometry."""
     check_windows(config)
     if config.qk_scale is not None:
         raise ModelError(f"{config.name}: has its own qk_scale {config.qk_scale}, which Hugging Face's Swin has not")
     if not config.patch_norm:
         raise ModelError(f"{config.name}: has no norm behind the patch embedding, Hugging Face's Swin always has one")
     height, width = config.img_size
-    labels = {str(index): f"LABEL_{index}" for index in range(config.num_classes)}
+    labels = {str(number): name for number, name in enumerate(classes or _numbered(config.num_classes))}
     own: dict[str, Any] = {"architectures": ["SwinForImageClassification"]}
     if config.version == 2:
         trained = config.pretrained_window_size or (0,) * len(config.depths)

@@ -26,7 +26,7 @@ from pyharness.checkpoint import (
     to_microsoft_layout,
     to_timm_layout,
 )
-from pyharness.config import MICRO_DIGITS, SwinConfig
+from pyharness.config import MICRO_DIGITS, SwinConfig, are_class_names
 from pyharness.errors import CheckpointError, ModelError
 from pyharness.model_geometry import config_of
 from pyharness.swin_blocks import (
@@ -66,7 +66,8 @@ __all__ = [
     "model_from_config",
     "need_classes",
     "need_same_input",
-    "note_input",
+    "note_data",
+    "noted_classes",
     "noted_input",
     "save_checkpoint",
     "set_activation",
@@ -76,6 +77,7 @@ __all__ = [
 ]
 
 ACTIVATIONS = ("gelu", "relu")
+IMAGENET_CLASSES = 1000
 MICRO_TEACHER = Path(__file__).resolve().parent / "assets" / "swin_micro_digits.safetensors"
 """The trained GELU model of the digits, made by pyharness/train_teacher.py; "pretrained" of the micro model."""
 
@@ -116,6 +118,7 @@ def create_model(
     model = _new_model(name, wanted, seed, pretrained=weights == "pretrained")
     if weights == "pretrained":
         model.timm_weights = _timm_weights(model)
+        note_data(model, {"classes": _imagenet_classes(model)})
     if activation == "relu":
         make_geluless(model)
     return model.eval()
@@ -161,7 +164,7 @@ def _model_with(
     if activation == "relu":
         make_geluless(model)
     if config is not None:
-        note_input(model, meta)
+        note_data(model, meta)
     return model.eval()
 
 
@@ -252,7 +255,7 @@ def load_model(
     model = model_from_config(config)
     set_activation(model, activation or meta.get("activation"))
     load_state(model, state, meta, str(path))
-    note_input(model, meta)
+    note_data(model, meta)
     return model.eval(), meta
 
 
@@ -308,11 +311,29 @@ def need_classes(model: nn.Module, name: str, why: str) -> None:
         raise ModelError(f"{name}: has no classification head, its results are features; {why}")
 
 
-def note_input(model: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Note on a timm `model` how its images come in, where the meta data of its file says so ("input", or parts of it):
-    `data.data_config` follows it, and `checkpoint_meta` hands it on to files."""
+def note_data(model: nn.Module, meta: Mapping[str, Any]) -> None:
+    """Note on a timm `model` what the meta data of its file says of its data, which `checkpoint_meta` hands on to
+    files: how images come in ("input", or parts of it), which `data.data_config` follows, and what its classes are
+    called ("classes"). Names that are not one for each class of the model are those of another head, and left out."""
     if isinstance(meta.get("input"), Mapping):
         model.image_input = dict(meta["input"])
+    if are_class_names(meta.get("classes"), model.num_classes):
+        model.class_names = list(meta["classes"])
+
+
+def noted_classes(model: nn.Module) -> list[str]:
+    """The names of a timm model's classes in the order of their numbers; empty where none are noted (`note_data`)."""
+    return list(getattr(model, "class_names", ()))
+
+
+def _imagenet_classes(model: nn.Module) -> list[str]:
+    """What timm calls the classes of weights that it says were trained on ImageNet-1k, [] of others."""
+    from timm.data import ImageNetInfo
+
+    if model.num_classes != IMAGENET_CLASSES or not str(model.pretrained_cfg.get("tag")).endswith("in1k"):
+        return []
+    info = ImageNetInfo("imagenet-1k")
+    return [info.index_to_description(number) for number in range(IMAGENET_CLASSES)]
 
 
 def _timm_weights(model: nn.Module) -> str | None:
@@ -329,7 +350,7 @@ def noted_weights(model: nn.Module) -> dict[str, str]:
 
 
 def noted_input(model: nn.Module) -> dict[str, Any]:
-    """What `note_input` noted, {} where that is nothing."""
+    """What `note_data` noted, {} where that is nothing."""
     return dict(getattr(model, "image_input", {}))
 
 
@@ -410,9 +431,10 @@ def exercise(model: nn.Module, seed: int) -> None:
 
 
 def checkpoint_meta(model: SwinTransformer, name: str, **extra: Any) -> dict[str, Any]:
-    """Meta data of a checkpoint: model, activation, config, "input" where it is noted on the model (`note_input`),
-    "timm_weights" where it began with timm's, and whatever else describes its origin."""
-    noted = ({"input": noted_input(model)} if noted_input(model) else {}) | noted_weights(model)
+    """Meta data of a checkpoint: model, activation, config, "input" and "classes" where they are noted on the model
+    (`note_data`), "timm_weights" where it began with timm's, and whatever else describes its origin."""
+    found = {"input": noted_input(model), "classes": noted_classes(model)}
+    noted = {key: value for key, value in found.items() if value} | noted_weights(model)
     config = dataclasses.asdict(config_of(model, name))
     return {"model": name, "activation": activation_name(model), "config": config, **noted, **extra}
 

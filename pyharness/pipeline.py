@@ -226,14 +226,14 @@ class Pipeline:
         """The fp32 GELU model: trained where there are weights, else random. How its images come in is noted on it, for
         the student's file."""
         from pyharness.data import input_normalization
-        from pyharness.models import create_model, load_model, note_input
+        from pyharness.models import create_model, load_model, note_data
 
         inputs = self.inputs
         if inputs.weights is not None:
             model = load_model(inputs.weights, inputs.model)[0]
         else:
             model = create_model(inputs.model, weights="pretrained" if inputs.has_weights else "random")
-        note_input(model, {"input": input_normalization(inputs.data, inputs.model, model)})
+        note_data(model, {"input": input_normalization(inputs.data, inputs.model, model)})
         return model
 
     @property

@@ -218,8 +218,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (default: %(default)s)")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="names of the classes: a text file, one a line, in their order"
-    )
+        "--labels", type=Path, metavar="FILE",
+        help="names of the classes: a text file, one a line, in their order (default: MODEL's own, where it has any)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images per call (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write the results to as well")
     parser.add_argument(
@@ -235,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     from pyharness.measure import need_positive
-    from pyharness.models import need_classes
+    from pyharness.models import need_classes, noted_classes
 
     args = build_parser().parse_args(argv)
     need_positive(args, "--top", "--batch", "--threads")
@@ -245,7 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths, empty = find_images(args.images)
     predictor = open_predictor(args.weights, args.model).on(device)
     need_classes(predictor.timm_model, predictor.model_name, "predictions are of classes")
-    labels = read_labels(args.labels, predictor.timm_model.num_classes) if args.labels else None
+    labels = noted_classes(predictor.timm_model)
+    if args.labels:
+        labels = read_labels(args.labels, predictor.timm_model.num_classes)
     dataset = open_files(paths, predictor.timm_model)
     report(f"{args.weights}: {predictor.model_name}, {predictor.kind}")
     rows = predict_files(predictor, dataset, args, labels)

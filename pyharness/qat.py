@@ -31,7 +31,7 @@ from pyharness.data import DATA_HELP, get_dataset, input_normalization
 from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin
 from pyharness.model_card import write_card
-from pyharness.models import config_of, create_model, load_model, need_same_input, note_input, weights_source
+from pyharness.models import config_of, create_model, load_model, need_same_input, note_data, weights_source
 from pyharness.train_options import (
     Machine,
     TrainOptions,
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         need_same_input(args.calibrated, load_checkpoint(args.calibrated)[1].get("input"), args.teacher, normalization)
         if normalization is not None:
             checkpoint = replace(checkpoint, meta={**checkpoint.meta, "input": normalization})
-            note_input(teacher, {"input": normalization})
+            note_data(teacher, {"input": normalization})
         summary = train_quantized(
             checkpoint,
             teacher,

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, add_max_corrupt, need_share
+from pyharness.data import DATA_HELP, add_max_corrupt, take_reading_options
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
 from pyharness.model_card import sha256, write_card
+from pyharness.models import noted_classes
 from pyharness.training import progress, report
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _require_room(name: str, x: Tensor, edges: Tensor) -> None:
     if found > float(edges[-1]) and found > MAX_BINS * width:
         raise CalibrationError(
             f"{name} saw values up to {float(edges[-1]):g} at first and up to {found:g} in a later batch, too far "
-            "apart for one histogram; take --method max, larger batches (--batch-size) or other images (--seed, --data)"
+            "apart for one histogram; take --method max, larger batches (--batch) or other images (--seed, --data)"
         )
 
 
@@ -202,6 +203,8 @@ def quantize(
     if data is not None:
         calibration["data"] = data
     noted = {} if normalization is None else {"input": normalization}
+    if noted_classes(model):
+        noted["classes"] = noted_classes(model)
     return checkpoint_of(fake, {**(meta or {}), "calibration": calibration, **noted})
 
 
@@ -234,27 +237,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default="percentile", help="for activations (default: percentile)")
     parser.add_argument("--percentile", type=float, default=PERCENTILE, help=f"default: {PERCENTILE}")
     parser.add_argument("--int8-mode", type=int, choices=(1, 2), default=1, help="2: FC2 and reduction in s32 (Swin-L)")
-    parser.add_argument("--batches", type=int, default=BATCHES, help=f"default: {BATCHES}")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
+    parser.add_argument(
+        "--batches", type=int, default=BATCHES, metavar="N", help="to calibrate on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", "--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images each (default: %(default)s)"
+    )
     add_max_corrupt(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images, and of random weights")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    if min(args.batches, args.batch_size) < 1:
-        raise HarnessError("--batches and --batch-size must be at least 1")
+    take_reading_options(args, "--batches")
     if args.out.suffix not in (".safetensors", ".pth", ".pt"):
         raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")
-    need_share(args.max_corrupt)
     model, config, meta = _load_model(args)
     from pyharness.data import check_images, get_dataset, input_normalization, make_loader
     from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model, labels=False)
-    loader = make_loader(dataset, args.batch_size, shuffle=True, seed=args.seed)
-    asked = args.batches * args.batch_size
+    loader = make_loader(dataset, args.batch, shuffle=True, seed=args.seed, workers=args.workers)
+    asked = args.batches * args.batch
     batches = progress(
         (images for images, _ in islice(loader, args.batches)), total=min(args.batches, len(loader)), initial=0,
         label="calibrating", every=LINE_SECONDS,
@@ -276,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     check_images(dataset, None, args.max_corrupt)  # each is named already, and there is no folder for a list
     images = checkpoint.meta["calibration"]["images"]
     if images < asked:
-        report(f"note: calibrated on {images} images; {asked} were asked for (--batches x --batch-size)")
+        report(f"note: calibrated on {images} images; {asked} were asked for (--batches x --batch)")
     save_calibrated(args.out, checkpoint)
     write_card(
         args.out,
@@ -312,7 +319,8 @@ def _load_model(args: argparse.Namespace) -> tuple[SwinTransformer, SwinConfig, 
     origin["weights_sha256"] = sha256(source)
     if "distillation" in meta:
         origin["distillation"] = meta["distillation"]
-    rest = {key: value for key, value in meta.items() if key not in ("model", "config", "activation", "distillation")}
+    elsewhere = ("model", "config", "activation", "distillation", "classes")
+    rest = {key: value for key, value in meta.items() if key not in elsewhere}
     return model, config_of(model, meta["model"]), {**origin, "weights_meta": rest}
 
 

@@ -38,6 +38,7 @@ from pyharness.data import (
     SeededImages,
     add_max_corrupt,
     check_images,
+    class_names,
     evaluation_indices,
     get_dataset,
     input_normalization,
@@ -52,7 +53,7 @@ from pyharness.models import (
     config_of,
     create_model,
     model_from_config,
-    note_input,
+    note_data,
     noted_input,
     own_name,
     save_checkpoint,
@@ -75,7 +76,7 @@ STATE_VERSION = 1
 STARTING_WEIGHTS = "starting weights"
 """The entry of a run's identity that tells from which weights it began."""
 INPUT = "input"
-"""The entry that tells how the images come in, where that is noted on the model (`models.note_input`)."""
+"""The entry that tells how the images come in, where that is noted on the model (`models.note_data`)."""
 UNFINISHED = 3
 """Exit status of a run that --max-minutes ended."""
 NARROW = 64
@@ -583,8 +584,11 @@ def _model_and_images(
         start, classes=classes, weights=args.weights, changes=changes, new_name=args.name, seed=args.seed,
         init=args.init,
     )  # fmt: skip
-    note_input(model, {"input": input_normalization(args.data, name, model)})  # for the file: it follows --data
-    return model, name, get_dataset(args.data, name, train=True, model=model, augment=True)
+    model.class_names = []  # those of the weights that training begins with: the file follows --data
+    note_data(model, {"input": input_normalization(args.data, name, model)})
+    dataset = get_dataset(args.data, name, train=True, model=model, augment=True)
+    note_data(model, {"classes": class_names(dataset)})
+    return model, name, dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:

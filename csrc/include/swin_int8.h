@@ -62,6 +62,7 @@ typedef struct swin_info {
   int64_t stages;
   const float* mean;               /* [channels], of the images' normalization; NULL where the file does not say */
   const float* std;                /* [channels] */
+  const char* const* class_names;  /* [classes], in UTF-8; NULL where the file does not say */
 } swin_info;
 
 /* Reads an engine file and packs its weights for the device. `options` may be NULL. *model is NULL after an error. */

@@ -162,6 +162,8 @@ swin::ForkMutex g_features;
 struct Loaded {
   std::string name, graph, device_name, isa;
   std::vector<float> mean, std;
+  std::vector<std::string> classes;
+  std::vector<const char*> class_names;  // of `classes`
   int device, threads;
   const swin::Backend& backend;
   std::unique_ptr<swin::Engine> engine;
@@ -171,11 +173,13 @@ struct Loaded {
         graph(file.graph),
         mean(file.mean.begin(), file.mean.end()),
         std(file.std.begin(), file.std.end()),
+        classes(file.classes),
         device(device_of(options.device)),
         threads(options.threads > 0 ? options.threads : std::min(swin::runtime::processors(), kMostThreads)),
         backend(backend_for(device, options)) {
     SWIN_CHECK(ValueError, "swin_load", options.threads >= 0 && options.threads <= kMostThreads, "threads is ",
                options.threads, "; 0 to ", kMostThreads, " is needed");
+    for (const std::string& text : classes) class_names.push_back(text.c_str());
     device_name = device < 0 ? "cpu" : "cuda:" + std::to_string(device);
     isa = backend.variant();
     const swin::CudaDeviceGuard guard(device);
@@ -335,6 +339,7 @@ swin_status swin_get_info(const swin_model* model, swin_info* info) {
     all.stages = static_cast<std::int64_t>(c.depths.size());
     all.mean = loaded.mean.empty() ? nullptr : loaded.mean.data();
     all.std = loaded.std.empty() ? nullptr : loaded.std.data();
+    all.class_names = loaded.class_names.empty() ? nullptr : loaded.class_names.data();
     give_info(all, info);
   });
 }

@@ -175,6 +175,17 @@ void read_normalization(const Json& meta, EngineFile& ef) {
   }
 }
 
+void read_class_names(const Json& meta, EngineFile& ef) {
+  const Json* classes = meta.find("classes");
+  if (classes == nullptr) return;
+  for (const Json& name : classes->items()) ef.classes.push_back(name.string());
+  require(static_cast<std::int64_t>(ef.classes.size()) == ef.config.num_classes, "'classes' has ", ef.classes.size(),
+          " names; one for each of the ", ef.config.num_classes, " classes is needed");
+  for (const std::string& name : ef.classes) {
+    require(name.find('\0') == std::string::npos, "a name in 'classes' holds a zero byte; texts without it are needed");
+  }
+}
+
 // The metadata: everything but the tensors.
 EngineFile read_metadata(const std::string& origin, const Json& header) {
   const Json* metadata = header.find("__metadata__");
@@ -213,7 +224,11 @@ EngineFile read_metadata(const std::string& origin, const Json& header) {
   } else {
     ef.config.int8_mode = mode == "1" ? 1 : 2;
   }
-  reading(origin, "'meta' in the header", [&] { read_normalization(Json::parse(*text("meta")), ef); });
+  reading(origin, "'meta' in the header", [&] {
+    const Json meta = Json::parse(*text("meta"));
+    read_normalization(meta, ef);
+    read_class_names(meta, ef);
+  });
   return ef;
 }
 

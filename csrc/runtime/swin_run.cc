@@ -44,7 +44,7 @@ measures on random images.
   --mean M,M,M --std S,S,S
                      normalize uint8 images with these instead
   --top N            print the N likeliest classes of each image (default 1; 0: none)
-  --labels FILE      names of the classes, one a line
+  --labels FILE      names of the classes, one a line (default: the engine file's, where it has any)
   --out FILE.npy     write the results, float32 [n, classes]
   --features         pooled features in place of logits
   --batch N          images a call (default 1)
@@ -226,7 +226,9 @@ std::string quoted(const std::string& text) {
   return out + "\"";
 }
 
-std::vector<std::string> read_labels(const std::string& path, std::int64_t classes) {
+std::vector<std::string> read_labels(const std::string& path, const swin_info& info) {
+  const std::int64_t classes = info.classes;
+  if (path.empty() && info.class_names != nullptr) return {info.class_names, info.class_names + classes};
   std::vector<std::string> labels;
   if (path.empty()) return labels;
   std::ifstream file(path);
@@ -288,7 +290,7 @@ void classify(Model& model, const Arguments& a, std::string& json) {
   }
   if (!file.is_u8() && !a.mean.empty()) throw UsageError("--mean and --std are of uint8 images; these are float32");
   const int top = model.gives_logits() ? a.top : 0;
-  const std::vector<std::string> labels = read_labels(a.labels, model.info().classes);
+  const std::vector<std::string> labels = read_labels(a.labels, model.info());
   const std::int64_t count = file.shape()[0], batch = std::min(a.batch, count);
   std::vector<float> images(batch * model.image_size()), out(batch * model.outputs());
   std::vector<std::uint8_t> pixels(file.is_u8() ? images.size() : 0);

@@ -171,6 +171,15 @@ def test_other_types_of_images_are_read_or_named(tmp_path, model, capsys):
         assert ("to index them" in err) == (not indexed)
 
 
+def test_labels_without_an_image_are_counted(tmp_path, model, capsys):
+    samples = {"0.png": png(20), "0.cls": b"0", "1.cls": b"1", "2.gif": b"", "2.cls": b"2", "3.png": png(9), "3.cls": b"2"}
+    write_tar(tmp_path / "val.tar", {**samples, "4.json": b'{"label": 1}'})
+    for _ in range(2):  # the second reads the index
+        dataset = get_dataset(tmp_path, NAME, train=False, model=model)
+        assert [label for _, label in dataset] == [0, 2]
+        assert "2 of the labels have no image beside them" in capsys.readouterr().err
+
+
 def whole_set(top="", train="train", val="val", **more):
     """A tar file's members: three classes, in val/ with the levels of GREYS and in train/ with those one higher."""
     members = {f"{top}{train}/{CLASSES[c]}/{i}.png": png(v + 1) for (c, i), v in GREYS.items()}

@@ -446,6 +446,37 @@ def test_swin_run_measures_several_callers(micro):
     assert "--callers is '0'" in error
 
 
+def test_swin_run_shows_the_files_own_names_of_classes(tmp_path, seed):
+    names = [f"number {i}" for i in range(9)] + ["ne\u00fcn"]
+    micro = saved(tmp_path, MICRO_DIGITS, "geluless_int8", seed, classes=names)[0]
+    np.save(tmp_path / "images.npy", images_for(MICRO_DIGITS, 2, seed).numpy())
+    for line in swin_run(micro, "--images", tmp_path / "images.npy").stdout.splitlines():
+        _, number, _, name = line.split(maxsplit=3)
+        assert name == names[int(number)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b"], "'classes' has 2 names; one for each of the 10 classes is needed"),
+        ("abcdefghij", "'classes'.*an array is needed"),
+        ([0] * 10, "a string is needed"),
+        (["a\0"] * 10, "holds a zero byte"),
+    ],
+)
+def test_other_names_of_classes_are_refused(names, message, tmp_path, seed):
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    path, _ = saved(tmp_path, MICRO_DIGITS, "geluless_int8", seed)
+    with safe_open(path, "pt") as file:
+        header, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    header["meta"] = json.dumps({**json.loads(header["meta"]), "classes": names})
+    refused(ERROR_FILE, message, lambda: CModel(save(tensors, header)))
+
+
 def test_swin_run_says_classes_as_json(micro, tmp_path, seed):
     import json
 

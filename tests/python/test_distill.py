@@ -389,7 +389,7 @@ def test_a_teacher_of_other_images_or_geometry_does_not_resume(teacher, images, 
     with pytest.raises(CheckpointError, match=r"teacher's img size was \[28, 28\], now \[56, 56\]\. remove"):
         d.distill(larger, MICRO, images, TINY, folder)
     other = copy.deepcopy(teacher)
-    models.note_input(other, {"input": {"mean": [0.9], "std": [0.1]}})
+    models.note_data(other, {"input": {"mean": [0.9], "std": [0.1]}})
     with pytest.raises(CheckpointError, match=r"options: teacher's input was None, now \{'mean': \[0.9\], 'std': \[0.1\]"):
         d.distill(other, MICRO, images, TINY, folder)
 

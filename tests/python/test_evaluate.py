@@ -319,7 +319,7 @@ def test_counts_of_other_labels_models_and_inputs_are_not_taken(tmp_path):
         ("shifted", config, {"mean": [0.9], "std": [0.1]}),
     ):
         model = models.model_from_config(changed)
-        models.note_input(model, {"input": noted})
+        models.note_data(model, {"input": noted})
         predictors[name] = evaluate.Predictor("fp32", changed.name, model, model)
     models.save_checkpoint(path := tmp_path / "weights.pth", model, models.checkpoint_meta(model, "own"))
     data = grey_images(tmp_path / "data", {"a": 50, "b": 200})

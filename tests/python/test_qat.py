@@ -134,7 +134,7 @@ def test_a_run_with_a_teacher_of_other_images_or_geometry_does_not_resume(teache
     before = calibrated("geluless_int8", 1)
     assert qat.train_quantized(before, teacher, images, OPTIONS, tmp_path, stop_after_steps=1) is None
     other = copy.deepcopy(teacher)
-    models.note_input(other, {"input": {"mean": [0.9], "std": [0.1]}})
+    models.note_data(other, {"input": {"mean": [0.9], "std": [0.1]}})
     with pytest.raises(CheckpointError, match="teacher's input was None, now"):
         qat.train_quantized(before, other, images, OPTIONS, tmp_path)
     scaled = replace(before, config=replace(before.config, qk_scale=0.5))

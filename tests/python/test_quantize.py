@@ -234,7 +234,7 @@ def test_the_program_says_without_a_terminal_how_far_it_is(tmp_path, capsys, mon
     assert main([*arguments, "--weights", "random", "--data", "procedural:classes=10,train=7,val=8"]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "calibrating swin_micro_digits: 7 images ...",
-        "note: calibrated on 7 images; 12 were asked for (--batches x --batch-size)",
+        "note: calibrated on 7 images; 12 were asked for (--batches x --batch)",
     ]
 
 
