@@ -9,8 +9,8 @@
 #   --device NAME   cpu (default) or cuda
 #   --times N       N times as many images in every training stage, and in the distillation (default 1)
 #   --precision P   of training and distillation: bf16 (default) or fp32, for CPUs without AVX512-BF16 or AMX
-#   --ablations     also four times as many images in the distillation; what the paper leaves open, all blocks replaced at
-#                   once; and fp32's weights evaluated in bf16
+#   --ablations     also four times as many images in the distillation; what the paper leaves open, a temperature (4) and
+#                   all blocks replaced at once; and fp32's weights evaluated in bf16
 #   -h, --help      show this text
 #
 # Small images first: a Swin-T learns from 56 x 56 ten times as quickly as from 224 x 224, and its position bias is
@@ -95,6 +95,8 @@ evaluated() {
 if [ "$ablations" = 1 ]; then
   distil student_x4 --subset 0.4
   evaluated student_x4
+  distil student_t4 --temperature 4
+  evaluated student_t4
   distil student_at_once --schedule at_once
   evaluated student_at_once
   "$python" pyharness/evaluate.py "$teacher" --dtype bf16 --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
