@@ -13,6 +13,7 @@ import itertools
 import random
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -479,17 +480,18 @@ def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, 
             f"that the weights were trained on (train.py --classes {classes} trains a model for it)",
             classes,
         )
-    _need_same_numbers(named, noted_classes(model), source)
-    _tell_order(named, source)
+    noted = noted_classes(model)
+    if named != noted:
+        _need_same_numbers(named, noted, source)
+        _tell_order(named, source)
     return dataset
 
 
 def _need_same_numbers(named: list[str], noted: list[str], source: str) -> None:
     """DataError where a class of the images has another number than in the model's file: each would be taken for
     another. Names that the other side has not say nothing: one may have ImageNet's words, and one its identifiers."""
-    if named == noted:
-        return
-    once = {name: number for number, name in enumerate(noted) if noted.count(name) == 1}
+    times = Counter(noted)
+    once = {name: number for number, name in enumerate(noted) if times[name] == 1}
     for number, name in enumerate(named):
         if once.get(name, number) != number:
             raise DataError(

@@ -167,3 +167,15 @@ def test_names_that_occur_twice_say_nothing():
     data._need_same_numbers(["crane", "heron", "crane"], ["heron 2", "crane", "crane"], "images")
     with pytest.raises(DataError, match="class 'heron' is number 1"):
         data._need_same_numbers(["crane", "heron", "crane"], ["heron", "crane", "crane"], "images")
+
+
+def test_the_order_of_numbers_is_told_where_the_file_leaves_it_open(folder, tmp_path, capsys):
+    """torchvision has 10 before 2: a model that it fed would be wrong here, one whose file has these names is not."""
+    for split in ("train", "val"):
+        for name, number in zip(NAMES, ("2", "10", "1")):
+            shutil.copytree(folder / "images" / split / name, tmp_path / "images" / split / number)
+    model = models.load_model(folder / FILES[0])[0]
+    for noted, told in (([], True), (["1", "2", "10"], False)):
+        model.class_names = noted
+        data.imagefolder(tmp_path / "images", "val", model)
+        assert ("numbered in timm's order" in capsys.readouterr().err) is told
