@@ -50,7 +50,7 @@ SOURCES = (
 """Modules that what is kept depends on; a test compares them with what is imported."""
 
 NO_SOURCES = (
-    "atomic", "errors", "evaluate", "export", "model_card", "random_engine", "results", "signals",
+    "atomic", "errors", "evaluate", "export", "measure", "model_card", "random_engine", "results", "signals",
 )  # fmt: skip
 """Imported by SOURCES, but no part of what is kept: how files are written, errors, measuring, other formats to export
 to, random weights. Else every change of a table's layout would have the student distilled again."""
