@@ -92,9 +92,17 @@ evaluated() {
   "$python" pyharness/evaluate.py "$engine" --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
     --out "$out/$1"
 }
+# evaluated_fused FOLDER: the same student in the fused graph.
+evaluated_fused() {
+  local engine="$out/$1/fused_int8.engine.safetensors"
+  "$python" pyharness/convert.py to-engine "$out/$1/calibrated.safetensors" "$engine" --graph fused_int8
+  "$python" pyharness/evaluate.py "$engine" --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
+    --out "$out/$1/fused"
+}
 if [ "$ablations" = 1 ]; then
   distil student_x4 --subset 0.4
   evaluated student_x4
+  evaluated_fused student_x4
   distil student_t4 --temperature 4
   evaluated student_t4
   distil student_at_once --schedule at_once
