@@ -64,7 +64,7 @@ def write_card(
     meta = dict(file_meta(path) if meta is None else meta)
     described = {key: meta.pop(key, None) for key in _DESCRIBED}
     config = described.pop("config")
-    if "classes" in meta:  # a thousand names, in each card of a chain
+    if isinstance(meta.get("classes"), list):  # a thousand names, in each card of a chain
         meta["classes"] = f"{len(meta['classes'])} names, in the file"
     card = {
         "format": FORMAT,
