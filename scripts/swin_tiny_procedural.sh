@@ -83,30 +83,29 @@ distil student
 "$python" pyharness/reproduce_table2.py --models "$name" --weights "$name=$teacher" \
   --student "$name=$out/student/student.safetensors" --data "$data,val=10000,seed=5" --device "$device" \
   --out "$out" --work "$out/work"
-# evaluated FOLDER: its student as a GELU-less INT8 engine.
-evaluated() {
-  local calibrated="$out/$1/calibrated.safetensors" engine="$out/$1/geluless_int8.engine.safetensors"
+# calibrated FOLDER: its student, as calibrated.safetensors there.
+calibrated() {
   "$python" pyharness/quantize.py --weights "$out/$1/student.safetensors" --data "$data,val=10000,seed=5" \
-    --out "$calibrated"
-  "$python" pyharness/convert.py to-engine "$calibrated" "$engine"
-  "$python" pyharness/evaluate.py "$engine" --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
-    --out "$out/$1"
+    --out "$out/$1/calibrated.safetensors"
 }
-# evaluated_fused FOLDER: the same student in the fused graph.
-evaluated_fused() {
-  local engine="$out/$1/fused_int8.engine.safetensors"
-  "$python" pyharness/convert.py to-engine "$out/$1/calibrated.safetensors" "$engine" --graph fused_int8
+# evaluated FOLDER GRAPH [SUBFOLDER]: the calibrated student as an engine of that graph, the result in FOLDER or below it.
+evaluated() {
+  local engine="$out/$1/$2.engine.safetensors"
+  "$python" pyharness/convert.py to-engine "$out/$1/calibrated.safetensors" "$engine" --graph "$2"
   "$python" pyharness/evaluate.py "$engine" --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
-    --out "$out/$1/fused"
+    --out "$out/$1${3:+/$3}"
 }
 if [ "$ablations" = 1 ]; then
   distil student_x4 --subset 0.4
-  evaluated student_x4
-  evaluated_fused student_x4
+  calibrated student_x4
+  evaluated student_x4 geluless_int8
+  evaluated student_x4 fused_int8 fused
   distil student_t4 --temperature 4
-  evaluated student_t4
+  calibrated student_t4
+  evaluated student_t4 geluless_int8
   distil student_at_once --schedule at_once
-  evaluated student_at_once
+  calibrated student_at_once
+  evaluated student_at_once geluless_int8
   "$python" pyharness/evaluate.py "$teacher" --dtype bf16 --data "$data,val=10000,seed=5" --device "$device" --batch 32 \
     --out "$out/bf16"
 fi

@@ -450,7 +450,9 @@ def test_swin_run_shows_the_files_own_names_of_classes(tmp_path, seed):
     names = [f"number {i}" for i in range(9)] + ["ne\u00fcn"]
     micro = saved(tmp_path, MICRO_DIGITS, "geluless_int8", seed, classes=names)[0]
     np.save(tmp_path / "images.npy", images_for(MICRO_DIGITS, 2, seed).numpy())
-    for line in swin_run(micro, "--images", tmp_path / "images.npy").stdout.splitlines():
+    lines = swin_run(micro, "--images", tmp_path / "images.npy").stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
         _, number, _, name = line.split(maxsplit=3)
         assert name == names[int(number)]
 
