@@ -117,14 +117,16 @@ def same_model(one: str, other: str) -> bool:
 
 
 def describe_geometry(state: Mapping[str, Tensor]) -> str:
-    """The sizes that a Swin state dict (timm's layout) shows, in words; "" where it shows none."""
+    """The sizes that a Swin state dict (timm's layout) shows, in words: "no sizes" where it has no bias tables."""
     tables = {
         name: t
         for name, t in state.items()
         if re.match(r"^layers\.\d+\.blocks\.0\.attn\.relative_position_bias_table$", name)
     }
     if not tables or "patch_embed.proj.weight" not in state:
-        return ""
+        return "no sizes"
+    if state["patch_embed.proj.weight"].dim() != 4:
+        return f"patches of {state['patch_embed.proj.weight'].dim() - 2} dimensions, as of a video"
     stages = range(len(tables))
     depths = [
         sum(bool(re.match(rf"^layers\.{i}\.blocks\.\d+\.norm1\.weight$", name)) for name in state) for i in stages

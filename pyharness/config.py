@@ -93,6 +93,9 @@ _LISTS = {"img_size": 1, "depths": 1, "num_heads": 1, "window_size": 1, "pretrai
 _LARGEST = 2**31 - 1
 """More than any of these numbers can be in use; sums and products of what is within it fit into float64."""
 
+_LARGEST_QK_SCALE = 2**20
+"""As in csrc/runtime/engine_file.cc."""
+
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -183,7 +186,10 @@ class SwinConfig:
             f"mlp_ratio must be a number that gives at least one of embed_dim {self.embed_dim} hidden channels, "
             f"found {ratio!r}",
         )
-        need(scale is None or _is_finite(scale), f"qk_scale must be a finite number or null, found {scale!r}")
+        need(
+            scale is None or (_is_finite(scale) and 0 < scale <= _LARGEST_QK_SCALE),
+            f"qk_scale must be null or a number above 0, at most {_LARGEST_QK_SCALE}, found {scale!r}",
+        )
 
     def _check_version(self, need: Callable[[bool, str], None]) -> None:
         need(self.version in (1, 2), f"version {self.version!r} is unknown; Swin-V1 is 1, Swin-V2 is 2")

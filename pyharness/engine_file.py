@@ -258,15 +258,23 @@ def scale_list(amax: Mapping[str, float], graph: str) -> torch.Tensor:
 
 
 def check_scales(ef: EngineFile, origin: str = "engine file") -> None:
-    """Check every scale list of `ef`; of the fused graph also what its scales belong to.
+    """Check every scale list of `ef`, and that its numbers are finite; of the fused graph also what scales belong to.
 
     Raises CalibrationError naming every required amax that is zero, negative or not finite, and FormatError where the
-    lists contradict each other or themselves.
+    lists contradict each other or themselves, or a parameter holds NaN or infinity, which int8 would turn into numbers.
     """
     tensors = ef.by_name()
     if ef.graph == FUSED_GRAPH:
         _check_fused(ef, tensors, origin)
-        return
+    else:
+        _check_lists(ef, tensors, origin)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise FormatError(f"{origin}: {name} holds NaN or infinity; convert the checkpoint again")
+
+
+def _check_lists(ef: EngineFile, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+    """The scale lists of FT's graphs; errors as `check_scales`."""
     bad: dict[str, None] = {}
     for stage in ef.config.stages():
         required = ft_format.required_scales(ef.graph, ef.int8_mode, stage.has_downsample)
@@ -300,8 +308,8 @@ def _check_consistent(tensors: Mapping[str, torch.Tensor], prefix: str, block: i
 
 
 def _check_fused(ef: EngineFile, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
-    """CalibrationError for an amax that is no use; FormatError for a weight's step that is not above zero, a weight of
-    -128, or a number that is not finite."""
+    """CalibrationError for an amax that is no use; FormatError for a weight's step that is not above zero and for a
+    weight of -128."""
     bad, fields = [], fused_format.amax_fields(ef.config.version)
     for stage in ef.config.stages():
         for block in range(stage.depth):
@@ -315,9 +323,7 @@ def _check_fused(ef: EngineFile, tensors: Mapping[str, torch.Tensor], origin: st
     for name, tensor in tensors.items():
         if tensor.dtype == torch.int8 and (tensor == -128).any():
             fault = "holds -128; weights lie within -127..127"
-        elif tensor.dtype == torch.float32 and not tensor.isfinite().all():
-            fault = "holds NaN or infinity"
-        elif name.endswith(".weight_scale") and not (tensor > 0).all():
+        elif name.endswith(".weight_scale") and not (tensor > 0).all() and tensor.isfinite().all():
             fault = f"has the step {tensor.min():g}; every step must be greater than zero"
         else:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -33,7 +35,7 @@ def config_of(model: nn.Module, name: str) -> SwinConfig:
         )
     version = 2 if isinstance(model, SwinTransformerV2) else 1
     first = model.layers[0].blocks[0]
-    windows = getattr(model, "_ref_window_sizes", None) or [s.blocks[0].window_size for s in model.layers]
+    windows = _windows(model)
     _need_square(name, "patch size", model.patch_embed.patch_size)
     for window in windows:
         _need_square(name, "window", window)
@@ -50,7 +52,7 @@ def config_of(model: nn.Module, name: str) -> SwinConfig:
         depths=tuple(len(stage.blocks) for stage in model.layers),
         num_heads=tuple(stage.blocks[0].attn.num_heads for stage in model.layers),
         window_size=tuple(window[0] for window in windows),
-        mlp_ratio=first.mlp.fc1.out_features / first.dim,
+        mlp_ratio=_mlp_ratio(model),
         qkv_bias=_has_qkv_bias(first, version),
         qk_scale=_qk_scale(first) if version == 1 else None,
         patch_norm=not isinstance(model.patch_embed.norm, nn.Identity),
@@ -60,6 +62,29 @@ def config_of(model: nn.Module, name: str) -> SwinConfig:
     )
     _check_computable(model, config)
     return config
+
+
+def _windows(model: SwinTransformer) -> Sequence[tuple[int, int]]:
+    """The window of each stage before it is made as small as the stage's tokens. timm's `set_input_size` scales windows
+    with the tokens and leaves those that the model began with where they were."""
+    reference = getattr(model, "_ref_window_sizes", None)
+    if not reference:
+        return [stage.blocks[0].window_size for stage in model.layers]
+    grid, reference_grid = model.patch_embed.grid_size, getattr(model, "_ref_grid_size", None)
+    if reference_grid is None or tuple(grid) == tuple(reference_grid):
+        return reference
+    from timm.models.swin_transformer import calc_stage_window_sizes
+
+    return calc_stage_window_sizes(grid, reference, reference_grid)
+
+
+def _mlp_ratio(model: SwinTransformer) -> float:
+    """The least ratio that gives every stage its hidden channels, the whole part of channels * ratio: 96 channels and a
+    ratio of 2.3 have 220, which says 2.29, but 768 have 1766."""
+    blocks = [stage.blocks[0] for stage in model.layers]
+    dim, hidden = max(((b.dim, b.mlp.fc1.out_features) for b in blocks), key=lambda sizes: sizes[1] / sizes[0])
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _has_qkv_bias(block: nn.Module, version: int) -> bool:

@@ -477,7 +477,7 @@ def load_state(model: SwinTransformer, state: Mapping[str, Tensor], meta: Mappin
     faults += _listed("not floating point", [name for name in shared if not state[name].is_floating_point()])
     faults += _listed("NaN or infinite", [name for name in shared if not state[name].isfinite().all()])
     if faults:
-        found = f"Found {describe_state(state)} of {describe_geometry(state) or 'unknown size'}. "
+        found = f"Found {describe_state(state)} with {describe_geometry(state)}. "
         raise CheckpointError(f"{source}: does not fit the model. {found}{_advice(windows)}{'; '.join(faults)}")
     biased_relu = meta.get("activation") == RELU_WITH_FC1_BIAS
     geluless = is_geluless(model) and not biased_relu

@@ -373,7 +373,7 @@ QKV = "swin.encoder.layers.0.blocks.0.attention.self."
         (lambda f: edit_config(f, window_size=14), ModelError, "fewer than the window"),
         (lambda f: edit_config(f, window_size=5), CheckpointError, "wrong shape"),
         (lambda f: edit_config(f, image_size=29), FormatError, "not a multiple of patch_size"),
-        (lambda f: edit_config(f, embed_dim=64), CheckpointError, "of embed_dim 32.*wrong shape"),
+        (lambda f: edit_config(f, embed_dim=64), CheckpointError, "with embed_dim 32.*wrong shape"),
         (lambda f: edit_weights(f, lambda s: s.pop(QKV + "key.bias")), CheckpointError, "key is missing"),
         (lambda f: edit_weights(f, lambda s: s.pop("swin.layernorm.bias")), CheckpointError, r"missing \(1\): norm.bias"),
         (lambda f: edit_weights(f, lambda s: s.update(extra=torch.ones(1))), CheckpointError, r"unexpected \(1\): extra"),
@@ -675,7 +675,18 @@ def test_states_are_described(seed):
         "no Swin": describe_state(["conv.weight"]),
     }
     assert all(part in text for part, text in described.items())
-    assert describe_geometry({"conv.weight": torch.ones(1)}) == ""
+    assert describe_geometry({"conv.weight": torch.ones(1)}) == "no sizes"
+
+
+def test_a_video_swin_is_said_to_be_one(tmp_path):
+    """mmaction2's has the names of an image's Swin, and a third dimension of patches."""
+    state = {f"backbone.{name}": tensor for name, tensor in exercised_model(MICRO_DIGITS, 0).state_dict().items()}
+    kernel = state["backbone.patch_embed.proj.weight"]
+    state["backbone.patch_embed.proj.weight"] = kernel[:, :, None].repeat(1, 1, 2, 1, 1)
+    torch.save({"state_dict": state}, tmp_path / "video.pth")
+    for model in ([], ["--model", MICRO]):
+        with pytest.raises(CheckpointError, match="patches of 3 dimensions, as of a video"):
+            main(["to-timm", str(tmp_path / "video.pth"), str(tmp_path / "out.pth"), *model])
 
 
 def test_an_engine_file_is_no_checkpoint_to_train_from(tmp_path):

@@ -96,6 +96,29 @@ def test_model_from_config_and_config_of_are_inverse(change):
     assert model(images(config, batch=1)).isfinite().all()
 
 
+@pytest.mark.parametrize("ratio", [2.3, 8 / 3, 2.6, 1.3, 3.999])
+@pytest.mark.parametrize("dim", [24, 32, 40])
+def test_hidden_channels_are_the_whole_part_of_a_ratio(ratio, dim):
+    """timm's rule: the ratio that stage 0 shows, 55/24 for 2.3, would give other stages less than they have."""
+    config = dataclasses.replace(MICRO_DIGITS, embed_dim=dim, depths=(1, 1, 1), num_heads=(1, 1, 1), window_size=(7, 7, 7),
+                                 mlp_ratio=ratio)
+    model = models.model_from_config(config)
+    found = models.config_of(model, MICRO)
+    assert [found.hidden_dim(dim << i) for i in range(3)] == [int((dim << i) * ratio) for i in range(3)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_windows_that_timm_scaled_with_the_image_are_known(version):
+    model = models.model_from_config(dataclasses.replace(MICRO_DIGITS, version=version))
+    model.set_input_size(img_size=(56, 56))
+    config = models.config_of(model, MICRO)
+    assert (config.img_size, config.window_size) == ((56, 56), (14, 14))
+    again = models.model_from_config(config)
+    again.load_state_dict(model.state_dict())
+    x = images(config, batch=1)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
 def test_seed_decides_the_random_weights_and_leaves_the_callers_generator_alone():
     state = torch.get_rng_state()
     first, again, other = (models.create_model(MICRO, seed=s).state_dict() for s in (1, 1, 2))
