@@ -38,14 +38,14 @@ def at_a_glance(folders: Sequence[Path], model: str | None = None, root: str = "
                 newest[key] = (date, line)  # in the place of the older one
     lines = [line for _, line in newest.values()]
     header = (
-        "processor", "instructions", "model", "batch", "fastest other", "ms", "fused_int8 ms", "GELU: times as fast",
-        "GELU-less", "GELU-less over FT", "dB: other", "ours",
+        "processor", "instructions", "model", "batch", "fastest other", "ms", "GELU: ms", "times as fast",
+        "GELU-less: ms", "times as fast", "GELU-less over FT", "dB: other", "ours",
     )  # fmt: skip
     if model is not None and not lines:
         raise FormatError(f"no folder has measured {model}; tables call models as in Swin-T, Swin-B 384")
     return markdown_table(header, lines, right=(3, *range(5, len(header)))) + (
-        "\nfastest other: of those measured, which run the GELU model. GELU: the speed-up of `fused_int8_gelu`, a "
-        "checkpoint without retraining, over it. GELU-less: the same of `fused_int8`, whose time is given and which "
+        "\nfastest other: of those measured, which run the GELU model. GELU: `fused_int8_gelu`, the fused graph of a "
+        "checkpoint without retraining, and how many times as fast it is. GELU-less: the same of `fused_int8`, which "
         "needs a distilled model. `*`: on AVX2 both with balanced weight steps, where both were measured so. GELU-less "
         "over FT: the paper's subject, `geluless_int8` against `ft_int8`. dB: signal to noise of the logits against "
         "the fp32 model's, of the fastest other and of `fused_int8_gelu`; older files have random int8 weights in "
@@ -116,6 +116,9 @@ def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, A
         value = ((row or {}).get("check") or {}).get("sqnr_db")
         return "-" if value is None else f"{value:.0f}"
 
+    def ms(method: str) -> str:
+        return milliseconds(ours[method]["latency_ms"]["median"]) + star if method in ours else "-"
+
     def times(method: str, ratio: str) -> str:
         value = ours.get(method, {}).get(ratio)
         return "-" if value is None else f"{1 / value:.2f}x"
@@ -125,8 +128,9 @@ def _line(engine_isa: str, model: str, batch: int, rows: Sequence[Mapping[str, A
         str(batch),
         best["method"],
         milliseconds(best["latency_ms"]["median"]),
-        milliseconds(ours[fused]["latency_ms"]["median"]) + star if fused in ours else "-",
+        ms(gelu),
         times(gelu, ratio),
+        ms(fused),
         times(fused, ratio),
         times("geluless_int8", "vs_ft_int8"),
         quality(best),
