@@ -150,9 +150,6 @@ def _check_formats(
     source = Source(model, config, {"model": row.model, "activation": row.activation})
     row.formats_equal = True
     for command in COMMANDS:
-        if command == "to-hf" and config.version != 1:
-            row.left_out.append("Hugging Face's format: written for Swin-V1 only")
-            continue
         path = folder / (command if command == "to-hf" else f"{command}.pth")
         with row.timed(command):
             export(source, command, path)
@@ -160,13 +157,14 @@ def _check_formats(
             row.formats_equal &= config_of(loaded, meta["model"]) == config and meta["activation"] == row.activation
             row.formats_equal &= _same_weights(model, loaded) and torch.equal(loaded(images), fp32)
         del loaded
-    if config.version == 1 and importlib.util.find_spec("transformers"):
+    if importlib.util.find_spec("transformers"):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
+        names = {1: "SwinForImageClassification", 2: "Swinv2ForImageClassification"}
         with row.timed("transformers"):
-            theirs = transformers.SwinForImageClassification.from_pretrained(folder / "to-hf").eval()
-            row.transformers_sqnr_db = sqnr_db(theirs(images).logits, fp32)
+            loaded = getattr(transformers, names[config.version]).from_pretrained(folder / "to-hf").eval()
+            row.transformers_sqnr_db = sqnr_db(loaded(images).logits, fp32)
     gc.collect()
 
 

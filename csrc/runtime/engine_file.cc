@@ -77,6 +77,9 @@ std::size_t header_bytes(const std::string& origin, const std::byte* begin, std:
   if (size < kLengthBytes) {
     fail(origin, "has ", size, " bytes, too few for an engine file; it is cut off or of another kind, ", kAgain);
   }
+  if (std::memcmp(begin, "version ", kLengthBytes) == 0) {  // 7 * 10^18 as a length
+    fail(origin, "begins as a Git LFS pointer does, which is not the file itself; fetch that with `git lfs pull`");
+  }
   std::uint64_t length = 0;
   std::memcpy(&length, begin, kLengthBytes);
   if (length > size - kLengthBytes || length > kMaxHeader) {

@@ -393,6 +393,7 @@ void a_header_that_is_none_is_refused() {
   refused("", "has 0 bytes, too few for an engine file; it is cut off or of another kind, make it again", __LINE__);
   expect_error<FileError>("x: has 0 bytes", [] { swin::runtime::parse_engine_file("x", nullptr, 0); }, __LINE__);
   refused("1234567", "has 7 bytes, too few", __LINE__);
+  refused("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 30000000\n", "begins as a Git LFS pointer", __LINE__);
   refused(std::string(8, '\0'), "the header is not readable: JSON, byte 0: found the end; a value is needed", __LINE__);
   refused(std::string(8, '\xff'),
           (std::string("not an engine file: its first 8 bytes announce a header of 18446744073709551615 bytes (at most "
