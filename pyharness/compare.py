@@ -1,9 +1,9 @@
 """How far models' results are from a reference's, on images without labels: the first thing to look at after PTQ.
 
-    python pyharness/compare.py --data DIR FILE my.calibrated.safetensors my.engine.safetensors
+    python pyharness/compare.py --data DIR FILE my.calibrated.safetensors my.engine.safetensors --graph fused_int8
 
 The first file is the reference. Where the engine file is far from it and the calibrated checkpoint (fake-quantized in
-PyTorch) as well, calibration is the cause; where only the engine file is, the engine.
+PyTorch, as --graph) as well, calibration is the cause; where only the engine file is, the engine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pyharness.data import (
     take_reading_options,
 )
 from pyharness.errors import DataError, HarnessError, run_cli
-from pyharness.evaluate import Predictor, open_predictor
+from pyharness.evaluate import Predictor, add_graph_arguments, check_graph_arguments, open_predictor
 from pyharness.training import progress, report
 
 IMAGES = 256
@@ -123,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="one from each of N equal stretches of the set, always the same ones (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images per call (default: %(default)s)")
+    add_graph_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write the table to as well")
     add_max_corrupt(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
@@ -133,9 +134,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     take_reading_options(args, "--images")
+    check_graph_arguments(args, (args.reference, *args.others))
     differences, reference, indices = [], None, None
     for path in (args.reference, *args.others):
-        predictor = open_predictor(path, args.model)
+        predictor = open_predictor(path, args.model, args.graph, args.weight_scales)
         report(f"{path}: {predictor.model_name}, {predictor.kind}")
         logits, seen = logits_of(predictor, args)
         if reference is None:

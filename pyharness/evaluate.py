@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyharness import distributed
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, WEIGHT_SCALES
 from pyharness.data import (
     CORRUPT,
     DATA_HELP,
@@ -325,22 +326,29 @@ class Predictor:
         return dataclasses.replace(self, kind=kind, model=model, device=device, dtype=DTYPES[dtype])
 
 
-def open_predictor(path: str | Path, name: str | None = None) -> Predictor:
+def open_predictor(
+    path: str | Path, name: str | None = None, graph: str | None = None, weight_scales: str | None = None
+) -> Predictor:
     """The model in a file, whichever kind of file it is: engine file, calibrated checkpoint or fp32 checkpoint.
 
     `name` is the timm name, for files that do not hold it: published checkpoints and those of FasterTransformer's tool.
-    Raises what the file's own loader raises.
+    `graph` is the one that a calibrated checkpoint is run as (default: its own), `weight_scales` of the fused graph
+    (default: channel); neither matters to other files. Raises what the file's own loader raises, and HarnessError for a
+    graph that is not the checkpoint's.
     """
-    kind = _kind_of(Path(path))
-    return {"engine": _open_engine, "calibrated": _open_calibrated, "fp32": _open_fp32}[kind](path, name)
+    kind = kind_of(path)
+    if kind == "calibrated":
+        return _open_calibrated(path, name, graph, weight_scales or "channel")
+    return {"engine": _open_engine, "fp32": _open_fp32}[kind](path, name)
 
 
-def _kind_of(path: Path) -> str:
+def kind_of(path: str | Path) -> str:
+    """What a file is: "engine", "calibrated" or "fp32"."""
     from pyharness.checkpoint import load_checkpoint
     from pyharness.engine_file import MAGIC
     from pyharness.tensor_file import load_tensors
 
-    if path.suffix == ".safetensors" and load_tensors(path, CheckpointError)[1].get("format") == MAGIC:
+    if Path(path).suffix == ".safetensors" and load_tensors(path, CheckpointError)[1].get("format") == MAGIC:
         return "engine"
     state, _ = load_checkpoint(path)
     return "calibrated" if any(key.endswith("_quantizer._amax") for key in state) else "fp32"
@@ -359,15 +367,19 @@ def _open_engine(path: str | Path, name: str | None) -> Predictor:
     return Predictor(f"engine, {content.graph}", content.config.name, engine, timm_model)
 
 
-def _open_calibrated(path: str | Path, name: str | None) -> Predictor:
+def _open_calibrated(path: str | Path, name: str | None, graph: str | None, weight_scales: str) -> Predictor:
     from pyharness.calibrated import load_calibrated
+    from pyharness.fused_fakequant import model_in_graph
     from pyharness.models import model_from_config, note_data
 
     checkpoint = load_calibrated(path, name)
-    model = checkpoint.to_model().eval()
+    model = model_in_graph(checkpoint, graph, weight_scales).eval()
     timm_model = model_from_config(model.config)
     note_data(timm_model, checkpoint.meta)
-    return Predictor(f"fake-quantized, {model.graph}", model.config.name, model, timm_model)
+    kind = f"fake-quantized, {graph or model.graph}"
+    if weight_scales != "channel":
+        kind += f", {weight_scales} weight scales"
+    return Predictor(kind, model.config.name, model, timm_model)
 
 
 def _open_fp32(path: str | Path, name: str | None) -> Predictor:
@@ -384,6 +396,29 @@ def _check_name(path: str | Path, found: str, wanted: str | None) -> None:
         raise CheckpointError(f"{path}: is of {found}, not of {wanted}; leave --model out")
 
 
+def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
+    """--graph and --weight-scales, of calibrated checkpoints among a program's files."""
+    parser.add_argument(
+        "--graph", choices=ENGINE_GRAPHS,
+        help="run calibrated checkpoints with the quantizers of this graph, of which convert.py --graph makes engine "
+        "files (default: ft_int8 with GELU, geluless_int8 without)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weight-scales", choices=WEIGHT_SCALES,
+        help=f"the same of calibrated checkpoints' weights, with --graph {FUSED_GRAPH} (default: channel)",
+    )  # fmt: skip
+
+
+def check_graph_arguments(args: argparse.Namespace, paths: Iterable[str | Path]) -> None:
+    """HarnessError where --graph or --weight-scales would say nothing about the files `paths`."""
+    if args.weight_scales and args.graph != FUSED_GRAPH:
+        raise HarnessError(f"--weight-scales is for --graph {FUSED_GRAPH}; FasterTransformer's are per tensor")
+    if args.graph and not any(kind_of(path) == "calibrated" for path in paths):
+        raise HarnessError(
+            f"--graph {args.graph} is for calibrated checkpoints, and none was given; an engine file has its graph"
+        )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
@@ -395,6 +430,7 @@ def build_parser() -> argparse.ArgumentParser:
         "weights", nargs="+", metavar="FILE", help="one or more files, each evaluated on the same images"
     )
     parser.add_argument("--model", help="timm name, for published checkpoints, which do not hold it")
+    add_graph_arguments(parser)
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the held-out digits)")
     parser.add_argument("--batch", type=int, default=64, help="images per call (default: %(default)s)")
     parser.add_argument(
@@ -420,12 +456,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     take_reading_options(args, "--limit")
+    check_graph_arguments(args, args.weights)
     with distributed.session():
         device = distributed.device_for(args.device)
         done = [
             evaluate_one(predictor, path, args)
             for path in args.weights
-            for predictor in open_predictors(path, args.model, device, args.dtype)
+            for predictor in open_predictors(path, args.model, device, args.dtype, args.graph, args.weight_scales)
         ]
         if args.out and distributed.is_main():
             write_results(args.out, [row for row, _ in done], args)
@@ -435,10 +472,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def open_predictors(
-    path: str | Path, name: str | None, device: torch.device, dtypes: Sequence[str]
+    path: str | Path,
+    name: str | None,
+    device: torch.device,
+    dtypes: Sequence[str],
+    graph: str | None = None,
+    weight_scales: str | None = None,
 ) -> Iterable[Predictor]:
-    """The model in a file on `device`; of a timm model one for each of `dtypes`."""
-    opened = open_predictor(path, name)
+    """The model in a file (`open_predictor`) on `device`; of a timm model one for each of `dtypes`."""
+    opened = open_predictor(path, name, graph, weight_scales)
     return (opened.on(device, dtype) for dtype in (dtypes if opened.is_float else dtypes[:1]))
 
 

@@ -1,12 +1,15 @@
 """Quantization-aware training: fine-tune a calibrated model until, fake-quantized, it gives the teacher's soft labels.
 
-The student is the calibrated checkpoint's model with every quantizer at work (pyharness/fakequant.py); the teacher is
-an fp32 model, most often the GELU one that both graphs come from. Rounding passes gradients straight through, as
-ModelOpt's quantizers do. As in FasterTransformer's recipe every amax stays as calibrated; `learn_amax` trains them too,
-each as a step size (LSQ: Esser et al., 2020, "Learned Step Size Quantization").
+The student is the calibrated checkpoint's model with every quantizer at work (pyharness/fakequant.py; those of the
+fused graph: pyharness/fused_fakequant.py); the teacher is an fp32 model, most often the GELU one that all graphs come
+from. Rounding passes gradients straight through, as ModelOpt's quantizers do. As in FasterTransformer's recipe every
+amax stays as calibrated; `learn_amax` trains them too, each as a step size (LSQ: Esser et al., 2020, "Learned Step Size
+Quantization").
 
-Both graphs, both int8_modes. The result is a calibrated checkpoint like the one it came from, for convert.py. Many
-processes, states, resuming and logs: pyharness/trainer.py. One epoch is a phase there.
+All graphs, both int8_modes. The result is a calibrated checkpoint like the one it came from, for convert.py. In the
+fused graph the steps of weights follow from the weights, channel by channel; of a checkpoint trained for it, what
+FasterTransformer's graphs quantize besides stays as calibrated, but for their weights' amax, which is the new maximum.
+Many processes, states, resuming and logs: pyharness/trainer.py. One epoch is a phase there.
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ from torch.utils.data import Dataset
 from pyharness import distributed
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, load_calibrated, save_calibrated
 from pyharness.checkpoint import load_checkpoint
+from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH
 from pyharness.data import DATA_HELP, get_dataset, input_normalization
 from pyharness.errors import HarnessError, run_cli
-from pyharness.fakequant import FakeQuantSwin
+from pyharness.fakequant import FakeQuantSwin, QuantLinear
+from pyharness.fused_fakequant import model_in_graph
 from pyharness.model_card import write_card
 from pyharness.models import config_of, create_model, load_model, need_same_input, note_data, weights_source
 from pyharness.train_options import (
@@ -38,6 +43,7 @@ from pyharness.train_options import (
     add_machine_arguments,
     add_option_arguments,
     machine_from,
+    one_of,
     options_of,
     parse_with_config,
     write_options,
@@ -58,16 +64,19 @@ class QatOptions(TrainOptions):
     """Everything the result depends on besides calibrated checkpoint, teacher and data set.
 
     The learning rate is a tenth of distillation's: the model is to stay what it is, and only learn to be rounded.
+    `graph` is the one whose quantizers are at work; "" is the checkpoint's own.
     """
 
     lr: float = 1e-3
     epochs: int = 5
     learn_amax: bool = False
+    graph: str = ""
 
     def _requirements(self) -> list[tuple[bool, str]]:
         return [
             *super()._requirements(),
             (self.epochs > 0, f"at least one epoch is needed, found {self.epochs}"),
+            one_of("graph", self.graph, ("", *ENGINE_GRAPHS)),
         ]
 
 
@@ -100,9 +109,10 @@ def train_quantized(
     `distill.distill`.
 
     CalibrationError where the checkpoint is not calibrated, or training drove an amax to a value of no use.
-    HarnessError where teacher and checkpoint do not take the same images or give the same classes, the data set is
-    empty, or the loss is no longer finite. CheckpointError where state.pt belongs to another run. DataError, and no
-    checkpoint, where more images than `max_corrupt` says could not be read.
+    HarnessError where teacher and checkpoint do not take the same images or give the same classes, the options name a
+    graph that the checkpoint is not for, the data set is empty, or the loss is no longer finite. CheckpointError where
+    state.pt belongs to another run. DataError, and no checkpoint, where more images than `max_corrupt` says could not
+    be read.
     """
     run = _Run(checkpoint, teacher, dataset, options, Path(out_dir), eval_dataset, Machine(**machine))
     with repeatable(options.seed):
@@ -127,10 +137,12 @@ class _Run(Trainer):
         eval_dataset: Dataset | None,
         machine: Machine,
     ) -> None:
-        student = checkpoint.to_model()
+        student = model_in_graph(checkpoint, options.graph or None, keep_weights=True)
         _check_pair(student, teacher)
         self.checkpoint = checkpoint
-        self.graph = {"model": checkpoint.config.name, "graph": student.graph, "int8_mode": student.int8_mode}
+        graph = options.graph or checkpoint.graph
+        # In the identity it stands in the option's place: a run that names the checkpoint's own graph is the same run.
+        self.graph = {"model": checkpoint.config.name, "graph": graph, "int8_mode": student.int8_mode}
         digest = weights_digest(student)
         if options.learn_amax:
             _learn_scales(student)
@@ -169,6 +181,7 @@ class _Run(Trainer):
             "teacher_sha256": self.identity["teacher"],
             "calibrated_sha256": self.identity["calibrated"],
             **asdict(self.options),
+            "graph": self.graph["graph"],
         }
         results = [self._checkpoint_of(model, origin) for model in self.finished_models()]
         paths = [self.out_dir / "calibrated.safetensors", self.out_dir / "calibrated_ema.safetensors"]
@@ -180,10 +193,17 @@ class _Run(Trainer):
         return QatSummary(results[0], paths[0], self.state.rows, len(self.indices), self.state.seconds)
 
     def _checkpoint_of(self, model: FakeQuantSwin, origin: dict[str, Any]) -> CalibratedCheckpoint:
-        """What `model` learned, under the names of `checkpoint`: a LearnedQuantizer's amax has a quantizer's name."""
+        """What `model` learned, under the names of `checkpoint`: a LearnedQuantizer's amax has a quantizer's name.
+
+        The fused graph's model lacks quantizers. A weight's gets the maximum, as in a calibration; the others stay.
+        """
         result = self.checkpoint.to_model()
         state = {name: tensor.detach() for name, tensor in model.state_dict().items() if not name.endswith(".floor")}
-        result.load_state_dict(state)
+        result.load_state_dict({**result.state_dict(), **state} if self.graph["graph"] == FUSED_GRAPH else state)
+        if self.graph["graph"] == FUSED_GRAPH:
+            for layer in (module for module in result.modules() if isinstance(module, QuantLinear)):
+                if layer.weight.any():
+                    layer._weight_quantizer._amax.copy_(layer.weight.detach().abs().max())
         return checkpoint_of(result, {**self.checkpoint.meta, "qat": origin})
 
 
@@ -246,7 +266,7 @@ def build_parser() -> argparse.ArgumentParser:
         "calibrated checkpoint. On many GPUs or machines: "
         "`torchrun --nproc-per-node N pyharness/qat.py --device cuda ...`.",
         epilog="Run again with the same options after an interruption: it goes on where it was. "
-        "Next: python pyharness/convert.py to-engine OUT/calibrated.safetensors ENGINE_FILE",
+        "Next: python pyharness/convert.py to-engine OUT/calibrated.safetensors ENGINE_FILE, with the same --graph",
     )
     where = parser.add_argument_group("model and data")
     where.add_argument(
@@ -268,6 +288,10 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--epochs", type=int, default=default.epochs, metavar="N", help="passes over the subset (default: %(default)s)"
     )
+    how.add_argument(
+        "--graph", choices=ENGINE_GRAPHS, default=default.graph,
+        help="train with the quantizers of this graph (default: ft_int8 with GELU, geluless_int8 without)",
+    )  # fmt: skip
     how.add_argument("--learn-amax", action="store_true", help="train every amax too (default: all stay as calibrated)")
     add_machine_arguments(parser)
     return parser
@@ -303,8 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             inputs = {"calibrated": args.calibrated, "teacher": weights_source(name, args.teacher)}
             _write_cards(summary, inputs, args.data, argv)
             print(
-                f"{summary.path}: {checkpoint.graph}, int8_mode {checkpoint.int8_mode}, held-out accuracy "
-                f"{summary.rows[-1]['eval_accuracy']:.2f} %, {summary.images} images per epoch, {summary.seconds:.0f} s"
+                f"{summary.path}: {options.graph or checkpoint.graph}, int8_mode {checkpoint.int8_mode}, held-out "
+                f"accuracy {summary.rows[-1]['eval_accuracy']:.2f} %, {summary.images} images per epoch, "
+                f"{summary.seconds:.0f} s"
             )
     return 0
 

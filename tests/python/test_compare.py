@@ -11,8 +11,8 @@ from PIL import Image
 from quant_helpers import calibrated
 
 from pyharness import compare, data, models
-from pyharness.calibrated import save_calibrated
-from pyharness.config import MICRO_DIGITS
+from pyharness.calibrated import load_calibrated, save_calibrated
+from pyharness.config import FUSED_GRAPH, MICRO_DIGITS
 from pyharness.convert import to_engine_file
 from pyharness.engine_file import save_engine_file
 from pyharness.errors import DataError, HarnessError
@@ -55,6 +55,35 @@ def test_every_kind_of_file_on_images_without_labels(folder, capsys):
     assert engine["sqnr_db"] == pytest.approx(expected.sqnr_db, abs=0.01)
     assert engine["top1_agreement"] == expected.top1_agreement and f"{expected.sqnr_db:.1f} |" in out
     assert engine["reference"] == files[0] and engine["other"] == files[2]
+
+
+def test_a_calibrated_checkpoint_is_run_as_the_graph_of_its_engine_file(folder, capsys, tmp_path):
+    """With it the engine is as near to its model as the kinds of arithmetic allow; as FasterTransformer's graph it is
+    not. The same with balanced steps."""
+    calibrated = str(folder / "calibrated.safetensors")
+    found = {}
+    for scales in ("channel", "balanced"):
+        file = tmp_path / f"{scales}.safetensors"
+        save_engine_file(file, to_engine_file(load_calibrated(calibrated), FUSED_GRAPH, scales))
+        for words in ([], ["--graph", FUSED_GRAPH], ["--graph", FUSED_GRAPH, "--weight-scales", "balanced"]):
+            document, _ = differences(folder, capsys, calibrated, str(file), "--images", "60", *words)
+            found[scales, len(words)] = document["differences"][0]["sqnr_db"]
+    assert min(found["channel", 2], found["balanced", 4]) > 45, "measured 55"
+    others = [db for key, db in found.items() if key not in (("channel", 2), ("balanced", 4))]
+    assert max(others) < min(found["channel", 2], found["balanced", 4]) - 6
+    kinds = [compare.open_predictor(calibrated, None, FUSED_GRAPH, scales).kind for scales in (None, "balanced")]
+    assert kinds == ["fake-quantized, fused_int8", "fake-quantized, fused_int8, balanced weight scales"]
+
+
+def test_a_graph_that_no_file_is_run_as_is_refused(folder):
+    calibrated, engine = (str(folder / f"{name}.safetensors") for name in ("calibrated", "engine"))
+    for words, message in (
+        ([calibrated, engine, "--graph", "geluless_int8"], "is calibrated for ft_int8, not geluless_int8"),
+        ([engine, engine, "--graph", FUSED_GRAPH], "--graph fused_int8 is for calibrated checkpoints, and none was given"),
+        ([calibrated, engine, "--weight-scales", "tensor"], "--weight-scales is for --graph fused_int8"),
+    ):
+        with pytest.raises(HarnessError, match=message):
+            compare.main(words)
 
 
 def test_by_default_the_digits(folder, capsys):

@@ -150,6 +150,25 @@ def test_calibrated_checkpoints_are_recognized(calibrated):
         evaluate.open_predictor(calibrated, "swin_tiny_patch4_window7_224")
 
 
+def test_calibrated_checkpoints_are_evaluated_as_another_graph(calibrated, tmp_path, capsys):
+    rows = {}
+    for name, words in {
+        "own": [], "fused": ["--graph", "fused_int8"], "tensor": ["--graph", "fused_int8", "--weight-scales", "tensor"],
+    }.items():  # fmt: skip
+        command = [str(calibrated), str(models.MICRO_TEACHER), "--limit", "64", "--out", str(tmp_path / name), *words]
+        assert evaluate.main(command) == 0
+        rows[name] = rows_of(tmp_path / name)
+        assert rows[name][1]["method"] == "fp32"
+    assert [rows[name][0]["method"] for name in rows] == [
+        "fake-quantized, ft_int8", "fake-quantized, fused_int8", "fake-quantized, fused_int8, tensor weight scales",
+    ]  # fmt: skip
+    assert rows["fused"][0]["top1"] > 50
+    with pytest.raises(HarnessError, match="calibrated for ft_int8, not geluless_int8"):
+        evaluate.main([str(calibrated), "--graph", "geluless_int8"])
+    with pytest.raises(HarnessError, match="--graph fused_int8 is for calibrated checkpoints, and none was given"):
+        evaluate.main([str(models.MICRO_TEACHER), "--graph", "fused_int8"])
+
+
 def test_a_calibrated_file_of_fastertransformers_tool_takes_its_models_name(calibrated, tmp_path):
     from pyharness.calibrated import load_calibrated
 
