@@ -6,6 +6,7 @@ own and is named in words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,47 @@ def plot_ablation(document: Mapping[str, Any], path: Path) -> None:
     axes[0].set_yticks(range(len(summary)), [f"{row['choice']}: {row['chosen']}" for row in summary], fontsize=10)
     axes[0].invert_yaxis()
     figure.suptitle("Algorithm 1 with one choice changed at a time (dot: a seed, bar: the mean)", fontsize=12)
+    save(figure, path)
+
+
+def plot_layers(document: Mapping[str, Any], path: Path) -> None:
+    """Of every quantizer the SQNR of its result, and what leaving it out gains: a row per kind, a column per block, the
+    numbers in the fields. Light is good in the first, bad in the second. One below the other, where blocks are many."""
+    from pyharness.layers import KINDS, place_name
+
+    rows = document["quantizers"]
+    places = [(unit["stage"], unit["block"]) for unit in document["units"]]
+    names = [place_name(*place) for place in places]
+    kinds = sorted({row["kind"] for row in rows}, key=KINDS.index)
+    plt = pyplot()
+    few = len(places) <= 8
+    panel = (0.52 * len(places) + 3.2, 0.31 * len(kinds) + 1.2)
+    size, shape = ((2 * panel[0], panel[1]), (1, 2)) if few else ((panel[0], 2 * panel[1]), (2, 1))
+    figure, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, layout="constrained")
+    panels = (("sqnr_db", "SQNR of its result, dB", 0, None), ("gain_db", "logits' gain without it, dB", 1, 0.0))
+    for axis, (key, label, digits, least) in zip(axes, panels):
+        grid = [[math.nan] * len(places) for _ in kinds]
+        for row in rows:
+            if row[key] is not None:
+                grid[kinds.index(row["kind"])][places.index((row["stage"], row["block"]))] = row[key]
+        known = [row[key] for row in rows if row[key] is not None]
+        low = min(known, default=0.0) if least is None else least
+        high = max([*known, low + 0.1])
+        image = axis.imshow(grid, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+        for y, line in enumerate(grid):
+            for x, value in enumerate(line):
+                if not math.isnan(value):
+                    dark = value < low + 0.55 * (high - low)
+                    words = f"{round(value, digits) + 0.0:.{digits}f}"  # no minus ahead of a zero
+                    axis.text(x, y, words, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        axis.set_yticks(range(len(kinds)), kinds, fontsize=9)
+        axis.set_xticks(range(len(places)), names, rotation=0 if few else 90, fontsize=9)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(label, loc="left", fontsize=11)
+        figure.colorbar(image, ax=axis, fraction=0.03, pad=0.015).ax.tick_params(labelsize=8)
+    figure.supxlabel("block (stage.number), and patch merging behind a stage", fontsize=10)
+    figure.suptitle(f"Quantizers of {short_model(document['model'])} as {document['graph']}", fontsize=12)
     save(figure, path)
 
 
