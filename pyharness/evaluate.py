@@ -126,7 +126,6 @@ def count(logits: Tensor, labels: Tensor, numbers: Sequence[int]) -> Counts:
     return Counts(int(readable.sum()), int(hits[:, 0].sum()), int(hits.any(dim=1).sum()), int((~readable).sum()))
 
 
-@torch.inference_mode()
 def accuracy(
     predict: Callable[[Tensor], Tensor], loader: Iterable[tuple[Tensor, Tensor]], limit: int | None = None
 ) -> EvalResult:
@@ -138,11 +137,12 @@ def accuracy(
     return counts.result(classes)
 
 
+@torch.inference_mode()
 def count_batches(
     predict: Callable[[Tensor], Tensor], loader: Iterable[tuple[Tensor, Tensor]], limit: int | None = None
 ) -> tuple[Counts, int]:
     """What `accuracy` divides, and the number of classes (0 where there is no batch): for a share of the images, which
-    may hold none that can be read."""
+    may hold none that can be read. No graph is kept for a gradient."""
     total, seen, classes = Counts(), 0, 0
     for images, labels in loader:
         if limit is not None:

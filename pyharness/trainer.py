@@ -47,6 +47,8 @@ from pyharness.training import StepLines, Stopwatch, derived_seed, progress, rep
 
 STATE_VERSION = 2
 CURVE_FIELDS = ("step", "phase", "loss", "train_accuracy")
+EVALUATION_FACTOR = 4
+"""Held-out images that a process evaluates at once, per image that it trains on at once: they leave no graph."""
 
 
 @dataclass
@@ -514,8 +516,8 @@ class Trainer:
             yield pair, own, len(batch)
 
     def _evaluate(self, model: nn.Module) -> float | None:
-        """Top-1 on the held-out images, in percent; each process takes every N-th. DataError, in every process, where
-        none of them can be read."""
+        """Top-1 on the held-out images, in percent, never in half precision; each process takes every N-th.
+        DataError, in every process, where none of them can be read."""
         if self.eval_dataset is None:
             return None
         model.eval()
@@ -523,7 +525,8 @@ class Trainer:
         counts = torch.zeros(3, dtype=torch.float64)
         if mine or self.processes == 1:
             part = self.eval_dataset if self.processes == 1 else Subset(self.eval_dataset, mine)
-            loader = make_loader(part, self.options.batch_size * 4, workers=self.machine.workers)
+            at_once = math.ceil(self.options.batch_size / self.processes / self.machine.accumulate)
+            loader = make_loader(part, EVALUATION_FACTOR * at_once, workers=self.machine.workers)
             try:
                 found, _ = count_batches(self.signals.giving_up(lambda images: self._predict(model, images)), loader)
                 counts[0], counts[1] = found.top1, found.n

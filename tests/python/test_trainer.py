@@ -303,6 +303,18 @@ def test_modes_of_student_average_and_teacher(teacher, images, tmp_path, monkeyp
     assert seen == block * 4
 
 
+@pytest.mark.parametrize(("processes", "accumulate", "expected"), [(1, 1, [32, 8]), (2, 1, [16, 4]), (2, 2, [8, 8, 4])])
+def test_an_evaluation_keeps_no_graph_and_has_its_share_of_the_batch(teacher, images, tmp_path, processes, accumulate, expected):
+    """Four times what a process trains on at once, of SHORT's 8."""
+    held_out, seen = Subset(DigitsDataset(train=False), range(40)), []
+    run = d._Run(teacher, MICRO, images, SHORT, tmp_path, held_out, Machine(accumulate=accumulate))
+    run.processes = processes
+    run.student.register_forward_hook(lambda module, given, logits: seen.append((len(logits), logits.requires_grad)))
+    assert run._evaluate(run.student) > 90
+    assert seen == [(count, False) for count in expected]
+    run.student(held_out[0][0][None]).sum().backward()
+
+
 def test_every_process_and_step_drops_out_by_its_own_random_numbers(teacher, images, tmp_path):
     """As process 0 and 1 of two: what `_train_step` draws in its first two steps."""
     teacher = copy.deepcopy(teacher)
