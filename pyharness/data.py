@@ -14,20 +14,21 @@ import random
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import ClassesError, DataError, HarnessError
 from pyharness.models import create_model, noted_classes, noted_input
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
-from pyharness.signals import ignore_in_reader
+from pyharness.signals import SignalSafeLoader
 from pyharness.training import derived_seed, report
 
 if TYPE_CHECKING:
@@ -602,11 +603,36 @@ def evaluation_indices(size: int, limit: int) -> Tensor:
     return bounds[:-1] + (drawn * bounds.diff()).long()
 
 
+class _FirstBatches:
+    """The first `count` batches of the sampler `batches`."""
+
+    def __init__(self, batches: BatchSampler, count: int) -> None:
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.batches))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self.batches, self.count)
+
+
 def make_loader(
-    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+    batches: int | None = None,
 ) -> DataLoader:
-    """Batches of (images f32 [B, C, H, W], labels i64 [B]); the last may be smaller. `seed` fixes a shuffled order."""
+    """Batches of (images f32 [B, C, H, W], labels i64 [B]); the last may be smaller. `seed` fixes a shuffled order.
+
+    `batches`: the first so many alone. Who stops sooner than the loader leaves images behind that `workers` have read
+    ahead, and that count as asked for (`check_images`).
+    """
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(
-        dataset, batch_size, shuffle=shuffle, generator=generator, num_workers=workers, worker_init_fn=ignore_in_reader
-    )
+    sampler = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    chosen = BatchSampler(sampler, batch_size, drop_last=False)
+    if batches is not None:
+        chosen = _FirstBatches(chosen, batches)
+    return SignalSafeLoader(dataset, batch_sampler=chosen, generator=generator, num_workers=workers)

@@ -13,7 +13,6 @@ import argparse
 import importlib.metadata
 import time
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -260,12 +259,13 @@ def main(argv: list[str] | None = None) -> int:
     from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model, labels=False)
-    loader = make_loader(dataset, args.batch, shuffle=True, seed=args.seed, workers=args.workers)
+    loader = make_loader(
+        dataset, args.batch, shuffle=True, seed=args.seed, workers=args.workers, batches=args.batches
+    )
     asked = args.batches * args.batch
     batches = progress(
-        (images for images, _ in islice(loader, args.batches)), total=min(args.batches, len(loader)), initial=0,
-        label="calibrating", every=LINE_SECONDS,
-    )  # fmt: skip
+        (images for images, _ in loader), total=len(loader), initial=0, label="calibrating", every=LINE_SECONDS
+    )
     report(f"calibrating {config.name}: {min(asked, len(dataset))} images ...")
     data = args.data or "scikit-learn's digits, training images"
     started = time.perf_counter()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 T = TypeVar("T")
 
@@ -59,8 +62,35 @@ class NotedSignals:
         return checked
 
 
-def ignore_in_reader(worker: int) -> None:
-    """`worker_init_fn` of a DataLoader: a process that reads images leaves signals to the one it reads for, which ends
-    it in good order."""
+class SignalSafeLoader(DataLoader):
+    """A DataLoader whose processes that read images leave SIGINT and SIGTERM to the process they read for, which ends
+    them in good order.
+
+    torchrun, systemd and a terminal send a signal to all of a group. A reader that died of it would have PyTorch raise
+    in the process that reads, in the middle of a step and with no state written. They end when the loader is done with
+    them, within seconds of the process they read for when that is killed, and by its own SIGTERM: where an error's
+    traceback still holds the loader, Python ends them by that on its way out, and waits for it.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, worker_init_fn=_leave_signals, **more)
+
+    def __iter__(self) -> Iterator[Any]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # readers begin with it held back
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_signals(worker: int) -> None:
+    """Have this reader, which began with SIGTERM held back, end by the SIGTERM of the process it reads for alone."""
+    reads_for = multiprocessing.parent_process().pid
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != reads_for:
+            pass
+        os._exit(0)  # to PyTorch any other status is a failure
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=wait, daemon=True).start()

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS, SwinConfig
@@ -60,7 +60,7 @@ from pyharness.models import (
     weights_source,
 )
 from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
-from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
+from pyharness.signals import NotedSignals, SignalSafeLoader, StopNoted
 from pyharness.tensor_file import save_torch
 from pyharness.train_teacher import learning_rate, parameter_groups, spread_initial_weights
 from pyharness.trainer import TRAINING_SET, data_identity, load_state, weights_digest
@@ -128,19 +128,26 @@ def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
 
 
 def training_batches(
-    dataset: Dataset, options: TrainingOptions, epoch: int, skip: int, workers: int, device: torch.device
+    dataset: Dataset,
+    options: TrainingOptions,
+    epoch: int,
+    skip: int,
+    workers: int,
+    device: torch.device,
+    end: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images f32 [B, C, H, W], labels i64 [B]) on `device`: an epoch without its first `skip` batches, all full."""
+    """(images f32 [B, C, H, W], labels i64 [B]) on `device`: batches `skip` to `end` - 1 of an epoch, all of them full.
+    Of the others no image is read."""
     order = epoch_order(len(dataset), options.seed, epoch).split(options.batch_size)
-    batches = [batch for batch in order if len(batch) == options.batch_size][skip:]
+    batches = [batch for batch in order if len(batch) == options.batch_size][skip:end]
     if isinstance(dataset, ProceduralDataset):
         for batch in batches:
             yield dataset.batch(batch, device)
         return
     items = [[(i, derived_seed(options.seed, "image", epoch, i)) for i in batch.tolist()] for batch in batches]
-    loader = DataLoader(
+    loader = SignalSafeLoader(
         SeededImages(dataset), batch_sampler=items, num_workers=workers, generator=torch.Generator(),
-        pin_memory=device.type == "cuda", worker_init_fn=ignore_in_reader,
+        pin_memory=device.type == "cuda",
     )  # fmt: skip
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -230,7 +237,8 @@ class Training:
         self._log_row_if_due()  # the evaluation that a signal, or the end of the time, took the place of
         while self.step < self.total:
             epoch, within = divmod(self.step, self.steps_per_epoch)
-            batches = training_batches(self.train, self.options, epoch, within, self.workers, self.device)
+            end = self.total - epoch * self.steps_per_epoch  # inside the epoch where that is the last, and a part
+            batches = training_batches(self.train, self.options, epoch, within, self.workers, self.device, end)
             bar = progress(batches, total=self.steps_per_epoch, initial=within, label=f"epoch {epoch + 1}")
             self.model.train()
             for images, labels in bar:
@@ -247,8 +255,6 @@ class Training:
                     return False
                 if self._log_row_if_due():
                     lines.restart()
-                if self.step == self.total:
-                    break
         self._save_state()
         return True
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from pyharness import distributed
 from pyharness.checkpoint import load_pickle
@@ -40,7 +40,7 @@ from pyharness.errors import CheckpointError, DataError, HarnessError
 from pyharness.evaluate import count_batches
 from pyharness.models import config_of, noted_input
 from pyharness.procedural import SCHEME, ProceduralDataset
-from pyharness.signals import NotedSignals, StopNoted, ignore_in_reader
+from pyharness.signals import NotedSignals, SignalSafeLoader, StopNoted
 from pyharness.tensor_file import save_torch
 from pyharness.train_options import Machine, TrainOptions
 from pyharness.training import StepLines, Stopwatch, derived_seed, progress, report, write_csv
@@ -501,11 +501,10 @@ class Trainer:
         batches = epoch_batches(self.indices, self.options, self.state.phase, self.state.epoch)
         remaining = batches[self.state.step :]
         shares = [share_of(batch, self.rank, self.processes) for batch in remaining]
-        loader = DataLoader(
+        loader = SignalSafeLoader(
             SeededImages(self.dataset),
             batch_sampler=[items for items, _ in shares],
             num_workers=self.machine.workers,
-            worker_init_fn=ignore_in_reader,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # not the global one, whose state is part of the result
         )

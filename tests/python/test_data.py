@@ -358,3 +358,17 @@ def test_loader_keeps_every_image_and_its_order_follows_the_seed():
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(first.sort().values, labels.sort().values)
+    shuffled = torch.utils.data.DataLoader(dataset, 64, shuffle=True, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(first, torch.cat([y for _, y in shuffled])), "PyTorch's own order"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_of_some_batches_gives_the_first_of_all(workers):
+    numbers = data.make_loader(list(range(50)), 8, shuffle=True, seed=3)
+    for count, expected in ((2, 2), (7, 7), (9, 7)):
+        some = data.make_loader(list(range(50)), 8, shuffle=True, seed=3, workers=workers, batches=count)
+        assert len(some) == expected
+        for _ in range(2):
+            numbers.generator.manual_seed(3)
+            some.generator.manual_seed(3)
+            assert [x.tolist() for x in some] == [x.tolist() for x in numbers][:expected]

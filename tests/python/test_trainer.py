@@ -245,6 +245,85 @@ def test_a_signal_stops_an_evaluation_too(teacher, images, tmp_path, monkeypatch
     assert [row["eval_accuracy"] for row in summary.rows] == [row["eval_accuracy"] for row in short_run.rows]
 
 
+WITH_A_READER = ["--batch", "8", "--subset", "1", "--state-every", "1", "--workers", "1", "--no-tensorboard", "--threads", "1"]
+"""150 steps a block, and one reader in each."""
+
+
+@pytest.fixture
+def with_a_reader(tmp_path):
+    """distill.py after its second step, leading a process group of its own; and its reader."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "pyharness" / "distill.py"), *WITH_A_READER, "--out", str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not _steps(tmp_path / "state.pt") >= 2:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+            time.sleep(0.01)
+        (reader,) = _children(process.pid)
+        yield process, reader
+    finally:
+        for child in _children(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+def _ends(pid, seconds):
+    """Whether a process that is no child of ours ends within the time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_signal_to_the_whole_group_leaves_a_state(with_a_reader, tmp_path):
+    """As torchrun and systemd send it: to the readers too."""
+    process, reader = with_a_reader
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130 and "stopped by SIGTERM" in err and "Traceback" not in err, err
+    assert _ends(reader, 30)
+    assert 2 <= _steps(tmp_path / "state.pt") < 600
+    assert d.main([*WITH_A_READER, "--out", str(tmp_path)]) == 0
+
+
+def test_readers_end_with_the_process_that_they_read_for(with_a_reader):
+    process, reader = with_a_reader
+    process.kill()
+    assert _ends(reader, 30), "PyTorch's readers look every 5 seconds"
+
+
+STUCK = """
+import time
+from pyharness.errors import HarnessError, run_cli
+from pyharness.signals import SignalSafeLoader
+
+class Images(list):
+    def __getitem__(self, index):
+        if index == 2:
+            time.sleep(600)
+        return index
+
+def main():
+    for _ in SignalSafeLoader(Images(range(9)), 1, num_workers=1):
+        raise HarnessError("enough")
+
+run_cli(main)
+"""
+
+
+def test_a_reader_that_is_stuck_holds_up_no_end():
+    done = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (2, "error: enough\n")
+
+
 # --- How it is computed -----------------------------------------------------------------------------------------------
 
 
