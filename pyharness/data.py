@@ -176,7 +176,8 @@ class ImageSet(Dataset):
         except (*_DAMAGE, Image.DecompressionBombError) as error:
             if self.met[number] != _UNREADABLE:
                 self.met[number] = _UNREADABLE
-                report(f"warning: {self.filename(number)} cannot be read ({(str(error).splitlines() or [''])[0]})")
+                reason = (str(error).splitlines() or [""])[0]
+                report(f"warning: {self.filename(number)} cannot be read ({reason})", anywhere=True)
             return None
         if self.met[number] == 0:  # once unreadable it stays so, though the file was mended since
             self.met[number] = _READ
@@ -242,14 +243,15 @@ def name_of(dataset: Dataset, index: int) -> str:
 
 
 def check_corrupt(names: list[str], asked: int, list_path: Path | None, max_share: float = MAX_CORRUPT_SHARE) -> None:
-    """Write the `names` of unreadable images to `list_path` (nothing where there are none), and DataError where they
-    are more than `max_share` of the `asked` ones."""
+    """Add the `names` of unreadable images to the list in `list_path` (where there are any), and DataError where they
+    are more than `max_share` of the `asked` ones. Names that are no UTF-8 are written as the bytes they are."""
     if not names:
         return
     if list_path is not None:
-        known = list_path.read_text(encoding="utf-8").splitlines() if list_path.exists() else []
+        any_bytes = {"encoding": "utf-8", "errors": "surrogateescape"}
+        known = filter(None, list_path.read_text(**any_bytes).split("\n")) if list_path.exists() else []
         with atomic_path(list_path) as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in sorted({*known, *names})), encoding="utf-8")
+            temporary.write_text("".join(f"{name}\n" for name in sorted({*known, *names})), **any_bytes)
     if len(names) > max_share * asked:
         more = "" if len(names) <= _NAMED_AT_MOST else ", ..."
         raise DataError(

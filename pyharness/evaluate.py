@@ -459,6 +459,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_graph_arguments(args, args.weights)
     with distributed.session():
         device = distributed.device_for(args.device)
+        if args.out and distributed.is_main():
+            with contextlib.suppress(OSError):  # of an earlier evaluation: images may have been mended since
+                (args.out / "corrupt.txt").unlink()
         done = [
             evaluate_one(predictor, path, args)
             for path in args.weights

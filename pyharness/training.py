@@ -117,9 +117,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def report(line: str) -> None:
-    """One line of progress on stderr, of many processes from the first alone."""
-    if distributed.is_main():
+def report(line: str, *, anywhere: bool = False) -> None:
+    """One line of progress on stderr, of many processes from the first alone, or `anywhere`: what one of them met."""
+    if anywhere or distributed.is_main():
         print(line, file=sys.stderr, flush=True)
 
 

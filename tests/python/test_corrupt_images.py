@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pyharness import distill as d
 from pyharness import models, qat, quantize, reproduce_table2, train, trainer
 from pyharness.calibrated import save_calibrated
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DigitsDataset, get_dataset
+from pyharness.data import DigitsDataset, check_images, get_dataset, make_loader
 from pyharness.errors import DataError, HarnessError
 from pyharness.pipeline import Inputs, Pipeline
 from pyharness.train_options import Machine
@@ -97,6 +98,43 @@ def test_calibration_refuses_a_result_past_one_per_cent(tmp_path):
         quantize.main(command)
     assert not out.exists()
     assert quantize.main([*command, "--max-corrupt", "0.1"]) == 0 and out.exists()
+
+
+def test_what_readers_read_ahead_in_vain_does_not_count_in_a_calibration(tmp_path):
+    """But for the 8 images of the one batch, all are damaged."""
+    data, out = image_folder(tmp_path / "data", 4), tmp_path / "c.safetensors"
+    dataset = get_dataset(data, MICRO, train=True, model=models.create_model(MICRO))
+    used = set(next(iter(make_loader(list(range(40)), 8, shuffle=True))).tolist())
+    cut_off(data, *(dataset.filename(number) for number in range(40) if number not in used))
+    command = ["--model", MICRO, "--data", str(data), "--out", str(out), "--batches", "1", "--batch-size", "8"]
+    for workers in ("0", "2"):
+        assert quantize.main([*command, "--workers", workers]) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_rest_of_a_last_epoch_is_not_read(tmp_path, workers):
+    """Two steps of five."""
+    data = image_folder(tmp_path / "data", 4)
+    model = models.create_model(MICRO)
+    sets = [get_dataset(data, MICRO, train=train_part, model=model) for train_part in (True, False)]
+    options = train.TrainingOptions(epochs=0.4, batch_size=8, warmup_epochs=0)
+    run = train.Training(model, MICRO, *sets, options, tmp_path / "out", workers=workers)
+    assert run.run() and run.step == 2
+    assert sets[0].met.nonzero().flatten().tolist() == sorted(train.epoch_order(40, options.seed, 0)[:16].tolist())
+
+
+def test_names_that_are_no_utf8_are_listed_as_they_are(tmp_path):
+    """And such as hold what ends a line elsewhere."""
+    data, path = image_folder(tmp_path / "data", 1), tmp_path / "corrupt.txt"
+    names = [b"\xff.png", "a\u2028b.png".encode()]
+    for name in names:
+        (tmp_path / "data" / "train" / "c0" / os.fsdecode(name)).write_bytes(b"no image")
+    dataset = get_dataset(data, MICRO, train=True, model=models.create_model(MICRO))
+    for number in range(len(dataset)):
+        dataset[number]
+    for _ in range(2):
+        check_images(dataset, path, 1.0)
+        assert sorted(path.read_bytes().split(b"\n")) == sorted([b"", *(b"c0/" + name for name in names)])
 
 
 def table_pipeline(data, work, **options):
@@ -182,6 +220,7 @@ def test_the_first_of_two_processes_lists_what_the_second_met(tmp_path):
     ended = distil_on_two(data, tmp_path / "out")
     assert [status for status, _, _ in ended] == [2, 2], ended
     assert f"1 of 40 images cannot be read, more than 1 %: {name}." in ended[0][2]
+    assert f"warning: {name} cannot be read" in ended[1][2], "the one that met it names it"
     assert (tmp_path / "out" / "corrupt.txt").read_text() == f"{name}\n"
     assert not (tmp_path / "out" / "student.safetensors").exists()
 

@@ -365,8 +365,10 @@ def test_images_that_were_mended_are_counted(tmp_path):
     damaged.write_bytes(content[:-30])
     with pytest.raises(DataError, match="1 of 24 images cannot be read"):
         evaluate.main(command)
+    assert (tmp_path / "out" / "corrupt.txt").read_text() == "b/04.png\n"
     damaged.write_bytes(content)
     assert evaluate.main(command) == 0
+    assert not (tmp_path / "out" / "corrupt.txt").exists()
     (row,) = rows_of(tmp_path / "out")
     assert (row["n_eval"], row["corrupt"]) == (24, [])
 
