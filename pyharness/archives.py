@@ -313,13 +313,9 @@ def _build_index(paths: Sequence[Path], split: str | None) -> TarIndex:
     if folder is not None:
         images, members = ([m for m in some if m.name.startswith(f"{folder}/")] for some in (images, members))
     left_out = dict(Counter(kind for kind in (_type_of(m.name) for m in members) if kind in OTHER_IMAGE_TYPES))
-    labels: dict[tuple[int, str], dict[str, _Member]] = {}
-    for member in members:
-        if _extension(member) in LABEL_MEMBERS:
-            labels.setdefault(_sample_key(member), {})[_extension(member)] = member
+    labels, alone = _labels(members)
     if labels:
-        shown = {_sample_key(m) for m in members if _type_of(m.name) in (*IMAGE_TYPES, *OTHER_IMAGE_TYPES)}
-        if alone := len(labels.keys() - shown):
+        if alone:
             left_out[LABEL_ALONE] = alone
         return TarIndex(_webdataset_samples(paths, images, labels), None, left_out, folder)
     classes = sorted({m.folder for m in images}, key=natural_order)
@@ -332,6 +328,19 @@ def _build_index(paths: Sequence[Path], split: str | None) -> TarIndex:
     number = {name: i for i, name in enumerate(classes)}
     samples = [TarSample(m.archive, m.offset, m.size, m.name, number[m.folder]) for m in images]
     return TarIndex(samples, classes, left_out, folder)
+
+
+def _labels(members: Sequence[_Member]) -> tuple[dict[tuple[int, str], dict[str, _Member]], int]:
+    """The labels (LABEL_MEMBERS) of WebDataset samples, by sample and kind, and how many samples have no image of any
+    type. No labels where no image has one, and all are `.json`: these may be about folders of classes."""
+    found: dict[tuple[int, str], dict[str, _Member]] = {}
+    for member in members:
+        if _extension(member) in LABEL_MEMBERS:
+            found.setdefault(_sample_key(member), {})[_extension(member)] = member
+    shown = {_sample_key(m) for m in members if _type_of(m.name) in (*IMAGE_TYPES, *OTHER_IMAGE_TYPES)}
+    if not any(key in shown or "cls" in files for key, files in found.items()):
+        return {}, 0
+    return found, len(found.keys() - shown)
 
 
 def _split_folder(members: Sequence[_Member], images: Sequence[_Member], split: str | None) -> str | None:
@@ -354,8 +363,7 @@ def _split_folder(members: Sequence[_Member], images: Sequence[_Member], split: 
     }
     if None in found.values():
         return None
-    has_labels = any(_extension(member) in LABEL_MEMBERS for member in members)
-    if not has_labels and not any(len(p) > level + 1 and p[: level + 1] in found.values() for p in places):
+    if not _labels(members)[0] and not any(len(p) > level + 1 and p[: level + 1] in found.values() for p in places):
         return None
     return "/".join(found[split])
 

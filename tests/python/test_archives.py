@@ -180,6 +180,22 @@ def test_labels_without_an_image_are_counted(tmp_path, model, capsys):
         assert "2 of the labels have no image beside them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["about.json", "ant/about.json", "ant/0.txt.json", "0.json"])
+def test_json_that_belongs_to_no_image_leaves_class_folders_what_they_are(name, tmp_path, model, capsys):
+    members = {f"{CLASSES[c]}/{i}.png": png(v) for (c, i), v in GREYS.items()}
+    write_tar(tmp_path / "val.tar", {**members, name: b'{"label": 1}'})
+    for data_set in (tmp_path, f"tar:{tmp_path}"):
+        dataset = get_dataset(data_set, NAME, train=False, model=model)
+        assert sorted((label, level_of(image, model)) for image, label in dataset) == sorted((c, v) for (c, _), v in GREYS.items())
+    assert "no image beside" not in capsys.readouterr().err
+
+
+def test_json_that_belongs_to_no_image_makes_no_splits_of_classes(tmp_path, model):
+    members = {f"{name}/{i}.png": png(9) for name in ("bus", "test", "train") for i in range(2)}
+    write_tar(tmp_path / "a.tar", {**members, "about.json": b"{}"})
+    assert len(get_dataset(tmp_path / "a.tar", NAME, train=False, model=model)) == 6
+
+
 def whole_set(top="", train="train", val="val", **more):
     """A tar file's members: three classes, in val/ with the levels of GREYS and in train/ with those one higher."""
     members = {f"{top}{train}/{CLASSES[c]}/{i}.png": png(v + 1) for (c, i), v in GREYS.items()}
@@ -333,6 +349,9 @@ def test_broken_archives_are_explained(tmp_path, model):
         get_dataset(tmp_path, NAME, train=False, model=model)
     write_tar(path, {"1.png": png(1), "1.cls": b"1", "2.png": png(2)})
     with pytest.raises(DataError, match="2.png has no label beside it"):
+        get_dataset(tmp_path, NAME, train=False, model=model)
+    write_tar(path, {"a/1.png": png(1), "b/2.png": png(2), "3.cls": b"1"})
+    with pytest.raises(DataError, match="a/1.png has no label beside it"):
         get_dataset(tmp_path, NAME, train=False, model=model)
     write_tar(path, {"1.png": png(1), "1.cls": b"7"})
     with pytest.raises(DataError, match="has 8 classes, the model has 3"):
