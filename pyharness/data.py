@@ -27,7 +27,7 @@ from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import ClassesError, DataError, HarnessError
 from pyharness.models import create_model, noted_classes, noted_input
-from pyharness.procedural import ProceduralDataset, ProceduralSpec, is_procedural
+from pyharness.procedural import MAX_CLASSES, ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import SignalSafeLoader
 from pyharness.training import derived_seed, report
 
@@ -517,14 +517,20 @@ def _tell_order(classes: list[str], source: str) -> None:
         )
 
 
-def procedural_set(data: str, split: str, model: torch.nn.Module) -> ProceduralDataset:
-    """The procedural set that `data` describes, at the size, channels and normalization of the timm `model`."""
+def procedural_set(data: str, split: str, model: torch.nn.Module, *, labels: bool = True) -> ProceduralDataset:
+    """The procedural set that `data` describes, at the size, channels and normalization of the timm `model`. Without
+    `labels` its number of classes need not be the model's."""
     spec, cfg = ProceduralSpec.parse(data), data_config(model)
     _, height, width = cfg["input_size"]
     if height != width or spec.size not in (None, height):
         raise DataError(f"{data}: the model takes {height}x{width} images; leave size out, or take another model")
-    if model.num_classes and spec.classes != model.num_classes:
-        raise DataError(f"{data}: has {spec.classes} classes, the model has {model.num_classes}; give classes=NUMBER")
+    if labels and model.num_classes and spec.classes != model.num_classes:
+        can_be = 2 <= model.num_classes <= MAX_CLASSES
+        advice = f"give classes={model.num_classes}, or" if can_be else f"the set can have 2 to {MAX_CLASSES};"
+        raise DataError(
+            f"{data}: has {spec.classes} classes, the model has {model.num_classes}; {advice} a model that was trained "
+            f"on it (train.py --classes {spec.classes})"
+        )
     return ProceduralDataset(spec, split, height, cfg["mean"], cfg["std"])
 
 
@@ -576,11 +582,19 @@ def get_dataset(
     (`DATA_HELP`).
 
     `train` selects training or held-out images; `augment` random crops for files of images (the others have none);
-    without `labels`, images of any classes or none do (`open_images`).
+    without `labels`, images of any classes or none do (`open_images`). ClassesError where the model has fewer classes
+    than the digits.
     Images go through the transforms of the timm `model`, by default the one that `model_name` stands for; how they are
     normalized tells `input_normalization`.
     """
     if _is_digits(data, model_name):
+        classes = len(DigitsDataset.classes)
+        if labels and model is not None and 0 < model.num_classes < classes:
+            raise ClassesError(
+                f"the digits have {classes} classes, the model has {model.num_classes}; give the images that it is for "
+                "(--data)",
+                classes,
+            )
         return DigitsDataset(train, *_digits_normalization(model))
     if data is None:
         raise DataError(
@@ -591,7 +605,7 @@ def get_dataset(
         model = create_model(model_name)
     split = "train" if train else "val"
     if is_procedural(data):
-        return procedural_set(str(data), split, model)
+        return procedural_set(str(data), split, model, labels=labels)
     return open_images(str(data), split, model, is_training=augment, labels=labels)
 
 

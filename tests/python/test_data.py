@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pyharness import archives, data
+from pyharness import archives, compare, data, quantize
 from pyharness.config import MICRO_DIGITS
-from pyharness.errors import DataError
-from pyharness.models import create_model, model_from_config
+from pyharness.errors import ClassesError, DataError
+from pyharness.models import checkpoint_meta, create_model, model_from_config, save_checkpoint
 
 TRAIN_BEGINS = [765, 1439, 1436, 333, 1559, 847, 360, 54]
 TEST_BEGINS = [1107, 822, 876, 376, 329, 1242, 639, 1051]
@@ -158,6 +158,34 @@ def test_splits_of_the_same_classes_are_compared_without_listing_images(folder, 
     (folder / "train" / ".cache").mkdir()  # no class: no image is in it
     data.imagefolder(folder, "val", small_swin)
     assert listed == ["val", "val", "train"]
+
+
+def test_the_procedural_set_does_for_any_model_where_labels_do_not_matter(tmp_path):
+    words = "procedural:classes=7,train=8,val=8"
+    model = create_model(MICRO_DIGITS.name, num_classes=1000)
+    for train in (True, False):
+        found = data.get_dataset(words, "grey", train=train, model=model, labels=False)
+        assert len(found) == 8 and found[0][0].shape == (1, 28, 28)
+        with pytest.raises(DataError, match=r"has 7 classes, the model has 1000; the set can have 2 to 256; .*--classes 7\)"):
+            data.get_dataset(words, "grey", train=train, model=model)
+    with pytest.raises(DataError, match=r"has 7 classes, the model has 10; give classes=10, or a model .*--classes 7\)"):
+        data.get_dataset(words, "grey", train=True, model=create_model(MICRO_DIGITS.name))
+    save_checkpoint(file := tmp_path / "w.pth", model, checkpoint_meta(model, MICRO_DIGITS.name))
+    calibrated = tmp_path / "c.pth"
+    assert quantize.main(["--weights", str(file), "--data", words, "--batches", "1", "--out", str(calibrated)]) == 0
+    assert compare.main([str(file), str(calibrated), "--data", words, "--images", "8"]) == 0
+
+
+def test_the_digits_are_not_for_models_of_fewer_classes():
+    """Labels beyond a model's classes are an IndexError of PyTorch's in training."""
+    few = create_model(MICRO_DIGITS.name, num_classes=3)
+    for train in (True, False):
+        with pytest.raises(ClassesError, match="the digits have 10 classes, the model has 3"):
+            data.get_dataset(None, MICRO_DIGITS.name, train=train, model=few)
+    assert len(data.get_dataset(None, MICRO_DIGITS.name, train=True, model=few, labels=False)) == 1200
+    for classes in (0, 10, 12):
+        model = create_model(MICRO_DIGITS.name, num_classes=classes)
+        assert len(data.get_dataset(None, MICRO_DIGITS.name, train=False, model=model)) == 597
 
 
 @pytest.mark.parametrize(
