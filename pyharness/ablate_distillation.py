@@ -27,6 +27,7 @@ from pyharness import measure, results
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, make_loader
 from pyharness.distill import DistillOptions, distill
+from pyharness.distributed import need_one_process
 from pyharness.errors import HarnessError, run_cli
 from pyharness.evaluate import accuracy
 from pyharness.models import MICRO_TEACHER, create_model, load_model
@@ -186,6 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     if args.seeds < 1:
         raise HarnessError(f"--seeds must be at least 1, found {args.seeds}")
     torch.set_num_threads(1)  # the layers are too small for a second one

@@ -36,6 +36,7 @@ from pyharness.data import (
     make_loader,
     take_reading_options,
 )
+from pyharness.distributed import need_one_process
 from pyharness.errors import DataError, HarnessError, run_cli
 from pyharness.evaluate import Predictor, add_graph_arguments, check_graph_arguments, kind_of, open_predictor
 from pyharness.training import progress, report
@@ -219,6 +220,7 @@ def _need_same_results(path: str, found: int, reference: str, wanted: int) -> No
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     take_reading_options(args, "--images")
     check_graph_arguments(args, (args.reference, *args.others))
     if args.layers:

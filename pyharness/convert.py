@@ -27,6 +27,7 @@ from pyharness import export
 from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, WEIGHT_SCALES, StageGeometry, SwinConfig
+from pyharness.distributed import need_one_process
 from pyharness.engine_file import (
     EngineFile,
     TensorSpec,
@@ -293,6 +294,7 @@ def _add_origin(command: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     if args.command == "show":
         print(describe(load_engine_file(args.engine_file)))
         return 0

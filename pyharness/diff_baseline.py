@@ -24,6 +24,7 @@ from torch import Tensor
 from pyharness import measure, results
 from pyharness.compare import LogitDifference, compare_logits, markdown_differences
 from pyharness.config import GRAPHS, MICRO_DIGITS
+from pyharness.distributed import need_one_process
 from pyharness.errors import FormatError, run_cli
 from pyharness.pipeline import Inputs, Pipeline
 from pyharness.reproduce_table2 import add_file_options
@@ -209,6 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     measure.need_positive(args, "--batch", "--runs", "--threads")
     from pyharness.engine import SwinInt8, engine_info
 

@@ -31,7 +31,7 @@ def init() -> None:
 
     HarnessError where they cannot be reached, or where an environment variable is not what torchrun sets.
     """
-    if dist.is_initialized() or not all(name in os.environ for name in _NEEDED) or _from_env("WORLD_SIZE") == 1:
+    if dist.is_initialized() or _started() == 1:
         return
     try:
         dist.init_process_group(
@@ -44,6 +44,21 @@ def init() -> None:
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({_first_line(error)}); start all processes with "
             "the same torchrun command"
         ) from None
+
+
+def need_one_process() -> None:
+    """HarnessError where torchrun started several of a program that does not share its work out: each would do all of
+    it, and write the same files."""
+    if (processes := _started()) > 1:
+        raise HarnessError(
+            f"this is one of {processes} processes, and this program takes one alone; start it with python in the "
+            "place of torchrun (distill.py, qat.py and evaluate.py take several)"
+        )
+
+
+def _started() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return _from_env("WORLD_SIZE") if all(name in os.environ for name in _NEEDED) else 1
 
 
 def rank() -> int:

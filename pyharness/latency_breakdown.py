@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyharness import gpu, measure, results
 from pyharness.config import ENGINE_GRAPHS
+from pyharness.distributed import need_one_process
 from pyharness.errors import run_cli
 from pyharness.pipeline import Inputs, Pipeline
 from pyharness.reproduce_table2 import CPU, DEFAULT_BATCH, add_device_option, add_file_options, names_that_run
@@ -179,6 +180,7 @@ def measured_ceilings(threads: int, device: torch.device = CPU) -> Ceilings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     measure.need_positive(args, "--batch", "--runs", "--threads", "--seconds")
     device = gpu.use_device(args.device)
     threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)

@@ -239,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pyharness.models import need_classes, noted_classes
 
     args = build_parser().parse_args(argv)
+    distributed.need_one_process()
     need_positive(args, "--top", "--batch", "--threads")
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DATA_HELP, add_max_corrupt, take_reading_options
+from pyharness.distributed import need_one_process
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
 from pyharness.model_card import sha256, write_card
@@ -251,6 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     take_reading_options(args, "--batches")
     if args.out.suffix not in (".safetensors", ".pth", ".pt"):
         raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")

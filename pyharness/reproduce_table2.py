@@ -25,6 +25,7 @@ from torch import Tensor
 from pyharness import gpu, measure, results
 from pyharness.config import GRAPHS, MICRO_DIGITS
 from pyharness.data import DATA_HELP, add_max_corrupt, check_corrupt, need_share
+from pyharness.distributed import need_one_process
 from pyharness.errors import HarnessError, run_cli
 from pyharness.hf_format import CONFIG_NAME
 from pyharness.pipeline import (
@@ -357,6 +358,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     measure.need_positive(args, "--batch", "--runs", "--limit", "--threads", "--seconds")
     need_share(args.max_corrupt)
     asked = inputs_from(args)

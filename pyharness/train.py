@@ -45,6 +45,7 @@ from pyharness.data import (
     make_loader,
     need_share,
 )
+from pyharness.distributed import need_one_process
 from pyharness.errors import CheckpointError, ClassesError, HarnessError, run_cli
 from pyharness.evaluate import EvalResult, accuracy
 from pyharness.models import (
@@ -599,6 +600,7 @@ def _model_and_images(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     for flag, value in (
         ("--threads", args.threads), ("--eval-every", args.eval_every), ("--eval-images", args.eval_images),
         ("--classes", args.classes),

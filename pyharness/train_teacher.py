@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import digits_split
+from pyharness.distributed import need_one_process
 from pyharness.errors import HarnessError, run_cli
 from pyharness.models import MICRO_TEACHER, checkpoint_meta, create_model, save_checkpoint
 from pyharness.training import Stopwatch, progress, repeatable, report, write_csv
@@ -185,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     if args.epochs <= TeacherOptions.warmup_epochs or args.threads < 1:
         raise HarnessError(
             f"--epochs must be more than {TeacherOptions.warmup_epochs} (the warm-up), --threads at least 1"

@@ -23,6 +23,7 @@ import torch
 from pyharness import measure, results
 from pyharness.atomic import atomic_path
 from pyharness.config import SwinConfig
+from pyharness.distributed import need_one_process
 from pyharness.errors import EngineError, run_cli
 from pyharness.training import report
 
@@ -158,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    need_one_process()
     for batch in args.batch:
         measure.need_positive(argparse.Namespace(batch=batch), "--batch")
     shapes: dict[Shape, None] = {}

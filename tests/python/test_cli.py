@@ -245,6 +245,18 @@ def test_one_of_several_processes_ends_at_once(repository: Path, processes: str,
     assert done.stderr.startswith("error: found x, need y\n")
 
 
+@pytest.mark.parametrize("program", sorted({*PROGRAMS} - {"distill", "evaluate", "qat", "results"}))
+def test_a_program_of_one_process_is_not_started_by_torchrun(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them would write the same files. results.py writes tables of what is there, in a moment."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    argv = [word.replace("{tmp}", str(tmp_path)) for word in MISTAKES[program][0]]
+    with pytest.raises(HarnessError, match="one of 2 processes, and this program takes one alone; start it with python"):
+        importlib.import_module(f"pyharness.{program}").main(argv)
+
+
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     def main() -> None:
         raise ZeroDivisionError
