@@ -24,7 +24,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     file.
     """
     target = Path(target)
-    _make_writable_folder(target)
+    make_writable_folder(target)
     temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
     try:
         yield temporary
@@ -44,7 +44,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _make_writable_folder(target: Path) -> None:
+def make_writable_folder(target: Path) -> None:
+    """Make the folder that the file `target` is to go to. HarnessError where it cannot be made or written to."""
     folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

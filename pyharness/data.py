@@ -430,6 +430,14 @@ def class_names(dataset: Dataset) -> list[str]:
     return [str(name) for name in reader_classes(dataset.reader)] if isinstance(dataset, ImageSet) else []
 
 
+def number_of_classes(dataset: Dataset) -> int | None:
+    """How many classes a data set has; of labels that are numbers, one more than the greatest. None for kinds that
+    nothing here knows."""
+    if isinstance(dataset, ImageSet):
+        return len(reader_classes(dataset.reader)) or dataset.reader.num_classes
+    return len(dataset.classes) if isinstance(dataset, (DigitsDataset, ProceduralDataset)) else None
+
+
 def _check_classes(reader: Reader, root: Path, split: str, scheme: str | None) -> None:
     """DataError where `root` has the other split too, and classes in it that differ from those of `reader`: each split
     numbers its own, so that labels of one would be wrong in the other."""
@@ -476,7 +484,7 @@ def _classes_of(root: Path, split: str, scheme: str | None, expected: list[str])
 def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, is_training: bool) -> ImageSet:
     dataset = ImageSet(reader, data_config(model), is_training=is_training, substitute=split == "train")
     named = reader_classes(reader)
-    classes = len(named) if named else reader.num_classes
+    classes = number_of_classes(dataset)
     if model.num_classes and (classes != model.num_classes if named else classes > model.num_classes):
         raise ClassesError(
             f"{source}: has {classes} classes, the model has {model.num_classes}; the folder must be of the data set "

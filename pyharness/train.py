@@ -1,7 +1,7 @@
 """Train any Swin on any data set, from random weights or a checkpoint, in steps of minutes if need be.
 
-    python pyharness/train.py --model swin_tiny_patch4_window7_224 --data procedural --epochs 30 --batch 256 \\
-        --device cuda --max-minutes 9 --out tiny
+    python pyharness/train.py --model swin_tiny_patch4_window7_224 --data procedural --init identity --lr 3e-4 \\
+        --batch 256 --device cuda --max-minutes 9 --out tiny
 
 writes model.safetensors, log.csv and train.json to the folder. With --max-minutes a run stops in time, with status 3
 until it is done; started again, it goes on, to the same result bit for bit on a CPU with the same number of threads.
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
-from pyharness.atomic import atomic_path
+from pyharness.atomic import atomic_path, make_writable_folder
 from pyharness.config import MICRO_DIGITS, SwinConfig
 from pyharness.data import (
     DATA_HELP,
@@ -44,6 +44,7 @@ from pyharness.data import (
     input_normalization,
     make_loader,
     need_share,
+    number_of_classes,
 )
 from pyharness.distributed import need_one_process
 from pyharness.errors import CheckpointError, ClassesError, HarnessError, run_cli
@@ -54,6 +55,7 @@ from pyharness.models import (
     config_of,
     create_model,
     model_from_config,
+    need_classes,
     note_data,
     noted_input,
     own_name,
@@ -82,6 +84,9 @@ UNFINISHED = 3
 """Exit status of a run that --max-minutes ended."""
 NARROW = 64
 """Up to this many channels timm's initial weights hand on too little signal (see `spread_initial_weights`)."""
+CONTINUING_LR = 2e-4
+"""The default learning rate where training begins with --weights: the one with which scripts/swin_tiny_procedural.sh
+goes on from trained weights at 224 x 224. That of `TrainingOptions` is for random ones."""
 INITS = ("auto", "timm", "spread", "identity")
 _AMP = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -191,6 +196,7 @@ class Training:
         state_seconds: float = 120.0,
         max_corrupt: float = MAX_CORRUPT_SHARE,
     ) -> None:
+        need_classes(model, name, "training is on classes")
         self.name, self.options, self.out_dir, self.device = name, options, Path(out_dir), torch.device(device)
         self.train, self.heldout, self.workers = train, heldout, workers
         self.eval_every, self.eval_images, self.state_seconds = eval_every, eval_images, state_seconds
@@ -225,8 +231,10 @@ class Training:
         The time is looked at after every step, ahead of an evaluation that is due, which the next start makes up for;
         one that has begun is finished. The last evaluation begins with the state written. SIGTERM and SIGINT end the
         run after the step they come in, or in an evaluation, with the state written, by a KeyboardInterrupt.
-        CheckpointError where that state is of another run; HarnessError where the loss is no longer finite.
+        CheckpointError where that state is of another run; HarnessError where the loss is no longer finite, and ahead
+        of the first step where `out_dir` cannot be written to.
         """
+        make_writable_folder(self.state_path)
         # Operations with a fixed order of additions are slow on a GPU, and there do not make all of it repeat.
         fixed = repeatable(self.options.seed) if self.device.type == "cpu" else contextlib.nullcontext()
         with fixed, self.signals:
@@ -383,6 +391,9 @@ class Training:
             for key, value in json.loads(json.dumps(mine)).items()
             if json.loads(json.dumps(before.get(key))) != value
         ]:
+            continued = mine[STARTING_WEIGHTS] != "random"
+            if continued and (before.get("lr"), self.options.lr) == (TrainingOptions.lr, CONTINUING_LR):
+                advice = f"--lr {TrainingOptions.lr:g}, once the default with --weights too, is what it had; {advice}"
             raise CheckpointError(f"{self.state_path}: is of another run: {'; '.join(changed)}. {advice}")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -456,7 +467,8 @@ def _with_classes(name: str, classes: int | None, weights: str, seed: int) -> Sw
         return create_model(name, num_classes=classes, weights=weights, seed=seed)
     model = create_model(name, weights=weights, seed=seed)
     if model.num_classes != classes:
-        report(f"{weights}: its head of {model.num_classes} classes gives way to a random one of {classes}")
+        head = f"its head of {model.num_classes} classes gives way to" if model.num_classes else "has no head, and gets"
+        report(f"{weights}: {head} a random one of {classes}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model.reset_classifier(classes)
@@ -501,6 +513,8 @@ def parse_changes(words: Sequence[str]) -> dict[str, Any]:
                 found[key] = tuple(int(v) for v in value.split(","))
             elif key in numbers:
                 found[key] = int(value)
+                if found[key] < 1 and key == "num_classes":
+                    raise HarnessError(f"--set {word}: training is on classes; left out, they are the data set's")
             else:
                 raise ValueError
         except ValueError:
@@ -516,6 +530,11 @@ def classes_of(data: str | None, classes: int | None) -> int | None:
     if classes is None and data is not None and is_procedural(data):
         return ProceduralSpec.parse(data).classes
     return classes
+
+
+def learning_rate_of(weights: str, asked: float | None) -> float:
+    """The highest learning rate: as asked for, else the default for random weights or for others."""
+    return asked if asked is not None else TrainingOptions.lr if weights == "random" else CONTINUING_LR
 
 
 def warmup_of(epochs: float, asked: float | None) -> float:
@@ -541,7 +560,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--name", help="what to call a model of --set (default: the model's name and _custom)")
     what.add_argument(
         "--classes", type=int, metavar="N",
-        help="default: the data set's number where weights are random or it is procedural, else the model's",
+        help="default: the data set's number where weights are random or have no head, or it is procedural, else the "
+        "model's",
     )  # fmt: skip
     what.add_argument("--weights", default="random", metavar="FILE", help="where to start (default: random)")
     what.add_argument("--data", metavar="DATA", help=f"{DATA_HELP} (default: the digits)")
@@ -549,7 +569,9 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("training")
     how.add_argument("--epochs", type=float, default=default.epochs, help="default: %(default)s")
     how.add_argument("--batch", type=int, default=default.batch_size, help="images per step (default: %(default)s)")
-    how.add_argument("--lr", type=float, default=default.lr, help="highest learning rate (default: %(default)s)")
+    how.add_argument(
+        "--lr", type=float, help=f"highest learning rate (default: {default.lr:g}, with --weights {CONTINUING_LR:g})"
+    )
     how.add_argument("--weight-decay", type=float, default=default.weight_decay, help="default: %(default)s")
     how.add_argument(
         "--warmup-epochs", type=float,
@@ -598,6 +620,26 @@ def _model_and_images(
     return model, name, dataset
 
 
+def _fitting_model_and_images(
+    args: argparse.Namespace, start: str, changes: dict[str, Any], classes: int | None
+) -> tuple[SwinTransformer, str, Dataset]:
+    """`_model_and_images`; where neither the command line nor the head of --weights says how many classes, with as many
+    as the images have."""
+    said = classes is not None or "num_classes" in changes
+    try:
+        model, name, dataset = _model_and_images(args, start, changes, classes)
+        said = said or (args.weights != "random" and model.num_classes > 0)
+        found = number_of_classes(dataset)
+        if said or found in (None, model.num_classes):
+            return model, name, dataset
+    except ClassesError as error:
+        if said or args.weights != "random":
+            raise
+        found = error.classes
+    report(f"{found} classes, of {args.data or 'the digits'}")
+    return _model_and_images(args, start, changes, found)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     need_one_process()
@@ -617,20 +659,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     options = TrainingOptions(
-        epochs=args.epochs, batch_size=args.batch, lr=args.lr, weight_decay=args.weight_decay,
-        warmup_epochs=warmup_of(args.epochs, args.warmup_epochs), label_smoothing=args.label_smoothing, seed=args.seed,
-        init=args.init, precision=args.precision or ("bf16" if args.device == "cuda" else "fp32"),
+        epochs=args.epochs, batch_size=args.batch, lr=learning_rate_of(args.weights, args.lr),
+        weight_decay=args.weight_decay, warmup_epochs=warmup_of(args.epochs, args.warmup_epochs),
+        label_smoothing=args.label_smoothing, seed=args.seed, init=args.init,
+        precision=args.precision or ("bf16" if args.device == "cuda" else "fp32"),
     )  # fmt: skip
     started = time.monotonic()
     start = args.model or (MICRO_DIGITS.name if args.weights in ("random", "pretrained") else own_name(args.weights))
     changes, classes = parse_changes(args.changes), classes_of(args.data, args.classes)
-    try:
-        model, name, train = _model_and_images(args, start, changes, classes)
-    except ClassesError as error:
-        if classes is not None or args.weights != "random" or "num_classes" in changes:
-            raise
-        report(f"{error.classes} classes, of {args.data}")
-        model, name, train = _model_and_images(args, start, changes, error.classes)
+    model, name, train = _fitting_model_and_images(args, start, changes, classes)
     training = Training(
         model,
         name,

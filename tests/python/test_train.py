@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import re
 import signal
+import tarfile
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from v2_configs import MICRO as V2_MICRO
 from pyharness import train as t
 from pyharness.config import MICRO_DIGITS
 from pyharness.data import DigitsDataset, get_dataset
-from pyharness.errors import CheckpointError, ClassesError, EngineError, HarnessError
+from pyharness.errors import CheckpointError, ClassesError, EngineError, HarnessError, ModelError
 from pyharness.models import (
     blocks_of,
     checkpoint_meta,
@@ -249,6 +251,32 @@ def test_a_checkpoint_gets_a_new_head_for_other_classes(tmp_path, capsys):
     assert torch.equal(same.head.fc.weight, teacher.head.fc.weight)
 
 
+def test_trained_weights_go_on_at_a_lower_learning_rate_than_random_ones_begin(tmp_path):
+    assert [t.learning_rate_of(*words) for words in (("random", None), ("a.pth", None), ("a.pth", 5e-4))] == [1e-3, 2e-4, 5e-4]
+    few = ["--data", "procedural:classes=10,train=8,val=2", "--batch", "8", "--epochs", "1", "--weights", "pretrained"]
+    assert t.main([*few, "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "train.json").read_text())["options"]["lr"] == 2e-4
+
+
+@pytest.mark.parametrize("weights", ["one.pth", "random"])
+def test_a_state_of_the_former_default_learning_rate_is_told_how_to_go_on(tmp_path, weights):
+    former = dataclasses.replace(QUICK, lr=1e-3)
+    training(tmp_path, former, weights=weights).run(max_seconds=0)
+    with pytest.raises(CheckpointError, match=r"lr was 0.001, now 0.0002. (.*) to begin anew") as caught:
+        training(tmp_path, dataclasses.replace(QUICK, lr=2e-4), weights=weights).run()
+    assert ("--lr 0.001, once the default with --weights too, is what it had" in str(caught.value)) == (weights != "random")
+    run = training(tmp_path, former, weights=weights)
+    assert not run.run(max_seconds=0) and run.step == 2
+
+
+def test_an_output_folder_that_cannot_be_is_told_ahead_of_the_first_step(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    run = training(tmp_path / "file" / "out")
+    monkeypatch.setattr(t.Training, "_train_step", lambda *a: pytest.fail("a step was made"))
+    with pytest.raises(HarnessError, match=r"the folder of .*state.pt cannot be made \(Not a directory\)"):
+        run.run()
+
+
 def test_a_damaged_state_is_explained(tmp_path):
     training(tmp_path).run(max_seconds=0)
     path = tmp_path / "state.pt"
@@ -314,12 +342,76 @@ def test_without_a_terminal_a_line_says_how_far_it_is(tmp_path, capsys, monkeypa
     same_run(whole, run)
 
 
-def test_an_own_folder_gives_random_weights_their_number_of_classes(tmp_path, capsys):
+def class_folders(root):
+    """Two images of each of three classes, in both splits."""
     for split in ("train", "val"):
         for label in range(3):
-            (tmp_path / "data" / split / f"c{label}").mkdir(parents=True)
+            (root / split / f"c{label}").mkdir(parents=True)
             for number in range(2):
-                Image.new("L", (28, 28), 80 * label + number).save(tmp_path / "data" / split / f"c{label}" / f"{number}.png")
+                Image.new("L", (28, 28), 80 * label + number).save(root / split / f"c{label}" / f"{number}.png")
+
+
+def webdataset(root):
+    """The same as shards, whose labels are numbers."""
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        with tarfile.open(root / split / "0.tar", "w") as tar:
+            for number in range(6):
+                out = io.BytesIO()
+                Image.new("L", (28, 28), 40 * number).save(out, "png")
+                for kind, content in (("png", out.getvalue()), ("cls", b"%d" % (number // 2))):
+                    info = tarfile.TarInfo(f"{number}.{kind}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def unnamed_parquet(root):
+    """The same as parquet files without the classes' names."""
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    out = io.BytesIO()
+    Image.new("L", (28, 28), 99).save(out, "png")
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        table = pa.table({"label": [0, 0, 1, 1, 2, 2], "image": [out.getvalue()] * 6})
+        pq.write_table(table, root / split / "0.parquet")
+
+
+@pytest.mark.parametrize("make", [webdataset, unnamed_parquet])
+def test_numbers_as_labels_give_random_weights_their_number_of_classes(make, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    make(tmp_path / "data")
+    command = ["--data", str(tmp_path / "data"), "--batch", "3", "--epochs", "1", "--out"]
+    assert t.main([*command, str(tmp_path / "a")]) == 0
+    assert f"3 classes, of {tmp_path / 'data'}" in capsys.readouterr().err
+    assert load_model(tmp_path / "a" / "model.safetensors")[0].num_classes == 3
+    for name, more, classes in (("b", ["--classes", "5"], 5), ("c", ["--weights", "pretrained"], 10)):
+        assert t.main([*command, str(tmp_path / name), *more]) == 0
+        assert load_model(tmp_path / name / "model.safetensors")[0].num_classes == classes, "as it was said"
+
+
+@pytest.mark.parametrize("make", [class_folders, webdataset, None])
+def test_weights_without_a_head_get_one_of_the_images_classes(make, tmp_path, capsys):
+    backbone = create_model(MICRO_DIGITS.name, num_classes=0)
+    save_checkpoint(tmp_path / "w.pth", backbone, checkpoint_meta(backbone, MICRO_DIGITS.name))
+    command = ["--weights", str(tmp_path / "w.pth"), "--out", str(tmp_path / "out")]
+    if make is None:  # the digits
+        assert t.main([*command, "--epochs", "0.01", "--batch", "12"]) == 0
+    else:
+        make(tmp_path / "data")
+        assert t.main([*command, "--data", str(tmp_path / "data"), "--epochs", "1", "--batch", "3"]) == 0
+    classes = 3 if make else 10
+    assert f"w.pth: has no head, and gets a random one of {classes}" in capsys.readouterr().err
+    assert load_model(tmp_path / "out" / "model.safetensors")[0].num_classes == classes
+
+
+def test_features_are_not_trained_on_as_if_they_were_logits(tmp_path):
+    few = torch.utils.data.Subset(DigitsDataset(train=True), range(16))
+    with pytest.raises(ModelError, match="has no classification head, its results are features; training is on classes"):
+        t.Training(create_model(MICRO_DIGITS.name, num_classes=0), MICRO_DIGITS.name, few, few, QUICK, tmp_path)
+
+
+def test_an_own_folder_gives_random_weights_their_number_of_classes(tmp_path, capsys):
+    class_folders(tmp_path / "data")
     command = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--batch", "3", "--epochs", "1"]
     assert t.main(command) == 0
     assert f"3 classes, of {tmp_path / 'data'}" in capsys.readouterr().err
@@ -352,6 +444,8 @@ def test_the_default_warm_up_is_that_of_older_states_where_it_was_allowed():
         (["--warmup-epochs", "inf"], "--warmup-epochs must be at least 0 and below --epochs, found inf"),
         (["--max-minutes", "0"], "--max-minutes"),
         (["--batch", "2000"], "more than the 1200 training images"),
+        (["--classes", "3"], r"the digits have 10 classes, the model has 3; give the images that it is for \(--data\)"),
+        (["--set", "num_classes=0"], "--set num_classes=0: training is on classes"),
     ],
 )
 def test_mistakes_are_explained(words, message, tmp_path):
