@@ -74,6 +74,7 @@ void* Plan::buffer(std::string name, DType dtype, std::int64_t elements) {
 }
 
 TensorView Plan::keep(Parameter parameter) {
+  kept_bytes_ += parameter.view.nbytes();
   kept_.push_back(std::move(parameter));
   return kept_.back().view;
 }
@@ -83,7 +84,7 @@ void Plan::add(std::string name, OpKind kind, int stage, int block, OpArgs args)
 }
 
 std::int64_t Plan::workspace_bytes() const {
-  std::int64_t total = 0;
+  std::int64_t total = kept_bytes_;
   for (const Buffer& buffer : buffers_) total += buffer.bytes + kGuardBytes;
   return total;
 }

@@ -51,6 +51,14 @@ DistinctMasks shift_masks(const StageGeometry& g) {
   return distinct;
 }
 
+std::int64_t shift_mask_count(const StageGeometry& g) {
+  const WindowGeometry windows = g.of_block(1, 1);
+  // Of rows and of columns of windows: those that have an edge within, the last ones, and those that have none.
+  const bool edge_y = g.shift_h > 0, plain_y = !edge_y || windows.windows_y() > 1;
+  const bool edge_x = g.shift_w > 0, plain_x = !edge_x || windows.windows_x() > 1;
+  return (edge_y + plain_y) * (edge_x + plain_x) - (plain_y && plain_x);
+}
+
 DistinctMasks distinct_masks(const TensorView& masks) {
   const std::int64_t area = masks.dim(1), size = area * area;
   DistinctMasks distinct{{}, {}, area};

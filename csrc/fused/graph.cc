@@ -94,8 +94,13 @@ class FusedInt8 : public Graph {
     if (plan.input().height == config_.img_h && plan.input().width == config_.img_w) {
       return {own.masks.view, own.of_window.view};
     }
-    WindowMasks made = upload_masks(shift_masks(g), backend_);
-    return {plan.keep(std::move(made.masks)), plan.keep(std::move(made.of_window))};
+    WindowMasks made;
+    const std::int64_t n = g.window_area();
+    const TensorView masks = plan.keep(TensorView(nullptr, wide(), {shift_mask_count(g), n, n}), [&] {
+      made = upload_masks(shift_masks(g), backend_);
+      return made.masks;
+    });
+    return {masks, plan.keep(TensorView(nullptr, DType::kS32, {g.windows()}), [&] { return made.of_window; })};
   }
 
   void append_stage(Plan& plan, const StageGeometry& g, int stage, Buffers& b) const {

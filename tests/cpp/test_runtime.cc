@@ -519,6 +519,34 @@ void a_plan_that_counts_has_no_memory() {
   EXPECT(plan.buffer("more than there is", swin::DType::kF32, std::int64_t{1} << 50) == nullptr);
   EXPECT(plan.buffer("small", swin::DType::kS8, 100) == nullptr);
   EXPECT(plan.workspace_bytes() == (std::int64_t{1} << 52) + 100 + 2 * 64);
+  const auto make = []() -> swin::Parameter { throw std::bad_alloc(); };
+  EXPECT(plan.keep({nullptr, swin::DType::kF16, {std::int64_t{1} << 40, 3}}, make).dim(1) == 3);
+  EXPECT(plan.workspace_bytes() == (std::int64_t{1} << 52) + (std::int64_t{6} << 40) + 100 + 2 * 64);
+}
+
+void what_a_plan_keeps_is_of_its_workspace() {
+  const TestBackend backend{swin::OpTable{}};
+  swin::Plan plan(backend, {1, 8, 8});
+  float values[6] = {1, 2, 3, 4, 5, 6};
+  const auto make = [&] { return backend.upload_parameter({values, swin::DType::kF32, {2, 3}}); };
+  EXPECT(plan.keep({nullptr, swin::DType::kF32, {2, 3}}, make).as<float>()[5] == 6);
+  EXPECT(plan.workspace_bytes() == 6 * 4);
+  plan.buffer("small", swin::DType::kS8, 100);
+  EXPECT(plan.workspace_bytes() == 6 * 4 + 100 + 64);
+}
+
+// Of images of any size in windows of 2 x 3, shifted along both sides, one, or none.
+void masks_are_counted_as_they_are_made() {
+  for (std::int64_t height = 2; height <= 6; height += 2) {
+    for (std::int64_t width = 3; width <= 9; width += 3) {
+      for (int shifted = 0; shifted < 4; ++shifted) {
+        swin::StageGeometry g{};
+        g.height = height, g.width = width, g.window_h = 2, g.window_w = 3, g.shifts = true;
+        g.shift_h = shifted % 2, g.shift_w = shifted / 2;
+        EXPECT(swin::shift_mask_count(g) == swin::shift_masks(g).count());
+      }
+    }
+  }
 }
 
 void masks_of_shifted_windows() {
@@ -612,6 +640,8 @@ int main() {
   a_plan_notices_writes_behind_a_buffer();
   a_plan_takes_over_the_memory_of_another();
   a_plan_that_counts_has_no_memory();
+  what_a_plan_keeps_is_of_its_workspace();
+  masks_are_counted_as_they_are_made();
   masks_of_shifted_windows();
   half_precision_parameters_are_exact();
   configurations_that_are_no_swin_are_refused();

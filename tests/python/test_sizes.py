@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import json
 import re
+import resource
 import threading
 
 import numpy as np
@@ -18,6 +19,7 @@ from test_c_library import swin_run
 from test_engine import images_for, model_on
 from v2_configs import FINE_TUNED, SMALL
 
+from pyharness.attention_geometry import attention_mask
 from pyharness.c_library import ERROR_ARGUMENT, CModel, StatusError, check, library
 from pyharness.config import ENGINE_GRAPHS, MICRO_DIGITS, SwinConfig
 from pyharness.engine import SwinInt8
@@ -30,6 +32,19 @@ GRAPH = pytest.mark.parametrize("graph", ENGINE_GRAPHS)
 
 def at(config: SwinConfig, size: tuple[int, int]) -> SwinConfig:
     return dataclasses.replace(config, img_size=size)
+
+
+def bytes_of_masks(config: SwinConfig, graph: str) -> int:
+    """Of the masks that a plan has of its own for images of this size: all of them in FT's graphs, in the fused one those
+    that differ and a number for each window."""
+    total = 0
+    for stage in config.stages():
+        if stage.shifts and graph == "fused_int8":
+            kinds = {mask.numpy().tobytes() for mask in attention_mask(stage) if mask.any()}
+            total += 4 * (len(kinds) * stage.window_area**2 + stage.windows)
+        elif stage.shifts:
+            total += 4 * stage.windows * stage.window_area**2
+    return total
 
 
 def model_of(config: SwinConfig, graph: str, seed: int) -> SwinInt8:
@@ -74,7 +89,7 @@ def test_another_size_is_what_a_file_of_that_size_gives(config, size, graph, see
     for (op, outputs), (same, others) in zip(model.trace(images[:1]), wanted.trace(images[:1]), strict=True):
         assert (op.name, op.stage, op.block, op.shape) == (same.name, same.stage, same.block, same.shape)
         assert all(map(torch.equal, outputs, others))
-    assert model.workspace_bytes(2, size) == wanted.workspace_bytes(2)
+    assert model.workspace_bytes(2, size) == wanted.workspace_bytes(2) + bytes_of_masks(wanted.config, graph)
     own = images_for(config, 2, seed)
     assert torch.equal(model(own), model_of(config, graph, seed)(own))
 
@@ -249,7 +264,7 @@ def test_a_model_at_another_size(path, seed):
     assert np.array_equal(other.features(images.numpy()), wanted.forward_features(images).numpy())
     for one, stage in zip(other.stages(images.numpy()), wanted.forward_stages(images), strict=True):
         assert np.array_equal(one, stage.numpy())
-    assert other.workspace_bytes(3) == wanted.workspace_bytes(3)
+    assert other.workspace_bytes(3) == wanted.workspace_bytes(3) + bytes_of_masks(wanted.config, "fused_int8")
     info, first = other.info(), again.info()
     assert (info.height, info.width) == SIZE and (first.height, first.width) == (56, 56)
     assert (info.name, info.graph, info.threads, info.classes) == (first.name, first.graph, first.threads, first.classes)
@@ -266,6 +281,22 @@ def test_batches_are_bounded_by_the_size(path):
     with CModel(path) as model, model.at_size(65536, 65536) as other:
         with pytest.raises(StatusError, match="batch is 5; 1 to 4 images are needed"):
             other.workspace_bytes(5)
+
+
+@GRAPH
+def test_masks_of_large_images_are_counted_and_not_made(graph, tmp_path, seed):
+    """A picture of 65536x65536 has masks of 260 GB in FT's graphs."""
+    save_engine_file(tmp_path / "engine", random_engine_file(THREE_STAGES, graph, seed=seed))
+    size, peak = (65536, 65536), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with CModel(tmp_path / "engine") as model, model.at_size(*size) as other:
+        one, two = other.workspace_bytes(1), other.workspace_bytes(2)
+    stages = [stage for stage in at(THREE_STAGES, size).stages() if stage.shifts]
+    kinds = 3 * sum(stage.window_area**2 for stage in stages)
+    windows = sum(stage.windows for stage in stages)
+    masks = 4 * (kinds + windows) if graph == "fused_int8" else 4 * windows * stages[0].window_area ** 2
+    guards = 64 * 40  # behind each of some buffers, whatever the batch
+    assert masks <= 2 * one - two <= masks + guards
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KiB
 
 
 def test_null_pointers(path):

@@ -33,7 +33,8 @@ class Engine {
                       const ExecContext& context);
   // The nodes of one input shape as JSON: [{"name":..., "kind":..., "stage":..., "block":..., "shape":..., ...}].
   std::string describe(const InputShape& input);
-  // Bytes of buffers one forward pass of such images works in, beside the weights. Counted, not allocated.
+  // Bytes of buffers one forward pass of such images works in, beside the weights, and of the masks of shifted windows,
+  // which for images of another size than the model's are the plan's own. Counted, not allocated.
   std::int64_t workspace_bytes(const InputShape& input);
   std::vector<double> time_nodes(const void* image, const InputShape& input, int runs, const ExecContext& context);
 

@@ -44,13 +44,20 @@ class Plan {
   // that is no longer needed and leaves its memory to this one; null where there is none.
   Plan(const Backend& backend, const InputShape& input, const Queue& queue = {},
        std::unique_ptr<Plan> retired = nullptr);
-  // What to give as `retired` for a plan that counts its buffers and has no memory for them: for workspace_bytes alone.
+  // What to give as `retired` for a plan that counts its memory and has none: for workspace_bytes alone.
   static std::unique_ptr<Plan> counter(const Backend& backend);
 
   // Memory of `elements` of `dtype`, followed by guard bytes, owned by the plan. What it holds is left open.
   void* buffer(std::string name, DType dtype, std::int64_t elements);
   // Has `parameter` live as long as the plan does.
   TensorView keep(Parameter parameter);
+  // The same of what `make` makes, which is of the type and shape of `wanted`; a plan that counts has nothing made.
+  template <class Make>
+  TensorView keep(const TensorView& wanted, Make&& make) {
+    if (!counts_) return keep(make());
+    kept_bytes_ += wanted.numel() * size_of(wanted.dtype);
+    return wanted;
+  }
   // To be called behind the last `buffer`: gives back what is left of the retired plan's memory.
   void release_spare() { spare_.clear(); }
   void add(std::string name, OpKind kind, int stage, int block, OpArgs args);
@@ -60,7 +67,7 @@ class Plan {
   std::int64_t batch() const { return input_.batch; }
   const Queue& queue() const { return queue_; }
   const std::vector<Node>& nodes() const { return nodes_; }
-  std::int64_t workspace_bytes() const;
+  std::int64_t workspace_bytes() const;  // of its buffers and of what it keeps
 
   // Where the first node reads its images and the last two write: valid until the next call.
   void bind(const void* image, void* features, void* logits);
@@ -100,6 +107,7 @@ class Plan {
   std::unique_ptr<Recording> recording_;
   std::vector<Buffer> buffers_, spare_;
   std::vector<Parameter> kept_;
+  std::int64_t kept_bytes_ = 0;
   std::vector<Node> nodes_;
 };
 

@@ -26,6 +26,8 @@ struct DistinctMasks {
 
 // Of the shifted blocks of a stage. Padding counts as tokens of the image's.
 DistinctMasks shift_masks(const StageGeometry& stage);
+// How many of them there are, without making any.
+std::int64_t shift_mask_count(const StageGeometry& stage);
 // Of any masks, f32 [windows, N, N].
 DistinctMasks distinct_masks(const TensorView& masks);
 

@@ -88,9 +88,12 @@ void append_classifier(swin::Plan& plan, const swin::ModelConfig& c, const Stage
 TensorView stage_mask(swin::Plan& plan, const swin::ModelConfig& c, const StageGeometry& g, const StageWeights& w) {
   if (!g.shifts) return {};
   if (plan.input().height == c.img_h && plan.input().width == c.img_w) return w.attn_mask.view;
-  std::vector<float> masks = shift_masks(g).expanded();
+  const swin::Backend& backend = plan.backend();
   const std::int64_t n = g.window_area();
-  return plan.keep(plan.backend().upload_parameter(TensorView(masks.data(), DType::kF32, {g.windows(), n, n})));
+  return plan.keep(TensorView(nullptr, backend.ops().float_dtype, {g.windows(), n, n}), [&] {
+    std::vector<float> masks = shift_masks(g).expanded();
+    return backend.upload_parameter(TensorView(masks.data(), DType::kF32, {g.windows(), n, n}));
+  });
 }
 
 }  // namespace
