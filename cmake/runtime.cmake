@@ -5,8 +5,10 @@ include(CheckCXXSourceCompiles)
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
-add_library(swin_runtime_core STATIC csrc/runtime/engine_file.cc csrc/runtime/normalize.cc
-                                     csrc/runtime/processors.cc)
+add_library(swin_runtime_core STATIC csrc/runtime/engine_file.cc csrc/runtime/normalize.cc csrc/runtime/prepare.cc
+                                     csrc/runtime/processors.cc csrc/runtime/resize.cc)
+# Weights are computed in steps that each round, as Pillow's are: a fused multiply-add would round once.
+set_source_files_properties(csrc/runtime/resize.cc csrc/runtime/prepare.cc PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 target_include_directories(swin_runtime_core PUBLIC csrc/runtime PRIVATE csrc/cpu)
 target_link_libraries(swin_runtime_core PUBLIC swin_engine)
 add_library(swin_int8_c SHARED csrc/runtime/capi.cc)

@@ -1,6 +1,7 @@
 """Models on libswin_int8_c (docs/runtime.md), for programs that have NumPy and no PyTorch.
 
 To the bit what `pyharness.engine` gives from the torch extension; called as a C program calls it, so an example too.
+Needs of this package `__init__.py` and `errors.py`, and nothing that is neither NumPy nor Python's own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint8, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_uint8, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,9 @@ class Info(ctypes.Structure):
         ("mean", POINTER(c_float)),
         ("std", POINTER(c_float)),
         ("class_names", POINTER(c_char_p)),
+        ("interpolation", c_char_p),
+        ("crop_pct", c_double),
+        ("crop_mode", c_char_p),
     )
 
 
@@ -93,6 +97,7 @@ def library() -> ctypes.CDLL:
         "swin_stages": (model, floats, c_int64, POINTER(c_void_p), c_void_p),
         "swin_stage_shape": (model, c_int64, POINTER(c_int64)),
         "swin_normalize": (model, pixels, c_int64, POINTER(c_float), POINTER(c_float), floats),
+        "swin_prepare": (model, pixels, c_int64, c_int64, c_int64, floats),
         "swin_workspace_bytes": (model, c_int64, POINTER(c_int64)),
     }.items():
         getattr(lib, name).argtypes = arguments
@@ -208,6 +213,21 @@ class CModel:
         data = np.ascontiguousarray(pixels).ctypes.data_as(POINTER(c_uint8))
         check(library().swin_normalize(self.handle, data, batch, *given, images.ctypes.data))
         return images
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """The image f32 [C, H, W] that the model takes, of a photograph u8 [height, width, C] of any size: resized,
+        cropped and normalized as the file says. The rows may lie apart, as those of a larger array's part do."""
+        channels = self.image_shape[0]
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
+            found = f"a photograph is {pixels.dtype} {pixels.shape}"
+            raise EngineError(f"{found}; uint8 (height, width, {channels}) is needed")
+        height, width = pixels.shape[:2]
+        if pixels.strides[1:] != (channels, 1) or pixels.strides[0] < width * channels:
+            pixels = np.ascontiguousarray(pixels)
+        image = np.empty(self.image_shape, dtype=np.float32)
+        data = pixels.ctypes.data_as(POINTER(c_uint8))
+        check(library().swin_prepare(self.handle, data, height, width, pixels.strides[0], image.ctypes.data))
+        return image
 
     def workspace_bytes(self, batch: int) -> int:
         bytes_ = c_int64()

@@ -57,8 +57,8 @@ run_step "Configuring for aarch64" "Remove $build and try again." \
   cmake -S . -B "$build" "${generator[@]}" "${flags[@]}" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DSWIN_TORCH=OFF \
   -DPython_EXECUTABLE="$python"
 run_step "Compiling for aarch64" "The compiler's message is in that log." \
-  cmake --build "$build" --parallel "$jobs" --target test_runtime test_cpu_kernels test_engine_file swin_run
-ctest --test-dir "$build" --output-on-failure --no-tests=error --tests-regex '^(runtime|cpu_kernels|engine_file)$'
+  cmake --build "$build" --parallel "$jobs" --target test_runtime test_cpu_kernels test_engine_file test_resize swin_run
+ctest --test-dir "$build" --output-on-failure --no-tests=error --tests-regex '^(runtime|cpu_kernels|engine_file|resize)$'
 said="$(qemu-aarch64 -L /usr/aarch64-linux-gnu "$build/bin/swin_run" --version)"
 [ -n "$said" ] || die "swin_run --version says nothing on aarch64. It loads $build/lib/libswin_int8_c.so."
 

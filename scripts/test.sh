@@ -84,7 +84,8 @@ part "C++ tests (ctest, ASan + UBSan build)" run_ctest sanitize
 asan="$(${CXX:-g++} -print-file-name=libasan.so)" ubsan="$(${CXX:-g++} -print-file-name=libubsan.so)"
 if [ -f "$asan" ] && [ -f "$ubsan" ]; then
   part "ops and C library under ASan + UBSan" run_sanitized skipped_sanitizer.txt \
-    tests/python/test_ops.py tests/python/test_fused_ops.py tests/python/test_c_library.py tests/python/test_stages.py
+    tests/python/test_ops.py tests/python/test_fused_ops.py tests/python/test_c_library.py tests/python/test_stages.py \
+    tests/python/test_prepare.py
 else
   skipped "ops and C library under ASan + UBSan" "${CXX:-g++} has no libasan.so or libubsan.so (Debian/Ubuntu: apt install libasan8 libubsan1)"
 fi

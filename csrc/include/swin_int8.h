@@ -30,9 +30,10 @@ typedef struct swin_model swin_model;
 
 typedef enum swin_status {
   SWIN_OK = 0,
-  SWIN_ERROR_FILE = 1,        /* an engine file that is missing, cut off, damaged, or of another kind or version */
-  SWIN_ERROR_ARGUMENT = 2,    /* a null pointer, a number out of range, a name nobody knows, an image with NaN */
-  SWIN_ERROR_UNSUPPORTED = 3, /* a device or instruction set that this machine or this build lacks */
+  SWIN_ERROR_FILE = 1,     /* an engine file that is missing, cut off, damaged, or of another kind or version */
+  SWIN_ERROR_ARGUMENT = 2, /* a null pointer, a number out of range, a name nobody knows, an image with NaN */
+  SWIN_ERROR_UNSUPPORTED =
+      3, /* what this machine or this build lacks: a device, an instruction set, an interpolation */
   SWIN_ERROR_MEMORY = 4,
   SWIN_ERROR_INTERNAL = 5
 } swin_status;
@@ -63,6 +64,9 @@ typedef struct swin_info {
   const float* mean;               /* [channels], of the images' normalization; NULL where the file does not say */
   const float* std;                /* [channels] */
   const char* const* class_names;  /* [classes], in UTF-8; NULL where the file does not say */
+  const char* interpolation;       /* how swin_prepare resizes: "bicubic"; NULL where the file does not say */
+  double crop_pct;       /* what share of the resized image it takes, along a side; 0 where the file does not say */
+  const char* crop_mode; /* "center" (also NULL), "squash" or "border" */
 } swin_info;
 
 /* Reads an engine file and packs its weights for the device. `options` may be NULL. *model is NULL after an error. */
@@ -107,6 +111,15 @@ SWIN_API swin_status swin_stage_shape(const swin_model* model, int64_t stage, in
  * per channel; both NULL: the file's own, SWIN_ERROR_ARGUMENT where it has none. */
 SWIN_API swin_status swin_normalize(const swin_model* model, const uint8_t* pixels, int64_t batch, const float* mean,
                                     const float* std, float* images);
+
+/* A photograph -> one float32 image [channels, height, width] in host memory, as the model takes it: resized, cropped
+ * and normalized as the engine file says, to the bit what timm's evaluation transform gives of an image in Pillow.
+ * `pixels` are uint8 [height, width, channels], red first (of a model of one channel, grey), from the upper left
+ * corner, sides of 1 to 65536; `stride` is the bytes from one row to the next, 0 where they follow each other. The size
+ * of the result is that of the model (swin_get_info), also of one from swin_at_size. SWIN_ERROR_ARGUMENT where the file
+ * does not say how, SWIN_ERROR_UNSUPPORTED where it says a way that this library does not know. */
+SWIN_API swin_status swin_prepare(const swin_model* model, const uint8_t* pixels, int64_t height, int64_t width,
+                                  int64_t stride, float* image);
 
 /* Bytes of buffers that one call with `batch` images works in, beside the weights. They are kept for the next. */
 SWIN_API swin_status swin_workspace_bytes(swin_model* model, int64_t batch, int64_t* bytes);

@@ -1,12 +1,11 @@
 // swin_int8.h: what it promises in C, by the engine in C++. Exceptions end here.
-#include "swin_int8.h"
-
 #include <pthread.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -16,6 +15,7 @@
 
 #include "engine_file.h"
 #include "normalize.h"
+#include "prepare.h"
 #include "processors.h"
 #include "swin/cpu.h"
 #include "swin/cuda.h"
@@ -24,6 +24,7 @@
 #include "swin/error.h"
 #include "swin/fork_mutex.h"
 #include "swin/geometry.h"
+#include "swin_int8.h"
 
 namespace {
 
@@ -162,6 +163,8 @@ swin::ForkMutex g_features;
 struct Loaded {
   std::string name, graph, device_name, isa;
   std::vector<float> mean, std;
+  std::vector<double> exact_mean;
+  swin::runtime::Preparation preparation;
   std::vector<std::string> classes;
   std::vector<const char*> class_names;  // of `classes`
   int device, threads;
@@ -173,6 +176,8 @@ struct Loaded {
         graph(file.graph),
         mean(file.mean.begin(), file.mean.end()),
         std(file.std.begin(), file.std.end()),
+        exact_mean(file.mean),
+        preparation(file.preparation),
         classes(file.classes),
         device(device_of(options.device)),
         threads(options.threads > 0 ? options.threads : std::min(swin::runtime::processors(), kMostThreads)),
@@ -340,6 +345,10 @@ swin_status swin_get_info(const swin_model* model, swin_info* info) {
     all.mean = loaded.mean.empty() ? nullptr : loaded.mean.data();
     all.std = loaded.std.empty() ? nullptr : loaded.std.data();
     all.class_names = loaded.class_names.empty() ? nullptr : loaded.class_names.data();
+    const auto said = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
+    all.interpolation = said(loaded.preparation.interpolation);
+    all.crop_mode = said(loaded.preparation.crop_mode);
+    all.crop_pct = loaded.preparation.crop_pct;
     give_info(all, info);
   });
 }
@@ -423,6 +432,35 @@ swin_status swin_normalize(const swin_model* model, const uint8_t* pixels, int64
                  " has mean ", mean[i], " and std ", std[i], "; numbers, and a std above zero, are needed");
     }
     swin::runtime::normalize(pixels, batch, model->height, model->width, channels, mean, std, images, loaded.threads);
+  });
+}
+
+swin_status swin_prepare(const swin_model* model, const uint8_t* pixels, int64_t height, int64_t width, int64_t stride,
+                         float* image) {
+  return guarded([&] {
+    const char* where = "swin_prepare";
+    NEED(where, model);
+    NEED(where, pixels);
+    NEED(where, image);
+    const Loaded& loaded = *model->loaded;
+    const std::int64_t channels = loaded.config().in_chans, most = swin::kMaxImageSide;
+    SWIN_CHECK(UnsupportedError, where, channels == 1 || channels == 3, "the model's images have ", channels,
+               " channels; 1 or 3 are needed. Resize them, and use swin_normalize");
+    SWIN_CHECK(ValueError, where, height >= 1 && height <= most && width >= 1 && width <= most, "the image is ", height,
+               "x", width, "; sides of 1 to ", most, " are needed");
+    const std::int64_t row = width * channels;
+    SWIN_CHECK(ValueError, where,
+               stride == 0 || (stride >= row && stride <= std::numeric_limits<std::int64_t>::max() / height),
+               "stride is ", stride, "; a row has ", row, " bytes, and as many are needed, or more, or 0");
+    SWIN_CHECK(
+        ValueError, where, !loaded.mean.empty(),
+        "the engine file does not say how its images are prepared; resize them, and give swin_normalize mean and "
+        "std");
+    const swin::runtime::Pixels given{pixels, height, width, channels, stride == 0 ? row : stride};
+    const std::vector<std::uint8_t> resized = swin::runtime::prepare(loaded.preparation, given, loaded.exact_mean,
+                                                                     model->height, model->width, loaded.threads);
+    swin::runtime::normalize(resized.data(), 1, model->height, model->width, channels, loaded.mean.data(),
+                             loaded.std.data(), image, loaded.threads);
   });
 }
 

@@ -168,6 +168,24 @@ std::vector<double> read_channels(const Json& json, std::int64_t channels) {
   return values;
 }
 
+// No file is refused for it: models run on images that were prepared elsewhere.
+void read_preparation(const Json& input, Preparation& how) {
+  const auto said = [&](const char* key) {
+    const Json* value = input.find(key);
+    return value == nullptr || value->kind() == Json::Kind::kNull ? nullptr : value;
+  };
+  try {
+    if (const Json* name = said("interpolation")) how.interpolation = name->string();
+    if (const Json* mode = said("crop_mode")) how.crop_mode = mode->string();
+    if (const Json* share = said("crop_pct")) {
+      require(share->number() > 0, "'crop_pct' is ", share->number(), "; a number above zero is needed");
+      how.crop_pct = share->number();
+    }
+  } catch (const ValueError& e) {
+    how.wrong = e.what();
+  }
+}
+
 void read_normalization(const Json& meta, EngineFile& ef) {
   const Json* input = meta.find("input");
   if (input == nullptr) return;
@@ -176,6 +194,7 @@ void read_normalization(const Json& meta, EngineFile& ef) {
   for (const double value : ef.std) {
     require(static_cast<float>(value) > 0, "'std' holds ", value, "; numbers above zero in float32 are needed");
   }
+  read_preparation(*input, ef.preparation);
 }
 
 void read_class_names(const Json& meta, EngineFile& ef) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "prepare.h"
 #include "swin/error.h"
 #include "swin/graph.h"
 #include "swin/tensor.h"
@@ -24,6 +25,7 @@ struct EngineFile {
   std::string graph;                // "ft_int8", "geluless_int8", "fused_int8"
   ModelConfig config;               // int8_mode included; whether the numbers make a Swin, stage_geometries() says
   std::vector<double> mean, std;    // of the input's normalization, one per channel; empty where the file does not say
+  Preparation preparation;          // of the input; what is wrong with it, preparing images says
   std::vector<std::string> classes;  // their names, in order; empty where the file does not say
   std::vector<TensorView> tensors;  // the weight list, in order; where a slot is empty, a view without data
   std::vector<std::string> names;   // of `tensors`, such as "layers.0.blocks.0.attn.qkv.weight"

@@ -609,11 +609,13 @@ def test_the_library_shows_its_functions_and_no_more(prefix):
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", prefix / "lib" / "libswin_int8_c.so"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert {line.split()[-1] for line in symbols} == declared and len(declared) == 13
+    assert {line.split()[-1] for line in symbols} == declared and len(declared) == 14
 
 
-def test_the_documented_program_in_c(prefix, tmp_path, repository, micro):
+def test_the_documented_program_in_c(prefix, tmp_path, repository, seed):
     """The example of docs/runtime.md, compiled as its text says, gives the logit that the engine gives."""
+    said = {"mean": [0.25], "std": [0.5], "interpolation": "bicubic", "crop_pct": 0.9}
+    micro, _ = saved(tmp_path, MICRO_DIGITS, "geluless_int8", seed, input=said)
     text = (repository / "docs" / "runtime.md").read_text(encoding="utf-8")
     (tmp_path / "app.c").write_text(text.split("```c\n")[1].split("```")[0], encoding="utf-8")
     package = text.split("```cmake\n")[1].split("```")[0]

@@ -1,0 +1,229 @@
+"""Photographs without Python: `swin_prepare` gives to the bit what timm's evaluation transform gives of an image in Pillow, and
+swin_run takes them from PPM files and arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+from quant_helpers import NON_SQUARE
+from test_c_library import IMAGENET, refused, saved
+
+from pyharness.c_library import (
+    ERROR_ARGUMENT,
+    ERROR_UNSUPPORTED,
+    CModel,
+    check,
+    library,
+    options,
+)
+from pyharness.config import MICRO_DIGITS
+from pyharness.errors import EngineError
+
+columns_first = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 resizes the rows of every image first"
+)
+MODES = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+MODEL_SIZES = [(28, 56), (56, 28), (48, 32), (62, 62), (84, 98)]
+"""What NON_SQUARE takes at once and by swin_at_size: square ones, which torchvision resizes, and others, which timm does."""
+
+
+def input_of(channels: int = 3, **fields) -> dict:
+    mean, std = IMAGENET if channels == 3 else ((0.45,), (0.225,))
+    return {"input": {"mean": list(mean), "std": list(std), "interpolation": "bicubic", "crop_pct": 0.9, **fields}}
+
+
+def model_of(folder: Path, seed: int, config=NON_SQUARE, threads: int = 2, **fields) -> CModel:
+    return CModel(saved(folder, config, "fused_int8", seed, **input_of(config.in_chans, **fields))[0], options(threads=threads))
+
+
+def photograph(random: np.random.Generator, height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Noise, a third of it black or white, so that sums go below 0 and above 255."""
+    pixels = random.integers(-128, 384, (height, width, channels)).clip(0, 255)
+    return pixels.astype(np.uint8)
+
+
+def timms(pixels: np.ndarray, size: tuple[int, int], **fields) -> np.ndarray:
+    """f32 [C, H, W] of timm's evaluation transform."""
+    from timm.data import create_transform
+
+    channels = pixels.shape[2]
+    cfg = input_of(channels, **fields)["input"]
+    transform = create_transform(input_size=(channels, *size), **cfg)
+    return transform(Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])).numpy()
+
+
+def sizes_of(random: np.random.Generator, count: int):
+    """Sides from 1 pixel to some hundred: smaller and larger than the models', near and far from their shapes."""
+    for _ in range(count):
+        yield tuple(int(side) for side in np.exp(random.uniform(0, np.log([400, 400]))).round())
+
+
+# --- against timm and Pillow -----------------------------------------------------------------------------------------
+
+
+@columns_first
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.875, 0.37, 1.3])
+@pytest.mark.parametrize("crop_mode", [None, "center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", MODES)
+def test_it_is_timms_transform(tmp_path, interpolation, crop_mode, crop_pct, seed):
+    said = {"interpolation": interpolation, "crop_pct": crop_pct} | ({"crop_mode": crop_mode} if crop_mode else {})
+    random, compared = np.random.default_rng(seed), 0
+    with model_of(tmp_path, seed, **said) as model:
+        for size in MODEL_SIZES:
+            with model.at_size(*size) as other:
+                for height, width in sizes_of(random, 6):
+                    pixels = photograph(random, height, width)
+                    try:
+                        wanted = timms(pixels, size, **said)
+                    except ValueError:  # Pillow's, of an image of no pixels
+                        refused(ERROR_ARGUMENT, "would be resized to", lambda o=other, p=pixels: o.prepare(p))
+                        continue
+                    found = other.prepare(pixels)
+                    assert np.array_equal(found, wanted), (size, pixels.shape)
+                    compared += 1
+    assert compared > 20
+
+
+EXTREMES = [(1, 1), (1, 5000), (5000, 1), (2, 3), (3000, 40), (31, 2500), (700, 1000), (29, 57), (56, 112), (55, 111)]
+
+
+@columns_first
+@pytest.mark.parametrize("interpolation", MODES)
+def test_resizing_is_pillows_to_the_byte(tmp_path, interpolation, seed):
+    """Without a crop, and normalized so that the bytes can be read."""
+    random = np.random.default_rng(seed)
+    said = {"interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    with model_of(tmp_path, seed, **said) as model:
+        for height, width in [*EXTREMES, (28, 56), (28, 90), (90, 56), *sizes_of(random, 10)]:
+            pixels = photograph(random, height, width)
+            resized = Image.fromarray(pixels).resize((56, 28), getattr(Image.Resampling, interpolation.upper()))
+            found = model.prepare(pixels).transpose(1, 2, 0) * 255
+            assert np.array_equal(found.round().astype(np.uint8), np.asarray(resized)), (height, width)
+
+
+@columns_first
+@pytest.mark.parametrize(("height", "width"), EXTREMES)
+@pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
+def test_extreme_sizes(tmp_path, interpolation, height, width, seed):
+    pixels = photograph(np.random.default_rng(seed), height, width)
+    with model_of(tmp_path, seed, interpolation=interpolation) as model, model.at_size(62, 62) as square:
+        for one in (model, square):
+            wanted = timms(pixels, one.image_shape[1:], interpolation=interpolation)
+            assert np.array_equal(one.prepare(pixels), wanted)
+
+
+@columns_first
+@pytest.mark.parametrize("interpolation", MODES)
+@pytest.mark.parametrize("crop_mode", ["center", "border"])
+def test_grey_images(tmp_path, crop_mode, interpolation, seed):
+    random, said = np.random.default_rng(seed), {"interpolation": interpolation, "crop_mode": crop_mode}
+    with model_of(tmp_path, seed, MICRO_DIGITS, **said) as model:
+        for height, width in [(28, 28), (100, 75), (30, 300), *((20 + h, 20 + w) for h, w in sizes_of(random, 4))]:
+            pixels = photograph(random, height, width, 1)
+            assert np.array_equal(model.prepare(pixels), timms(pixels, (28, 28), **said)), (height, width)
+
+
+def test_rows_may_lie_apart(tmp_path, seed):
+    whole = photograph(np.random.default_rng(seed), 80, 120)
+    part = whole[7:60, 11:90]
+    with model_of(tmp_path, seed) as model:
+        wanted = model.prepare(part.copy())
+        assert part.strides[0] == 360 and np.array_equal(model.prepare(part), wanted)
+        for other in (part[:, ::-1], part[::-1], part[:, :, ::-1]):
+            assert np.array_equal(model.prepare(other), model.prepare(other.copy()))
+
+
+def test_nothing_is_written_past_the_image(tmp_path, seed):
+    pixels = photograph(np.random.default_rng(seed), 61, 47)
+    with model_of(tmp_path, seed) as model:
+        out = np.full(3 * 28 * 56 + 1, np.nan, np.float32)
+        data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        check(library().swin_prepare(model.handle, data, 61, 47, 0, out.ctypes.data))
+        assert np.isfinite(out[:-1]).all() and np.isnan(out[-1])
+        assert np.array_equal(out[:-1].reshape(3, 28, 56), model.prepare(pixels))
+
+
+def test_threads_make_no_difference(tmp_path, seed):
+    random, wrong = np.random.default_rng(seed), []
+    with model_of(tmp_path, seed, threads=1) as alone, model_of(tmp_path, seed, threads=4) as four:
+        images = [photograph(random, 90 + 40 * i, 130) for i in range(4)]
+        wanted = [alone.prepare(image) for image in images]
+
+        def call(image: np.ndarray, result: np.ndarray) -> None:
+            wrong.extend(1 for _ in range(20) if not np.array_equal(four.prepare(image), result))
+
+        threads = [threading.Thread(target=call, args=pair) for pair in zip(images, wanted)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+# --- what the file says ----------------------------------------------------------------------------------------------
+
+
+def test_info_says_how(tmp_path, seed):
+    with model_of(tmp_path, seed, crop_mode="squash") as model:
+        info = model.info()
+        assert (info.interpolation, info.crop_pct, info.crop_mode) == (b"bicubic", 0.9, b"squash")
+    with CModel(saved(tmp_path, NON_SQUARE, "fused_int8", seed)[0]) as model:
+        info = model.info()
+        assert (info.interpolation, info.crop_pct, info.crop_mode) == (None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"interpolation": None}, ERROR_ARGUMENT, r"does not say how images are resized \('interpolation'\)"),
+        ({"crop_pct": None}, ERROR_ARGUMENT, r"does not say how large a share .*\('crop_pct'\)"),
+        ({"interpolation": "random"}, ERROR_UNSUPPORTED, "interpolation is 'random'; 'nearest', .* is needed"),
+        ({"crop_mode": "middle"}, ERROR_UNSUPPORTED, "crop_mode is 'middle'; 'center', 'squash' or 'border'"),
+        ({"crop_pct": 0}, ERROR_ARGUMENT, "'crop_pct' is 0; a number above zero is needed"),
+        ({"crop_pct": -0.5}, ERROR_ARGUMENT, "'crop_pct' is -0.5"),
+        ({"crop_pct": "0.9"}, ERROR_ARGUMENT, "'crop_pct' is a string"),
+        ({"interpolation": 3}, ERROR_ARGUMENT, "'interpolation' is"),
+        ({"crop_mode": ["center"]}, ERROR_ARGUMENT, "'crop_mode' is an array"),
+        ({"crop_pct": 60}, ERROR_ARGUMENT, "of 40x60 would be resized to 0x0 .*sides of 1 to"),
+        ({"crop_pct": 1e-300}, ERROR_ARGUMENT, "would be resized to"),
+        ({"crop_mode": "border", "mean": [1.5, 0, 0]}, ERROR_UNSUPPORTED, "mean is 1.5, which crop_mode 'border'"),
+    ],
+)
+def test_what_a_file_says_wrong_is_an_error_of_preparing_alone(tmp_path, fields, status, message, seed):
+    with model_of(tmp_path, seed, **fields) as model:
+        refused(status, message, lambda: model.prepare(np.zeros((40, 60, 3), np.uint8)))
+        assert np.isfinite(model.normalize(np.zeros((1, 28, 56, 3), np.uint8))).all()
+
+
+def test_a_file_that_says_nothing_is_an_error_of_preparing_alone(tmp_path, seed):
+    with CModel(saved(tmp_path, NON_SQUARE, "fused_int8", seed)[0]) as model:
+        message = "does not say how its images are prepared; resize them, and give swin_normalize mean and std"
+        refused(ERROR_ARGUMENT, message, lambda: model.prepare(np.zeros((40, 60, 3), np.uint8)))
+
+
+def test_arguments_out_of_range(tmp_path, seed):
+    lib, pixels = library(), np.zeros((4, 5, 3), np.uint8)
+    out, data = np.zeros((3, 28, 56), np.float32).ctypes.data, pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    with model_of(tmp_path, seed) as model:
+        for call, message in (
+            ((None, data, 4, 5, 0, out), "model is NULL"),
+            ((model.handle, None, 4, 5, 0, out), "pixels is NULL"),
+            ((model.handle, data, 4, 5, 0, None), "image is NULL"),
+            ((model.handle, data, 0, 5, 0, out), "the image is 0x5; sides of 1 to 65536 are needed"),
+            ((model.handle, data, 4, -1, 0, out), "the image is 4x-1"),
+            ((model.handle, data, 65537, 5, 0, out), "the image is 65537x5"),
+            ((model.handle, data, 4, 2**62, 0, out), "the image is 4x"),
+            ((model.handle, data, 4, 5, 14, out), "stride is 14; a row has 15 bytes"),
+            ((model.handle, data, 4, 5, -15, out), "stride is -15"),
+            ((model.handle, data, 4, 5, 2**62, out), "stride is 4611686018427387904"),
+        ):
+            refused(ERROR_ARGUMENT, message, lambda c=call: check(lib.swin_prepare(*c)))
+        for wrong in (np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.float32)):
+            with pytest.raises(EngineError, match=r"a photograph is .*; uint8 \(height, width, 3\) is needed"):
+                model.prepare(wrong)
