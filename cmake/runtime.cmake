@@ -38,7 +38,7 @@ set_target_properties(swin_int8_c PROPERTIES VERSION ${PROJECT_VERSION} SOVERSIO
 target_link_options(swin_int8_c PRIVATE -Wl,-Bsymbolic -Wl,--as-needed -Wl,-z,nodelete
                     -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/swin_int8_c.map)
 
-add_executable(swin_run csrc/runtime/swin_run.cc csrc/runtime/npy.cc)
+add_executable(swin_run csrc/runtime/swin_run.cc csrc/runtime/npy.cc csrc/runtime/ppm.cc)
 target_link_libraries(swin_run PRIVATE swin_int8_c)
 # From the program to the library, wherever both are installed; a folder that was given as an absolute one stays that.
 if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")

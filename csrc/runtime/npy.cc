@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 namespace swin::runtime {
 namespace {
@@ -27,11 +28,16 @@ std::string value_of(const std::string& header, const std::string& key, char ope
 
 }  // namespace
 
-NpyReader::NpyReader(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "rb")) {
-  if (!file_) fail(path_, std::strerror(errno));
+File open_file(const std::string& path) {
+  File file(std::fopen(path.c_str(), "rb"));
+  if (!file) fail(path, std::strerror(errno));
+  return file;
+}
+
+NpyReader::NpyReader(std::string path, File file) : path_(std::move(path)), file_(std::move(file)) {
   unsigned char start[kMagicBytes + 2], length[4] = {};
   if (std::fread(start, 1, sizeof start, file_.get()) != sizeof start || std::memcmp(start, kMagic, kMagicBytes) != 0) {
-    fail(path_, "no .npy file; numpy.save writes one");
+    fail(path_, "no .npy file, and no binary PPM; numpy.save writes the one, djpeg the other");
   }
   const std::size_t length_bytes = start[kMagicBytes] == 1 ? 2 : 4;  // by the format's version
   if (std::fread(length, 1, length_bytes, file_.get()) != length_bytes) fail(path_, "the file is cut off");
@@ -71,43 +77,55 @@ void NpyReader::read(void* out, std::int64_t items) {
   }
 }
 
-NpyWriter::NpyWriter(std::string path, std::int64_t rows, std::int64_t columns)
+NpyWriter::NpyWriter(std::string path, std::int64_t columns)
     : path_(std::move(path)),
       temporary_(path_ + "." + std::to_string(getpid()) + ".tmp"),
+      columns_(columns),
       file_(std::fopen(temporary_.c_str(), "wb")) {
-  if (!file_) fail(path_, "cannot be written: " + std::string(std::strerror(errno)));
-  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
-                       std::to_string(columns) + "), }";
-  const std::size_t before = kMagicBytes + 2 + 2;
-  header.append(kAlignment - (before + header.size() + 1) % kAlignment, ' ');
-  header += '\n';
-  const unsigned char rest[] = {1, 0, static_cast<unsigned char>(header.size() & 255),
-                                static_cast<unsigned char>(header.size() >> 8)};
-  if (std::fwrite(kMagic, 1, kMagicBytes, file_.get()) != kMagicBytes ||
-      std::fwrite(rest, 1, sizeof rest, file_.get()) != sizeof rest ||
-      std::fwrite(header.data(), 1, header.size(), file_.get()) != header.size()) {
-    std::remove(temporary_.c_str());
-    fail(path_, "cannot be written: " + std::string(std::strerror(errno)));
-  }
+  if (!file_) fail();
+  write_header();
 }
 
 NpyWriter::~NpyWriter() {
   if (file_) std::remove(temporary_.c_str());  // not finished
 }
 
-void NpyWriter::write(const float* values, std::int64_t count) {
-  if (std::fwrite(values, sizeof(float), count, file_.get()) != static_cast<std::size_t>(count)) {
-    fail(path_, "cannot be written: " + std::string(std::strerror(errno)));
+void NpyWriter::fail() const {
+  const std::string why = std::strerror(errno);
+  if (file_) std::remove(temporary_.c_str());
+  swin::runtime::fail(path_, "cannot be written: " + why);
+}
+
+// Always as long, so that the number of rows can be put into it when it is known.
+void NpyWriter::write_header() {
+  constexpr std::size_t kBytes = 2 * kAlignment, kBefore = kMagicBytes + 2 + 2;
+  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows_) + ", " +
+                       std::to_string(columns_) + "), }";
+  header.resize(kBytes - kBefore - 1, ' ');
+  header += '\n';
+  const unsigned char rest[] = {1, 0, static_cast<unsigned char>(header.size() & 255),
+                                static_cast<unsigned char>(header.size() >> 8)};
+  if (std::fwrite(kMagic, 1, kMagicBytes, file_.get()) != kMagicBytes ||
+      std::fwrite(rest, 1, sizeof rest, file_.get()) != sizeof rest ||
+      std::fwrite(header.data(), 1, header.size(), file_.get()) != header.size()) {
+    fail();
   }
 }
 
+void NpyWriter::write(const float* values, std::int64_t rows) {
+  const std::size_t count = rows * columns_;
+  if (std::fwrite(values, sizeof(float), count, file_.get()) != count) fail();
+  rows_ += rows;
+}
+
 void NpyWriter::finish() {
+  if (std::fseek(file_.get(), 0, SEEK_SET) != 0) fail();
+  write_header();
   const bool closed = std::fclose(file_.release()) == 0;
-  if (!closed || std::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    const std::string why = std::strerror(errno);
-    std::remove(temporary_.c_str());
-    fail(path_, "cannot be written: " + why);
-  }
+  if (closed && std::rename(temporary_.c_str(), path_.c_str()) == 0) return;
+  const std::string why = std::strerror(errno);
+  std::remove(temporary_.c_str());
+  swin::runtime::fail(path_, "cannot be written: " + why);
 }
 
 }  // namespace swin::runtime

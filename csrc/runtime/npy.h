@@ -14,10 +14,13 @@ struct CloseFile {
 };
 using File = std::unique_ptr<std::FILE, CloseFile>;
 
+// For reading; std::runtime_error naming it where the system refuses.
+File open_file(const std::string& path);
+
 // An .npy file of float32 or uint8 in C order, read piece by piece. Errors are std::runtime_error and name the file.
 class NpyReader {
  public:
-  explicit NpyReader(const std::string& path);
+  NpyReader(std::string path, File file);
 
   const std::vector<std::int64_t>& shape() const { return shape_; }
   bool is_u8() const { return item_bytes_ == 1; }
@@ -32,18 +35,22 @@ class NpyReader {
   std::size_t item_bytes_ = 0;
 };
 
-// Writes float32 [rows, columns] under a name of its own, and gives it its own when all is there.
+// Writes float32 [rows, columns] under another name, and gives it its own when all is there.
 class NpyWriter {
  public:
-  NpyWriter(std::string path, std::int64_t rows, std::int64_t columns);
+  NpyWriter(std::string path, std::int64_t columns);
   ~NpyWriter();
   NpyWriter(const NpyWriter&) = delete;
   NpyWriter& operator=(const NpyWriter&) = delete;
-  void write(const float* values, std::int64_t count);
+  void write(const float* values, std::int64_t rows);
   void finish();
 
  private:
+  void write_header();
+  [[noreturn]] void fail() const;
+
   std::string path_, temporary_;
+  std::int64_t rows_ = 0, columns_;
   File file_;
 };
 

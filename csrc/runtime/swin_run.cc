@@ -12,6 +12,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -22,12 +23,16 @@
 #include <vector>
 
 #include "npy.h"
+#include "ppm.h"
 #include "swin_int8.h"
 
 namespace {
 
+using swin::runtime::kMostSide;
 using swin::runtime::NpyReader;
 using swin::runtime::NpyWriter;
+using swin::runtime::Photograph;
+using swin::runtime::PpmReader;
 using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point start, Clock::time_point end) {
@@ -39,16 +44,19 @@ constexpr const char* kUsage = R"(usage: swin_run MODEL [options]
 Runs the model of an engine file (pyharness/convert.py to-engine) on the CPU. With --images it classifies; without, it
 measures on random images.
 
-  --images FILE.npy  float32 [n, channels, height, width], normalized as in training, or uint8 [n, height, width,
-                     channels], which the program normalizes as the engine file says; of the model's size or another
+  --images FILE      photographs of any size, which the program resizes, crops and normalizes as the engine file says:
+                     binary PPM of 8 bits (P6), one image or one after the other, or one of uint8 [height, width,
+                     channels] as .npy. Or an .npy file of images that have their size, the model's or another, which
+                     are not resized: float32 [n, channels, height, width], normalized as in training, or uint8 [n,
+                     height, width, channels], which the program normalizes as the engine file says
   --mean M,M,M --std S,S,S
-                     normalize uint8 images with these instead
+                     normalize uint8 [n, height, width, channels] with these instead
   --top N            print the N likeliest classes of each image (default 1; 0: none)
   --labels FILE      names of the classes, one a line (default: the engine file's, where it has any)
   --out FILE.npy     write the results, float32 [n, classes]
   --features         pooled features in place of logits
   --batch N          images a call (default 1)
-  --img-size HxW     measure with images of this size (default: the model's)
+  --img-size HxW     give the model photographs of this size, and random images (default: the model's)
   --threads N        threads a call (default: one for each processor this one may run on)
   --isa NAME         instruction set: amx_int8, avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod,
                      portable
@@ -152,7 +160,6 @@ Arguments parse(int argc, char** argv) {
   if (a.images.empty() && !(a.out.empty() && a.labels.empty() && a.mean.empty())) {
     throw UsageError("--out, --labels, --mean and --std are of images, and there is no --images");
   }
-  if (!a.images.empty() && a.height > 0) throw UsageError("--img-size is of random images; --images have their own");
   if (a.seconds < 0) a.seconds = a.images.empty() ? 3 : 0;
   if (a.images.empty() && a.seconds == 0) throw UsageError("--seconds 0 without --images leaves nothing to do");
   return a;
@@ -199,6 +206,9 @@ class Model {
   void normalize(const std::uint8_t* pixels, std::int64_t batch, const Arguments& a, float* images) {
     need(swin_normalize(model_, pixels, batch, a.mean.empty() ? nullptr : a.mean.data(),
                         a.std.empty() ? nullptr : a.std.data(), images));
+  }
+  void prepare(const Photograph& image, float* out) {
+    need(swin_prepare(model_, image.pixels.data(), image.height, image.width, 0, out));
   }
 
  private:
@@ -264,49 +274,159 @@ std::vector<Guess> guesses_of(const float* logits, std::int64_t classes, int top
   return all;
 }
 
-// Sets the model to the size of the file's images.
-void take_size(Model& model, const NpyReader& file, const std::string& path) {
-  const std::vector<std::int64_t>& s = file.shape();
-  const swin_info& i = model.info();
-  const std::size_t channels = file.is_u8() ? 3 : 1, height = file.is_u8() ? 1 : 2;
-  const bool fits = s.size() == 4 && s[0] > 0 && s[channels] == i.channels;
-  if (fits && s[height] == i.height && s[height + 1] == i.width) return;
-  try {
-    if (fits) return model.set_size(s[height], s[height + 1]);
-  } catch (const std::runtime_error& e) {
-    throw std::runtime_error(path + ": " + e.what());
+// The images of a file, as the model takes them.
+class Images {
+ public:
+  virtual ~Images() = default;
+  // At most how many there are; nothing where that is not known.
+  virtual std::optional<std::int64_t> count() const = 0;
+  // The next ones, no more than `most`, into [n, channels, height, width]; n, 0 at the end.
+  virtual std::int64_t read(float* images, std::int64_t most) = 0;
+};
+
+// An array [n, ...], of the model's size or another, which the model is set to.
+class ArrayImages : public Images {
+ public:
+  ArrayImages(Model& model, const Arguments& a, NpyReader file) : model_(model), a_(a), file_(std::move(file)) {
+    if (a.height > 0) throw UsageError("--img-size is of random images and photographs; these have their own size");
+    take_size();
+    const std::int64_t channels = model.info().channels;
+    if (file_.is_u8() && !a.mean.empty() && static_cast<std::int64_t>(a.mean.size()) != channels) {
+      throw UsageError("--mean and --std have " + std::to_string(a.mean.size()) + " and " +
+                       std::to_string(a.std.size()) + " numbers; " + std::to_string(channels) +
+                       " are needed, one per channel");
+    }
+    if (!file_.is_u8() && !a.mean.empty()) throw UsageError("--mean and --std are of uint8 images; these are float32");
   }
-  const std::string c = std::to_string(i.channels), needed = file.is_u8() ? "height, width, " + c : c + ", height, width";
-  throw std::runtime_error(path + ": holds " + file.describe() + "; [n, " + needed + "] is needed by " + i.name);
+
+  std::optional<std::int64_t> count() const override { return file_.shape()[0]; }
+  std::int64_t read(float* images, std::int64_t most) override {
+    const std::int64_t n = std::min(most, file_.shape()[0] - done_), values = n * model_.image_size();
+    if (file_.is_u8()) {
+      pixels_.resize(values);
+      file_.read(pixels_.data(), values);
+      if (n > 0) model_.normalize(pixels_.data(), n, a_, images);
+    } else {
+      file_.read(images, values);
+    }
+    done_ += n;
+    return n;
+  }
+
+ private:
+  void take_size() {
+    const std::vector<std::int64_t>& s = file_.shape();
+    const swin_info& i = model_.info();
+    const std::size_t channels = file_.is_u8() ? 3 : 1, height = file_.is_u8() ? 1 : 2;
+    const bool fits = s.size() == 4 && s[0] > 0 && s[channels] == i.channels;
+    if (fits && s[height] == i.height && s[height + 1] == i.width) return;
+    try {
+      if (fits) return model_.set_size(s[height], s[height + 1]);
+    } catch (const std::runtime_error& e) {
+      throw std::runtime_error(a_.images + ": " + e.what());
+    }
+    const std::string c = std::to_string(i.channels);
+    const std::string needed = file_.is_u8() ? "height, width, " + c : c + ", height, width";
+    throw std::runtime_error(a_.images + ": holds " + file_.describe() + "; [n, " + needed + "] is needed by " +
+                             i.name + (file_.is_u8() ? ", or a photograph's [" + needed + "]" : ""));
+  }
+
+  Model& model_;
+  const Arguments& a_;
+  NpyReader file_;
+  std::vector<std::uint8_t> pixels_;
+  std::int64_t done_ = 0;
+};
+
+// Photographs of any size, which are prepared as the engine file says.
+class Photographs : public Images {
+ public:
+  using Next = std::function<bool(Photograph&)>;
+
+  Photographs(Model& model, const Arguments& a, Next next) : model_(model), a_(a), next_(std::move(next)) {
+    if (!a.mean.empty()) {
+      throw UsageError(
+          "--mean and --std are of uint8 images [n, ...]; photographs are prepared as the engine file says");
+    }
+  }
+
+  std::optional<std::int64_t> count() const override { return {}; }
+  std::int64_t read(float* images, std::int64_t most) override {
+    std::int64_t n = 0;
+    for (; n < most && next_(image_); ++n) {
+      const std::int64_t channels = model_.info().channels;
+      if (image_.channels != channels) {
+        throw std::runtime_error(a_.images + ": has images of " + std::to_string(image_.channels) + " channels; " +
+                                 model_.info().name + " takes " + std::to_string(channels));
+      }
+      try {
+        model_.prepare(image_, images + n * model_.image_size());
+      } catch (const std::runtime_error& e) {
+        throw std::runtime_error(a_.images + ": " + e.what());
+      }
+    }
+    return n;
+  }
+
+ private:
+  Model& model_;
+  const Arguments& a_;
+  Next next_;
+  Photograph image_;
+};
+
+// The one photograph of an array [height, width, channels].
+Photographs::Next only(NpyReader file, const std::string& path) {
+  const std::vector<std::int64_t>& s = file.shape();
+  const bool fits = std::all_of(s.begin(), s.end(), [](std::int64_t side) { return side >= 1 && side <= kMostSide; });
+  if (!fits) {
+    throw std::runtime_error(path + ": holds " + file.describe() + "; sides of 1 to " + std::to_string(kMostSide) +
+                             " are needed");
+  }
+  auto once = std::make_shared<std::optional<NpyReader>>(std::move(file));
+  return [once](Photograph& image) {
+    if (!*once) return false;
+    const std::vector<std::int64_t>& shape = (*once)->shape();
+    image = {shape[0], shape[1], shape[2], {}};
+    for (std::int64_t y = 0; y < image.height; ++y) {  // a file that is cut off takes no more memory than it has bytes
+      const std::int64_t row = image.width * image.channels;
+      image.pixels.resize((y + 1) * row);
+      (*once)->read(image.pixels.data() + y * row, row);
+    }
+    once->reset();
+    return true;
+  };
+}
+
+std::unique_ptr<Images> open_images(Model& model, const Arguments& a) {
+  swin::runtime::File file = swin::runtime::open_file(a.images);
+  const int first = std::fgetc(file.get());
+  std::ungetc(first, file.get());
+  if (first == 'P') {
+    auto reader = std::make_shared<PpmReader>(a.images, std::move(file));
+    return std::make_unique<Photographs>(model, a, [reader](Photograph& image) { return reader->read(image); });
+  }
+  NpyReader array(a.images, std::move(file));
+  if (array.is_u8() && array.shape().size() == 3) {
+    return std::make_unique<Photographs>(model, a, only(std::move(array), a.images));
+  }
+  return std::make_unique<ArrayImages>(model, a, std::move(array));
 }
 
 // Every image of the file: prints or, as JSON, appends its likeliest classes; writes all results.
 void classify(Model& model, const Arguments& a, std::string& json) {
-  NpyReader file(a.images);
-  take_size(model, file, a.images);
-  if (file.is_u8() && !a.mean.empty() && static_cast<std::int64_t>(a.mean.size()) != model.info().channels) {
-    throw UsageError("--mean and --std have " + std::to_string(a.mean.size()) + " and " + std::to_string(a.std.size()) +
-                     " numbers; " + std::to_string(model.info().channels) + " are needed, one per channel");
-  }
-  if (!file.is_u8() && !a.mean.empty()) throw UsageError("--mean and --std are of uint8 images; these are float32");
+  const std::unique_ptr<Images> file = open_images(model, a);
   const int top = model.gives_logits() ? a.top : 0;
   const std::vector<std::string> labels = read_labels(a.labels, model.info());
-  const std::int64_t count = file.shape()[0], batch = std::min(a.batch, count);
+  const std::int64_t batch = std::min(a.batch, file->count().value_or(a.batch));
   std::vector<float> images(batch * model.image_size()), out(batch * model.outputs());
-  std::vector<std::uint8_t> pixels(file.is_u8() ? images.size() : 0);
   std::unique_ptr<NpyWriter> writer;
-  if (!a.out.empty()) writer = std::make_unique<NpyWriter>(a.out, count, model.outputs());
+  if (!a.out.empty()) writer = std::make_unique<NpyWriter>(a.out, model.outputs());
   json += ", \"images\": [";
-  for (std::int64_t first = 0; first < count; first += batch) {
-    const std::int64_t n = std::min(batch, count - first);
-    if (file.is_u8()) {
-      file.read(pixels.data(), n * model.image_size());
-      model.normalize(pixels.data(), n, a, images.data());
-    } else {
-      file.read(images.data(), n * model.image_size());
-    }
+  std::int64_t first = 0;
+  while (const std::int64_t n = file->read(images.data(), batch)) {
     model.run(images.data(), n, out.data());
-    if (writer) writer->write(out.data(), n * model.outputs());
+    if (writer) writer->write(out.data(), n);
     for (std::int64_t i = 0; i < n && top > 0; ++i) {
       std::string line = std::to_string(first + i), list;
       for (const Guess& g : guesses_of(out.data() + i * model.outputs(), model.outputs(), top)) {
@@ -321,6 +441,7 @@ void classify(Model& model, const Arguments& a, std::string& json) {
       if (!a.json) std::puts(line.c_str());
       json += (first + i > 0 ? ", [" : "[") + list + "]";
     }
+    first += n;
   }
   json += "]";
   if (writer) writer->finish();

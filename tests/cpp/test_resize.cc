@@ -1,8 +1,6 @@
-// Tests of resizing: what follows by hand, and that every instruction set gives the same. That it is Pillow's, the Python tests
-// show (tests/python/test_prepare.py).
-// Plain checks, no framework; every failure is printed and the program's status says whether there was one.
-#include "resize.h"
-
+// Tests of resizing: what follows by hand, and that every instruction set gives the same. That it is Pillow's, the
+// Python tests show (tests/python/test_prepare.py). Plain checks, no framework; every failure is printed and the
+// program's status says whether there was one.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -12,6 +10,7 @@
 
 #include "checks.h"
 #include "prepare.h"
+#include "resize.h"
 #include "swin/error.h"
 
 namespace {
@@ -42,8 +41,8 @@ void a_row_by_hand() {
   EXPECT((resized({0, 200}, 4, Filter::kNearest) == Bytes{0, 0, 200, 200}));
   EXPECT((resized({1, 2, 3, 4}, 2, Filter::kNearest) == Bytes{2, 4}));
   EXPECT((resized({0, 255, 0, 255}, 4, Filter::kBicubic) == Bytes{0, 255, 0, 255}));
-  // Keys' cubic at 1/4 and 3/4 of a pixel: 0.8671875 and 0.2265625, and -0.0234375 and -0.0703125 at one more. Beyond 255
-  // and below 0 it ends.
+  // Keys' cubic at 1/4 and 3/4 of a pixel: 0.8671875 and 0.2265625, and -0.0234375 and -0.0703125 at one more. Beyond
+  // 255 and below 0 it ends.
   const Bytes edge = resized({0, 0, 0, 255, 255, 255}, 12, Filter::kBicubic);
   EXPECT((edge == Bytes{0, 0, 0, 0, 0, 52, 203, 255, 255, 255, 255, 255}));
 }
@@ -57,12 +56,14 @@ struct Image {
       : height(height), width(width), channels(channels), stride(width * channels + gap) {
     const std::int64_t bytes = (height - 1) * stride + width * channels;
     memory.reset(new std::uint8_t[bytes]);
-    std::generate_n(memory.get(), bytes, [&] { return static_cast<std::uint8_t>(std::clamp<int>(random() % 512, 128, 383) - 128); });
+    std::generate_n(memory.get(), bytes,
+                    [&] { return static_cast<std::uint8_t>(std::clamp<int>(random() % 512, 128, 383) - 128); });
   }
   Pixels view() const { return {memory.get(), height, width, channels, stride}; }
 };
 
-// Any part of the result is that part of the whole, on any number of threads, with any instructions; nothing else is written.
+// Any part of the result is that part of the whole, on any number of threads, with any instructions; nothing else is
+// written.
 void parts_and_instructions_make_no_difference() {
   std::mt19937 random(1);
   const auto between = [&](std::int64_t least, std::int64_t most) {
@@ -88,7 +89,8 @@ void parts_and_instructions_make_no_difference() {
     bool same = true;
     for (std::int64_t y = 0; y < part.height; ++y) {
       const std::uint8_t* found = out.data() + y * stride;
-      same &= std::equal(found, found + part.width * channels, whole.data() + (part.top + y) * row + part.left * channels);
+      same &=
+          std::equal(found, found + part.width * channels, whole.data() + (part.top + y) * row + part.left * channels);
       same &= std::all_of(found + part.width * channels, found + stride, [](std::uint8_t byte) { return byte == 77; });
     }
     EXPECT(same);
@@ -104,7 +106,8 @@ void expect_placed(const Preparation& how, std::int64_t from_height, std::int64_
 }
 
 void photographs_are_placed() {
-  const Preparation center{"bicubic", "", 0.9, ""}, squash{"bicubic", "squash", 0.9, ""}, border{"bicubic", "border", 1, ""};
+  const Preparation center{"bicubic", "", 0.9, ""}, squash{"bicubic", "squash", 0.9, ""},
+      border{"bicubic", "border", 1, ""};
   expect_placed(center, 480, 640, {248, 330, 12, 53}, __LINE__);  // 330.67 and 53 of 106
   expect_placed(center, 640, 481, {329, 248, 52, 12}, __LINE__);  // 52.5, and a half goes to the even one
   expect_placed(center, 1, 65536, {248, 16252928, 12, 8126352}, __LINE__);

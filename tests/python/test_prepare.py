@@ -4,6 +4,8 @@ swin_run takes them from PPM files and arrays."""
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
 import threading
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import PIL
 import pytest
 from PIL import Image
 from quant_helpers import NON_SQUARE
-from test_c_library import IMAGENET, refused, saved
+from test_c_library import IMAGENET, refused, saved, swin_run
+from v2_configs import SMALL
 
 from pyharness.c_library import (
     ERROR_ARGUMENT,
@@ -21,6 +24,7 @@ from pyharness.c_library import (
     check,
     library,
     options,
+    program_path,
 )
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import EngineError
@@ -227,3 +231,148 @@ def test_arguments_out_of_range(tmp_path, seed):
         for wrong in (np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.float32)):
             with pytest.raises(EngineError, match=r"a photograph is .*; uint8 \(height, width, 3\) is needed"):
                 model.prepare(wrong)
+
+
+# --- swin_run --------------------------------------------------------------------------------------------------------
+
+
+def ppm(pixels: np.ndarray, header: str = "P6\n{width} {height}\n255\n") -> bytes:
+    height, width = pixels.shape[:2]
+    return header.format(width=width, height=height).encode() + pixels.tobytes()
+
+
+@pytest.fixture
+def colour(tmp_path, seed) -> Path:
+    return saved(tmp_path, NON_SQUARE, "fused_int8", seed, **input_of())[0]
+
+
+@pytest.fixture
+def photographs(seed) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [photograph(random, *size) for size in ((60, 47), (28, 56), (1, 9), (90, 200), (61, 33))]
+
+
+def features_of(path: Path, images: list[np.ndarray], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Of each image as `CModel` prepares it."""
+    with CModel(path) as model, model.at_size(*(size or model.image_shape[1:])) as other:
+        return other.forward(np.stack([other.prepare(image) for image in images]))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_swin_run_takes_photographs_of_any_size(colour, photographs, tmp_path, batch):
+    (tmp_path / "all.ppm").write_bytes(b"".join(map(ppm, photographs)))
+    words = ("--images", tmp_path / "all.ppm", "--out", tmp_path / "out.npy", "--batch", batch)
+    assert swin_run(colour, *words).stdout == ""  # a model without a head
+    assert np.array_equal(np.load(tmp_path / "out.npy"), features_of(colour, photographs))
+
+
+def test_swin_run_takes_a_photograph_as_array(colour, photographs, tmp_path):
+    np.save(tmp_path / "one.npy", photographs[0])
+    swin_run(colour, "--images", tmp_path / "one.npy", "--out", tmp_path / "out.npy", "--batch", 4)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), features_of(colour, photographs[:1]))
+    # [n, height, width, channels] are images that have their size.
+    np.save(tmp_path / "one.npy", photographs[1][None])
+    swin_run(colour, "--images", tmp_path / "one.npy", "--out", tmp_path / "out.npy")
+    with CModel(colour) as model:
+        assert np.array_equal(np.load(tmp_path / "out.npy"), model.forward(model.normalize(photographs[1][None])))
+
+
+@pytest.mark.parametrize("kind", ["ppm", "npy"])
+def test_swin_run_gives_the_model_photographs_of_a_size(colour, photographs, tmp_path, kind):
+    path = tmp_path / f"one.{kind}"
+    np.save(path, photographs[3]) if kind == "npy" else path.write_bytes(ppm(photographs[3]))
+    swin_run(colour, "--images", path, "--img-size", "48x32", "--out", tmp_path / "out.npy")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), features_of(colour, photographs[3:4], (48, 32)))
+
+
+def test_swin_run_names_the_classes_of_photographs(tmp_path, photographs, seed):
+    names = [f"number {i}" for i in range(7)]
+    path, _ = saved(tmp_path, SMALL, "fused_int8", seed, classes=names, **input_of())
+    (tmp_path / "all.ppm").write_bytes(b"".join(map(ppm, photographs)))
+    wanted = features_of(path, photographs).argmax(1).tolist()
+    lines = swin_run(path, "--images", tmp_path / "all.ppm", "--batch", 3).stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [[str(i), str(c)] for i, c in enumerate(wanted)]
+    said = json.loads(swin_run(path, "--images", tmp_path / "all.ppm", "--json").stdout)["images"]
+    assert [guesses[0]["label"] for guesses in said] == [names[c] for c in wanted]
+
+
+def test_swin_run_reads_a_pipe(colour, photographs, tmp_path):
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as pipe:
+        words = [str(colour), "--images", "/dev/stdin", "--out", str(tmp_path / "out.npy")]
+        with subprocess.Popen([program_path(), *words], stdin=pipe.stdout) as run:
+            pipe.stdin.write(ppm(photographs[0]))
+            pipe.stdin.close()
+            assert run.wait(60) == 0
+    assert np.array_equal(np.load(tmp_path / "out.npy"), features_of(colour, photographs[:1]))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "P6 {width} {height} 255 ",
+        "P6\n# by a camera\n{width}\n# and # again\n\n {height}\t255\r",
+        "P6#\n{width} {height}\n#255\n255\n",
+        "P6\r\n00{width} {height}\n0255\n",
+    ],
+)
+def test_headers_of_ppm_files(colour, photographs, tmp_path, header):
+    (tmp_path / "one.ppm").write_bytes(ppm(photographs[0], header))
+    swin_run(colour, "--images", tmp_path / "one.ppm", "--out", tmp_path / "out.npy")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), features_of(colour, photographs[:1]))
+
+
+PIXELS = np.zeros((4, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"P3\n1 1\n255\n0 0 0\n", "P3 is a PPM in text; a binary PPM (P6) of 8 bits is needed: `convert"),
+        (b"P5\n1 1\n255\n\0", "P5 is grey; a binary PPM"),
+        (b"P4\n1 1\n\0", "P4 is black and white; a binary PPM"),
+        (b"P7\nWIDTH 1\n", "P7 is another format; a binary PPM"),
+        (b"PK\3\4", "PK is another format; a binary PPM"),
+        (ppm(PIXELS, "P6\n{width} {height}\n65535\n"), "has values up to 65535 in 16 bits; a binary PPM"),
+        (ppm(PIXELS, "P6\n{width} {height}\n15\n"), "has values up to 15; a binary PPM"),
+        (ppm(PIXELS)[:-1], "the file is cut off: it says it holds 5x4 pixels"),
+        (b"P6\n65536 65536\n255\nabc", "the file is cut off: it says it holds 65536x65536 pixels"),
+        (b"P6\n5 4\n25", "the file is cut off"),
+        (b"P6", "the file is cut off"),
+        (b"P", "the file is cut off"),
+        (b"P6\n# no end", "the file is cut off"),
+        (b"P6\n0 4\n255\n", "is 0 wide and 4 high; sides of 1 to 65536 are needed"),
+        (b"P6\n5 65537\n255\n", "is 5 wide and 65537 high"),
+        (b"P6\n99999999999999999999 4\n255\n", "wide and 4 high; sides of 1 to 65536"),
+        (b"P6\n-5 4\n255\n", "no width is in its header"),
+        (b"P6\n5x4\n255\n", "something else follows the width in its header"),
+        (b"P6\n5 4\n255#\n" + bytes(60), "something else follows the maxval in its header"),
+        (ppm(PIXELS) + b"\n", "image 1: something follows the image before that is no PPM"),
+        (ppm(PIXELS) + ppm(PIXELS)[:-1], "image 1: the file is cut off"),
+        (b"\xff\xd8\xff\xe0JFIF", "no .npy file, and no binary PPM; numpy.save writes the one, djpeg the other"),
+        (b"", "no .npy file, and no binary PPM"),
+        (np.zeros((4, 5, 4), np.uint8), "has images of 4 channels; non_square takes 3"),
+        (np.zeros((0, 5, 3), np.uint8), "holds uint8 [0, 5, 3]; sides of 1 to 65536 are needed"),
+        (np.zeros((4, 5), np.uint8), "[n, height, width, 3] is needed by non_square, or a photograph's [height, width, 3]"),
+        (np.zeros((4, 5, 3), np.float32), "holds float32 [4, 5, 3]; [n, 3, height, width] is needed by non_square"),
+    ],
+)
+def test_swin_run_refuses_photographs_by_name(colour, tmp_path, content, message):
+    path, out = tmp_path / "photographs", tmp_path / "out.npy"
+    with open(path, "wb") as file:
+        file.write(content) if isinstance(content, bytes) else np.save(file, content)
+    error = swin_run(colour, "--images", path, "--out", out, status=1).stderr
+    assert error.startswith(f"error: {path}: ") and message in error and error.count("\n") == 1
+    assert not out.exists() and not list(tmp_path.glob("*.tmp")), "half a result was left"
+
+
+def test_swin_run_says_what_a_model_does_not(tmp_path, seed):
+    micro, _ = saved(tmp_path, MICRO_DIGITS, "fused_int8", seed, **input_of(1))
+    silent, _ = saved(tmp_path, NON_SQUARE, "fused_int8", seed)
+    (tmp_path / "one.ppm").write_bytes(ppm(PIXELS))
+    words = ("--images", tmp_path / "one.ppm")
+    for path, message in ((micro, "has images of 3 channels; swin_micro_digits takes 1"), (silent, "does not say how its")):
+        error = swin_run(path, *words, status=1).stderr
+        assert error.startswith(f"error: {tmp_path / 'one.ppm'}: ") and message in error
+    assert "photographs are prepared as the engine file says" in swin_run(
+        micro, *words, "--mean", "0.5", "--std", "0.5", status=2
+    ).stderr

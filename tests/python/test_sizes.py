@@ -342,10 +342,12 @@ def test_swin_run_measures_at_a_size(path):
         (("--img-size", "66x"), "--img-size is ''"),
         (("--img-size", "66x9.5"), "whole number"),
         (("--img-size", "0x56"), "a number from 1 to 65536"),
-        (("--img-size", "66x92", "--images", "images.npy"), "--img-size is of random images"),
+        (("--img-size", "66x92", "--images", "IMAGES"), "--img-size is of random images and photographs"),
     ],
 )
-def test_swin_run_names_a_mistake(path, words, message):
+def test_swin_run_names_a_mistake(path, tmp_path, words, message):
+    np.save(tmp_path / "images.npy", np.zeros((1, 1, 56, 56), np.float32))
+    words = [tmp_path / "images.npy" if word == "IMAGES" else word for word in words]
     assert message in swin_run(path, *words, status=2).stderr
 
 
