@@ -114,7 +114,7 @@ def options(**fields) -> Options:
 def check(status: int) -> None:
     """StatusError where `status` is not SWIN_OK."""
     if status != OK:
-        raise StatusError(status, library().swin_last_error().decode())
+        raise StatusError(status, library().swin_last_error().decode(errors="replace"))
 
 
 def _floats(values: Sequence[float], count: int) -> ctypes.Array:
@@ -136,7 +136,7 @@ class CModel:
         if isinstance(source, bytes):
             check(library().swin_load_memory(source, len(source), with_options, out))
         else:
-            check(library().swin_load(str(source).encode(), with_options, out))
+            check(library().swin_load(os.fsencode(source), with_options, out))
         self._read_info()
 
     def _read_info(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -349,7 +349,9 @@ def _dtype(dtype: torch.dtype) -> str:
 
 
 def _hint(ef: EngineFile) -> str:
-    return ef.meta.get("hint") or (
+    if ef.meta.get("hint"):
+        return str(ef.meta["hint"])
+    return (
         f"python pyharness/quantize.py --model {ef.config.name} --weights WEIGHTS --int8-mode {ef.int8_mode} "
         "--out calibrated.safetensors && python pyharness/convert.py to-engine calibrated.safetensors ENGINE_FILE"
         + (f" --graph {FUSED_GRAPH}" if ef.graph == FUSED_GRAPH else "")
@@ -358,7 +360,7 @@ def _hint(ef: EngineFile) -> str:
 
 def _strict(value: Any) -> Any:
     """`value` with what Python's JSON has and other readers refuse replaced: NaN and infinity by null, halves of
-    surrogate pairs (file names that are no UTF-8) by question marks."""
+    surrogate pairs (names of files and folders that are no UTF-8) by question marks."""
     if isinstance(value, Mapping):
         return {_strict(key): _strict(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -375,10 +377,10 @@ def save_engine_file(path: str | Path, ef: EngineFile) -> None:
     header = {
         "format": MAGIC,
         "version": str(VERSION),
-        "config": ef.config.to_json(),
+        "config": replace(ef.config, name=_strict(ef.config.name)).to_json(),
         "graph": ef.graph,
         "int8_mode": str(ef.int8_mode),
-        "hint": _hint(ef),
+        "hint": _strict(_hint(ef)),
         "meta": json.dumps(_strict(ef.meta), sort_keys=True, allow_nan=False),
     }
     save_tensors(path, keyed, header)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -47,8 +48,11 @@ class EngineError(HarnessError):
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a program's `main` and exit: a user's mistake becomes one `error:` line and status 2, never a traceback.
 
-    Ctrl-C exits with 130. Set SWIN_TRACEBACK=1 to see the traceback of a HarnessError.
+    What stdout cannot encode, as in some files' names, is escaped, as on stderr. Ctrl-C exits with 130. Set
+    SWIN_TRACEBACK=1 to see the traceback of a HarnessError.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except HarnessError as error:

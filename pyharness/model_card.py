@@ -84,7 +84,7 @@ def write_card(
     card_json, card_md = card_paths(path)
     for target, text in ((card_json, json.dumps(card, indent=2, sort_keys=True) + "\n"), (card_md, to_markdown(card))):
         with atomic_path(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="replace")  # of files' names that are no UTF-8
     return card
 
 
@@ -127,7 +127,7 @@ def sha256(path: str | Path) -> str:
     try:
         if path.is_dir():
             listing = "".join(f"{f.name} {_digest(f, *_version(f))}\n" for f in _files(path))
-            return hashlib.sha256(listing.encode()).hexdigest()
+            return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
         return _digest(path, *_version(path))
     except OSError as error:
         raise HarnessError(f"cannot read {path} ({error.strerror}); give an existing file") from None

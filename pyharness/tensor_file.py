@@ -120,7 +120,7 @@ def _opened(path: str | Path, error: type[HarnessError]) -> Iterator[Any]:
 
     need_content(path, error)
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with open(path, "rb") as content, safe_open(_place(path, content.fileno()), framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError) as reason:
         if kind := file_kind(path):
@@ -128,6 +128,15 @@ def _opened(path: str | Path, error: type[HarnessError]) -> Iterator[Any]:
         raise error(
             f"{path}: not a readable safetensors file ({reason}); it may be cut off or of another kind. Make it again."
         ) from None
+
+
+def _place(path: str | Path, descriptor: int) -> str:
+    """The path of an open file, or where that is no UTF-8, which safetensors does not take, its descriptor's."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/proc/self/fd/{descriptor}"
+    return str(path)
 
 
 def load_tensors(path: str | Path, error: type[HarnessError]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 import platform
 import re
 import shutil
@@ -659,3 +660,13 @@ print("done")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_names_that_are_no_utf8(micro, tmp_path):
+    """The C library takes a path's bytes as they are, and says them again."""
+    named = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    shutil.copy(micro, named)
+    with CModel(named) as model:
+        assert model.info().classes == MICRO_DIGITS.num_classes
+    with pytest.raises(StatusError, match="none\ufffd.safetensors"):
+        CModel(tmp_path / os.fsdecode(b"none\xe9.safetensors"))

@@ -272,3 +272,13 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWIN_TRACEBACK", "1")
     with pytest.raises(HarnessError):
         run_cli(main)
+
+
+def test_files_names_need_not_be_utf8(repository, tmp_path):
+    """The file, its cards and the line that says so are written all the same."""
+    out = os.fsencode(tmp_path) + b"/caf\xe9.safetensors"
+    words = [sys.executable, "pyharness/convert.py", "random", "--graph", "fused_int8", out]
+    done = subprocess.run(words, cwd=repository, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"wrote " + os.fsencode(tmp_path) + b"/caf\\udce9.safetensors (")
+    assert "caf?.safetensors" in Path(os.fsdecode(out + b".card.md")).read_text(encoding="utf-8")

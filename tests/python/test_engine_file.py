@@ -417,3 +417,13 @@ def test_meta_is_written_as_json_that_every_reader_takes(engine_file, tmp_path):
     assert "NaN" not in header["meta"] and "Infinity" not in header["meta"] and "\\udce9" not in header["meta"]
     kept = {"loss": None, "steps": [1, None, 0.5], "weights": "caf?.pth", "note": "ä"}
     assert load_engine_file(tmp_path / "m").meta == kept
+
+
+@pytest.mark.parametrize("hint", [None, "make\udcff it"])
+def test_names_that_are_no_utf8_are_written_as_what_every_reader_takes(hint, tmp_path):
+    """A folder's name becomes the model's: half a surrogate pair is what Python makes of a byte that is no UTF-8."""
+    ef = random_engine_file(dataclasses.replace(MICRO_DIGITS, name="a\udcff"), "fused_int8")
+    save_engine_file(tmp_path / "engine", dataclasses.replace(ef, meta={**ef.meta, **({"hint": hint} if hint else {})}))
+    assert load_engine_file(tmp_path / "engine").config.name == "a?"
+    _, header = load_tensors(tmp_path / "engine", FormatError)
+    assert "udcff" not in "".join(header.values()) and ("make? it" if hint else "--model a? ") in header["hint"]
