@@ -17,7 +17,6 @@ the same; tests/python/test_models.py holds that down.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import pickle
@@ -33,7 +32,7 @@ from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
 from pyharness.hf_format import CONFIG_NAME, index_of, is_huggingface, load_folder, without_type
 from pyharness.tensor_file import TORCHSCRIPT, file_kind, load_tensors, need_content, save_tensors, save_torch
-from pyharness.training import report
+from pyharness.training import report_once
 
 FORMAT = "swin-checkpoint"
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
@@ -233,7 +232,7 @@ def unwrap_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     if usable:
         left = [key for key in found if key != usable[0]]
         if left and found[0] in EMA_WRAPPERS:
-            _report_once(_which_was_taken(path, usable[0], left))
+            report_once(_which_was_taken(path, usable[0], left))
         content = content[usable[0]]
         if usable[0] in EMA_WRAPPERS:
             content = {name: value for name, value in content.items() if name != _AVERAGED}
@@ -270,12 +269,6 @@ def _keys_of_tensors(path: Path, content: Any) -> list[str]:
 def _which_was_taken(path: Path, taken: str, left: list[str]) -> str:
     why = "they are the moving average" if taken in EMA_WRAPPERS else "no tensors by name alone are there"
     return f"{path}: the weights under {taken} are taken, not what is under {' or '.join(left)}: {why}"
-
-
-@functools.cache
-def _report_once(line: str) -> None:
-    """A program may open a file more than once."""
-    report(line)
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from pyharness.engine_file import (
 )
 from pyharness.errors import CheckpointError, HarnessError, run_cli
 from pyharness.ft_format import SCALE_FIELDS, decode_scales, quantizer_name
+from pyharness.image_input import in_words
 from pyharness.model_card import file_meta, write_card
 from pyharness.random_engine import random_engine_file
 
@@ -243,10 +244,8 @@ def describe(ef: EngineFile) -> str:
 
 
 def _normalization(ef: EngineFile) -> str:
-    """How the file says that its model's images are normalized."""
-    if "input" not in ef.meta:
-        return "the file does not say how images are normalized"
-    return ", ".join(f"{key} {' '.join(f'{value:g}' for value in ef.meta['input'][key])}" for key in ("mean", "std"))
+    """How the file says that its model's images come in."""
+    return in_words(ef.meta["input"]) if "input" in ef.meta else "the file does not say how images are normalized"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from pyharness.atomic import atomic_path
 from pyharness.config import MICRO_DIGITS
 from pyharness.errors import ClassesError, DataError, HarnessError
+from pyharness.image_input import CENTER, fault_of
 from pyharness.models import create_model, noted_classes, noted_input
 from pyharness.procedural import MAX_CLASSES, ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import SignalSafeLoader
@@ -114,8 +115,9 @@ class DigitsDataset(Dataset):
 def data_config(model: torch.nn.Module) -> dict[str, Any]:
     """timm's data configuration of a timm model (mean, std, crop, interpolation), at the model's own input size.
 
-    What the model's file says of them (`models.note_data`) goes before what timm says of its name. A model of one
-    channel takes grey-scale images, with the mean of the three channels' constants.
+    What the model's file says of them (`models.note_data`) goes before what timm says of its name; a crop_pct without a
+    crop_mode is of timm's centre crop. A model of one channel takes grey-scale images, with the mean of the three
+    channels' constants. DataError where the file says what no image can be prepared by.
     """
     from timm.data import resolve_data_config
 
@@ -123,8 +125,15 @@ def data_config(model: torch.nn.Module) -> dict[str, Any]:
     size = {"input_size": (in_chans, *model.patch_embed.img_size)}
     cfg = resolve_data_config(size, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
     noted = noted_input(model)
+    if fault := fault_of(noted):
+        raise DataError(
+            f'"input" of the meta data of the model\'s file, how its images come in, {fault[0]}; needed is {fault[1]}. '
+            "Write it anew: python pyharness/convert.py to-timm FILE OUT, with --interpolation, --crop-pct, --crop-mode"
+        )
     cfg |= {key: tuple(noted[key]) for key in ("mean", "std") if key in noted}
     cfg |= {key: noted[key] for key in ("interpolation", "crop_pct") if key in noted}
+    if noted.keys() & {"crop_pct", "crop_mode"}:
+        cfg["crop_mode"] = noted.get("crop_mode", CENTER)
     if in_chans == 1:
         cfg["mean"] = (sum(cfg["mean"]) / len(cfg["mean"]),)
         cfg["std"] = (sum(cfg["std"]) / len(cfg["std"]),)
@@ -558,8 +567,9 @@ def input_normalization(data: str | Path | None, model_name: str, model: torch.n
 
     `{"mean": [...], "std": [...]}`, a number per channel: pixels 0..255 are divided by 255, then (x - mean) / std. But
     for the digits also the `"interpolation"` and `"crop_pct"` of timm's configuration of `model`, by which images in
-    files are resized and cropped. Without `data` the digits' numbers for the micro model, timm's for others. What the
-    model's file says itself goes before either (`models.note_data`).
+    files are resized and cropped, and where that is no centre crop, the `"crop_mode"` (`image_input`). Without `data`
+    the digits' numbers for the micro model, timm's for others. What the model's file says itself goes before either
+    (`models.note_data`).
     None where there are no such images: for a model of other channels.
     """
     in_chans = model.patch_embed.proj.in_channels
@@ -569,12 +579,13 @@ def input_normalization(data: str | Path | None, model_name: str, model: torch.n
     if in_chans not in IMAGE_CHANNELS:
         return None
     cfg = data_config(model)
-    return {
+    found = {
         "mean": [float(value) for value in cfg["mean"]],
         "std": [float(value) for value in cfg["std"]],
         "interpolation": str(cfg["interpolation"]),
         "crop_pct": float(cfg["crop_pct"]),
     }
+    return found if cfg["crop_mode"] == CENTER else {**found, "crop_mode": str(cfg["crop_mode"])}
 
 
 def get_dataset(

@@ -22,6 +22,7 @@ import torch
 from pyharness import ft_format, fused_format
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, StageGeometry, SwinConfig, are_class_names
 from pyharness.errors import CalibrationError, FormatError
+from pyharness.image_input import fault_of
 from pyharness.tensor_file import LFS_POINTER, file_kind, load_tensors, save_tensors
 
 MAGIC = "swin-int8"
@@ -205,7 +206,8 @@ def _check_classes(names: Any, classes: int) -> None:
 
 
 def _check_input(normalization: Any, channels: int) -> None:
-    """FormatError unless the meta data's "input" has a mean and a std that float32 can work with for every channel."""
+    """FormatError unless the meta data's "input" has a mean and a std that float32 can work with for every channel, and
+    what else it says of images is known (`image_input`)."""
 
     def need(condition: bool, found: str, needed: str) -> None:
         if not condition:
@@ -223,6 +225,8 @@ def _check_input(normalization: Any, channels: int) -> None:
             number = _as_float32(value)
             need(math.isfinite(number), f"has {_shown(value)} in {key}", "a number that is finite in float32")
             need(key == "mean" or number > 0, f"has {_shown(value)} in {key}", "a number above zero in float32")
+    if fault := fault_of(normalization):
+        need(False, *fault)
 
 
 def _as_float32(value: Any) -> float:

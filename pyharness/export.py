@@ -26,7 +26,14 @@ from pyharness.checkpoint import AMAX_SUFFIX, load_checkpoint, save_state_dict, 
 from pyharness.config import StageGeometry, SwinConfig
 from pyharness.engine_file import MAGIC, load_engine_file
 from pyharness.errors import CheckpointError, HarnessError, ModelError
-from pyharness.hf_format import check_one_window_rule, check_pads_first, published_name, save_folder
+from pyharness.hf_format import (
+    check_one_window_rule,
+    check_pads_first,
+    not_in_processor,
+    published_name,
+    save_folder,
+)
+from pyharness.image_input import CROP_MODES, INTERPOLATIONS, is_crop_pct, merged
 from pyharness.model_card import write_card
 from pyharness.swin_blocks import RELU_WITH_FC1_BIAS
 from pyharness.tensor_file import load_header
@@ -136,16 +143,37 @@ def _without_scales(checkpoint: CalibratedCheckpoint, note: str) -> Source:
     return Source(model.eval(), checkpoint.config, {**checkpoint.meta, "activation": activation}, (note,))
 
 
-# --- Another normalization of images, another image or window size ---------------------------------------------------
+# --- Other ways for images to come in, another image or window size --------------------------------------------------
 
 
-def normalized(source: Source, mean: Sequence[float] | None, std: Sequence[float] | None) -> Source:
-    """The model with a note of how its images are normalized, a number per channel each, which goes before what timm
-    says of its name. HarnessError where one is missing, their number is not that of the channels, or one cannot be of
-    pixels from 0 to 1."""
+def normalized(
+    source: Source,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+) -> Source:
+    """The model with a note of how its images come in, which goes before what timm says of its name: the mean and std
+    that they are normalized by, a number per channel each, and how they are resized and cropped (`image_input`). What
+    is None stays as it is. HarnessError where of mean and std one is missing, their number is not that of the channels,
+    or one cannot be of pixels from 0 to 1, and for a crop_pct that is no share."""
     from pyharness.models import note_data
 
-    channels = source.config.in_chans
+    if mean is not None or std is not None:
+        _need_normalization(mean, std, source.config.in_chans)
+    if crop_pct is not None and not is_crop_pct(crop_pct):
+        raise HarnessError(f"--crop-pct must be above 0 and at most 1, found {crop_pct:g}")
+    given = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    given = {key: list(value) if key in ("mean", "std") else value for key, value in given.items() if value is not None}
+    noted = {**(source.meta.get("input") or {}), **given}
+    note_data(source.model, {"input": noted})
+    return dataclasses.replace(source, meta={**source.meta, "input": noted})
+
+
+def _need_normalization(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
+    """HarnessError as `normalized` for mean and std."""
     for flag, values in (("--mean", mean), ("--std", std)):
         if values is None or len(values) != channels:
             found = "none" if values is None else f"{len(values)}"
@@ -158,9 +186,6 @@ def normalized(source: Source, mean: Sequence[float] | None, std: Sequence[float
         if wrong := [value for value in values if not fits(value)]:
             scale = ", since pixels are from 0 to 1 here; divide what is of 0 to 255 by 255" if wrong[0] > 1 else ""
             raise HarnessError(f"{flag} must be {needed}, found {wrong[0]:g}{scale}")
-    noted = {**(source.meta.get("input") or {}), "mean": list(mean), "std": list(std)}
-    note_data(source.model, {"input": noted})
-    return dataclasses.replace(source, meta={**source.meta, "input": noted})
 
 
 def resized(
@@ -256,6 +281,8 @@ def export(source: Source, command: str, out: Path) -> dict[str, Any]:
         save_state_dict(out, {**to_microsoft_layout(state), **buffers}, meta)
     else:
         images = image_input(source)
+        if images is not None and ("crop_pct" not in images or not_in_processor(source.config, images)):
+            meta["input"] = images  # the processor cannot say it
         save_folder(out, to_microsoft_layout(state), source.config, source.activation, meta, images)
     return meta
 
@@ -266,7 +293,7 @@ def image_input(source: Source) -> dict[str, Any] | None:
     from pyharness.data import input_normalization
 
     said = source.meta.get("input")
-    found = {**(input_normalization(None, source.config.name, source.model) or {}), **(said or {})}
+    found = merged(input_normalization(None, source.config.name, source.model) or {}, said or {})
     return found if {"mean", "std"} <= found.keys() else None
 
 
@@ -314,6 +341,14 @@ def _activation_notes(source: Source, command: str) -> list[str]:
     return [note if whose is None else f"{note}; the meta data alone says so, {whose} own model would compute GELU"]
 
 
+def _processor_notes(source: Source, command: str) -> list[str]:
+    """What is worth saying of a Hugging Face folder whose processor prepares images otherwise than the model's own."""
+    images = image_input(source) if command == "to-hf" else None
+    if images is None or (lacking := not_in_processor(source.config, images)) is None:
+        return []
+    return [f"Hugging Face's image processor has not {lacking}, and presses the whole image into the model's size"]
+
+
 # --- The commands -----------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +370,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                 help=f"{what} by which images are normalized, per channel, of values from 0 to 1, for a checkpoint "
                 "trained with others than timm's model of that name",
             )  # fmt: skip
+        command.add_argument(
+            "--crop-pct", type=float, metavar="SHARE", help="the same of the share of the resized image that is taken"
+        )
+        command.add_argument(
+            "--crop-mode", choices=CROP_MODES,
+            help="the same of how images come to their size: the centre, all pressed into it, or all within a border",
+        )  # fmt: skip
+        command.add_argument("--interpolation", choices=INTERPOLATIONS, help="the same of how they are resized")
         command.add_argument("--img-size", type=image_size, metavar="N|HxW", help="change the image size")
         command.add_argument(
             "--window", type=int, help="change the windows; the position bias is interpolated as in timm"
@@ -363,13 +406,14 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     if args.window is not None and args.window < 1:
         raise HarnessError(f"--window must be at least 1, found {args.window}")
     source = open_source(args.source, args.model, args.activation)
-    if args.mean is not None or args.std is not None:
-        source = normalized(source, args.mean, args.std)
+    given = {key: getattr(args, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    if any(value is not None for value in given.values()):
+        source = normalized(source, **given)
     if args.img_size or args.window or args.pad_first:
         source = resized(source, args.img_size, args.window, args.pad_first)
     meta = export(source, args.command, args.out)
     kind = f"{'GELU-less ' if source.activation == 'relu' else ''}{COMMANDS[args.command]}"
-    notes = (*source.notes, *_activation_notes(source, args.command))
+    notes = (*source.notes, *_activation_notes(source, args.command), *_processor_notes(source, args.command))
     write_card(args.out, kind, meta=meta, inputs={"source": args.source}, notes=notes, argv=argv)
     print(f"wrote {args.out}: {source.config.name}, {kind}", *notes, sep="; ")
     return 0

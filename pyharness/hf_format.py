@@ -33,8 +33,10 @@ from torch import Tensor
 from pyharness.atomic import atomic_path
 from pyharness.config import StageGeometry, SwinConfig, are_class_names
 from pyharness.errors import CheckpointError, FormatError, ModelError
+from pyharness.image_input import CENTER, crop_pct_of, fault_of, merged, scaled_size
 from pyharness.swin_blocks import RELU_WITH_FC1_BIAS
 from pyharness.tensor_file import load_tensors, save_tensors
+from pyharness.training import report_once
 
 CONFIG_NAME = "config.json"
 PROCESSOR_NAME = "preprocessor_config.json"
@@ -98,6 +100,9 @@ _QKV_NAME = re.compile(
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 """timm's name of an interpolation -> Pillow's number, which Hugging Face's `resample` is."""
 
+PROCESSORS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")
+"""Processors by whose rules fields are read here; a Swin's is one of them, and so is one that is not named."""
+
 
 def is_huggingface(names: Iterable[str]) -> bool:
     """Whether tensor names are those of Hugging Face's Swin."""
@@ -139,10 +144,18 @@ def load_folder(folder: str | Path, weights: Path | None = None) -> tuple[dict[s
     if names := read_labels(fields, config.num_classes):
         meta["classes"] = names
     if (folder / PROCESSOR_NAME).is_file():
-        said = read_processor(_read_json(folder / PROCESSOR_NAME), config, str(folder / PROCESSOR_NAME))
-        ours = own_meta.get("input")
-        meta["input"] = {**(ours if isinstance(ours, dict) else {}), **said}
+        meta["input"] = _input_of(folder / PROCESSOR_NAME, config, own_meta.get("input"))
     return state, meta
+
+
+def _input_of(path: Path, config: SwinConfig, ours: Any) -> dict[str, Any]:
+    """The meta data's "input" of a folder with the processor `path`, beside weights whose own meta data says `ours`:
+    that where the processor is as `write_processor` made it of it, which cannot say all."""
+    fields, ours = _read_json(path), ours if isinstance(ours, dict) else {}
+    usable = {"mean", "std"} <= ours.keys() and isinstance(ours["mean"], list) and isinstance(ours["std"], list)
+    if usable and not fault_of(ours) and write_processor(config, ours) == {"do_center_crop": False, **fields}:
+        return ours
+    return merged(ours, read_processor(fields, config, str(path)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -332,20 +345,22 @@ def _trained_windows(fields: Mapping[str, Any]) -> tuple[int, ...]:
 
 def read_processor(fields: Mapping[str, Any], config: SwinConfig, source: str) -> dict[str, Any]:
     """What the `fields` of preprocessor_config.json say of images: the meta data's "input", or those parts of it that
-    they give (mean, std, interpolation, crop_pct).
+    they give (mean, std, interpolation, crop_pct, crop_mode).
 
-    The mean and std are of pixels over 255, one number per channel, whatever the file scales pixels by. A crop is taken
-    over where it is timm's: the shorter side resized, then the centre. Hugging Face's other way, the whole image
-    pressed into the model's size, has no place there. CheckpointError for numbers that cannot be used.
+    The mean and std are of pixels over 255, one number per channel, whatever the file scales pixels by. How an image
+    comes to its size is read as transformers' ViTImageProcessor does it: pressed into `size` as a whole (timm's
+    "squash"), or its shorter side resized, and then the centre, where there is a crop. What is not followed, as a
+    crop of another size than the model's, is named in one line on stderr. CheckpointError for numbers that cannot be
+    used.
     """
     found: dict[str, Any] = {}
-    if fields.get("do_normalize", True):
+    if _says(fields, "do_normalize", True):
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
             if fields.get(theirs) is not None:
                 found[ours] = _per_channel(fields[theirs], theirs, config.in_chans, source)
     else:
         found = {"mean": [0.0] * config.in_chans, "std": [1.0] * config.in_chans}
-    factor = fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 1
+    factor = fields.get("rescale_factor", 1 / 255) if _says(fields, "do_rescale", True) else 1
     if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
         raise CheckpointError(f"{source}: rescale_factor is {factor}; a finite number above zero is needed")
     factor *= 255
@@ -353,16 +368,80 @@ def read_processor(fields: Mapping[str, Any], config: SwinConfig, source: str) -
         if len(found) < 2:
             raise CheckpointError(f"{source}: scales pixels its own way and lacks image_mean or image_std; add them")
         found = {key: [value / factor for value in values] for key, values in found.items()}
-    names = {number: name for name, number in RESAMPLE.items()}
-    resample = fields.get("resample")
-    if fields.get("do_resize", True) and isinstance(resample, int) and resample in names:
-        found["interpolation"] = names[resample]
-    if fields.get("do_resize", True) and fields.get("do_center_crop", False):
-        edge, crop = (fields.get(key) if isinstance(fields.get(key), dict) else {} for key in ("size", "crop_size"))
-        edge, crop = edge.get("shortest_edge"), (crop.get("height"), crop.get("width"))
-        if isinstance(edge, int) and crop == config.img_size and crop[0] == crop[1] <= edge:
-            found["crop_pct"] = _crop_pct(crop[0], edge)
+    left: list[str] = []
+    processor = fields.get("image_processor_type") or fields.get("feature_extractor_type")
+    if processor not in (None, *PROCESSORS):
+        left.append(f"rules of {processor} that ViTImageProcessor does not have")
+    if _says(fields, "do_resize", True):
+        found |= _resampling(fields, left)
+        found |= _crop(fields, config, processor in (None, *PROCESSORS), left)
+    else:
+        left.append("do_resize false")
+    if _says(fields, "do_pad", False):
+        left.append("do_pad")
+    if left:
+        report_once(f"note: {source}: not followed: {'; '.join(left)}")
     return found
+
+
+def _says(fields: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A field that is true or false; null stands for the default."""
+    value = fields.get(key)
+    return default if value is None else bool(value)
+
+
+def _resampling(fields: Mapping[str, Any], left: list[str]) -> dict[str, Any]:
+    resample = fields.get("resample")
+    names = {number: name for name, number in RESAMPLE.items()}
+    if isinstance(resample, int) and resample in names:
+        return {"interpolation": names[resample]}
+    if resample is not None:
+        left.append(f"resample {resample!r}, which is none of {', '.join(map(str, sorted(names)))}")
+    return {}
+
+
+def _crop(fields: Mapping[str, Any], config: SwinConfig, is_vit: bool, left: list[str]) -> dict[str, Any]:
+    """crop_pct, and crop_mode where it is not timm's own, of the fields `size` and `crop_size`; what cannot be followed
+    is added to `left`. {} where there is no size."""
+    if fields.get("size") is None:
+        return {}
+    size, wanted = _sides(fields["size"], is_vit), config.img_size
+    needed = "x".join(map(str, wanted))
+    unfollowed = f"size {json.dumps(fields['size'])}"
+    if not _says(fields, "do_center_crop", False):
+        if isinstance(size, tuple):
+            if size != wanted:
+                left.append(f"{unfollowed}, since the model takes {needed}, which images are pressed into")
+            return {"crop_pct": 1.0, "crop_mode": "squash"}
+        left.append(f"{unfollowed} without a crop")
+        return {}
+    crop = _sides(fields.get("crop_size"), True)
+    if crop != wanted:
+        left.append(f"crop_size {json.dumps(fields.get('crop_size'))}, since the model takes {needed}")
+        return {}
+    if isinstance(size, tuple) and (share := crop_pct_of(crop, size)):
+        return {"crop_pct": share, "crop_mode": "squash"}
+    if isinstance(size, int) and crop[0] == crop[1] and (share := crop_pct_of(crop, (size, size))):
+        return {"crop_pct": share}
+    left.append(f"{unfollowed} with a crop of {needed}")
+    return {}
+
+
+def _sides(size: Any, is_vit: bool) -> tuple[int, int] | int | None:
+    """(height, width) of a size, or the length of the shorter side, which leaves the other as it comes out; None for
+    what is neither. One number is a square to ViTImageProcessor, and a shorter side to some others."""
+    if isinstance(size, dict):
+        given = {key: value for key, value in size.items() if value is not None}
+        if given.keys() == {"shortest_edge"}:
+            return given["shortest_edge"] if _is_length(given["shortest_edge"]) else None
+        size = [given["height"], given["width"]] if given.keys() == {"height", "width"} else None
+    elif is_vit and _is_length(size):
+        size = [size, size]
+    return tuple(size) if isinstance(size, list) and len(size) == 2 and all(map(_is_length, size)) else None
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _per_channel(values: Any, key: str, in_chans: int, source: str) -> list[float]:
@@ -375,16 +454,6 @@ def _per_channel(values: Any, key: str, in_chans: int, source: str) -> list[floa
     if in_chans == 1:
         return [sum(values) / len(values)]
     return [float(value) for value in (values * in_chans if len(values) == 1 else values)]
-
-
-def _crop_pct(size: int, edge: int) -> float:
-    """timm's crop_pct of an image `size` cut out of one whose shorter side is `edge`, with the fewest digits for which
-    timm, which rounds down, resizes to that side."""
-    for digits in range(1, 8):
-        share = round(size / edge, digits)
-        if 0 < share <= 1 and math.floor(size / share) == edge:
-            return share
-    return size / edge
 
 
 def published_name(config: SwinConfig) -> str | None:
@@ -537,13 +606,15 @@ def write_config(config: SwinConfig, activation: str, classes: Sequence[str] = (
 def write_processor(config: SwinConfig, normalization: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of preprocessor_config.json, of transformers' ViTImageProcessor, inverse of `read_processor`.
 
-    An image that is not square, or of which no crop is told, is resized to the model's size as a whole.
+    What has no place there (`not_in_processor`), and an image of which no crop is told, is pressed into the model's
+    size as a whole.
     """
-    height, width = config.img_size
+    (height, width), crop_pct = config.img_size, normalization.get("crop_pct")
     fields = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": height, "width": width},
+        "do_center_crop": False,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -552,10 +623,22 @@ def write_processor(config: SwinConfig, normalization: Mapping[str, Any]) -> dic
     }
     if normalization.get("interpolation") in RESAMPLE:
         fields["resample"] = RESAMPLE[normalization["interpolation"]]
-    if normalization.get("crop_pct") and height == width:
-        fields["size"] = {"shortest_edge": math.floor(height / normalization["crop_pct"])}
-        fields |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
-    return fields
+    mode = normalization.get("crop_mode", CENTER)
+    if not crop_pct or (mode, crop_pct) == ("squash", 1) or not_in_processor(config, normalization):
+        return fields
+    rows, columns = scaled_size(config.img_size, crop_pct)
+    fields["size"] = {"height": rows, "width": columns} if mode == "squash" else {"shortest_edge": rows}
+    return {**fields, "do_center_crop": True, "crop_size": {"height": height, "width": width}}
+
+
+def not_in_processor(config: SwinConfig, normalization: Mapping[str, Any]) -> str | None:
+    """What of `normalization` transformers' ViTImageProcessor does not do, in words; None where it does all."""
+    mode = normalization.get("crop_mode", CENTER)
+    if mode == "border":
+        return 'the crop_mode "border"'
+    if mode == CENTER and normalization.get("crop_pct") and config.img_size[0] != config.img_size[1]:
+        return "timm's centre crop for images that are not square"
+    return None
 
 
 def check_windows(config: SwinConfig) -> None:

@@ -28,6 +28,7 @@ from pyharness.checkpoint import (
 )
 from pyharness.config import MICRO_DIGITS, SwinConfig, are_class_names
 from pyharness.errors import CheckpointError, ModelError
+from pyharness.image_input import with_mode
 from pyharness.model_geometry import config_of
 from pyharness.swin_blocks import (
     RELU_WITH_FC1_BIAS,
@@ -359,7 +360,8 @@ def need_same_input(
 ) -> None:
     """CheckpointError where a student's file `path` says that its images come in otherwise (`said`) than its teacher's
     (`expected`); what one of the two leaves open fits."""
-    shared = (said or {}).keys() & (expected or {}).keys()
+    said, expected = with_mode(said or {}), with_mode(expected or {})
+    shared = said.keys() & expected.keys()
     if any(not _alike(said[key], expected[key]) for key in shared):
         found, wanted = ({key: note[key] for key in sorted(shared)} for note in (said, expected))
         raise CheckpointError(

@@ -83,7 +83,7 @@ def open_files(paths: Sequence[str], model: torch.nn.Module) -> ImageSet:
 
 def preprocessing_of(model: torch.nn.Module) -> dict[str, Any]:
     """How images come into the timm `model`, for JSON: resized to the crop over `crop_pct`, cropped to `input_size`
-    [C, H, W], divided by 255, then (x - mean) / std."""
+    [C, H, W] as `crop_mode` says (`image_input`), divided by 255, then (x - mean) / std."""
     cfg = data_config(model)
     return {
         "input_size": list(cfg["input_size"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import sys
 import time
@@ -121,6 +122,12 @@ def report(line: str, *, anywhere: bool = False) -> None:
     """One line of progress on stderr, of many processes from the first alone, or `anywhere`: what one of them met."""
     if anywhere or distributed.is_main():
         print(line, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def report_once(line: str) -> None:
+    """`report`, once in a process: of a file, which a program may open more than once."""
+    report(line)
 
 
 def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -209,6 +209,7 @@ def test_conversions_keep_how_images_are_normalized(suffix, graph, tmp_path, cap
     """Also numbers that are not the model's own in timm."""
     _, checkpoint = calibrated(NON_SQUARE, False, 1)
     noted = {"mean": [0.1, 0.25, 1 / 3], "std": [0.5, 1.0, 2.0], "interpolation": "bilinear", "crop_pct": 1.0}
+    noted["crop_mode"] = "squash"
     checkpoint = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "input": noted})
     save_calibrated(tmp_path / f"c{suffix}", checkpoint)
     engine, back = tmp_path / "e.safetensors", tmp_path / f"b{suffix}"
@@ -217,7 +218,7 @@ def test_conversions_keep_how_images_are_normalized(suffix, graph, tmp_path, cap
     assert load_engine_file(engine).meta["input"] == noted
     capsys.readouterr()
     assert main(["show", str(engine)]) == 0
-    assert "\ninput      mean 0.1 0.25 0.333333, std 0.5 1 2\n" in capsys.readouterr().out
+    assert "\ninput      mean 0.1 0.25 0.333333, std 0.5 1 2, bilinear, crop_pct 1, squash\n" in capsys.readouterr().out
     first = engine.read_bytes()
     if graph is None:
         assert main(["to-checkpoint", str(engine), str(back)]) == 0

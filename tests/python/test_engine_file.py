@@ -204,7 +204,14 @@ def test_a_geometry_of_no_use_is_refused_by_its_field(field, value, message, tmp
 GOOD_INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9}
 
 
-@pytest.mark.parametrize("normalization", [GOOD_INPUT, {"mean": [0, -1, 0.5], "std": [1, 2, 1e-30]}])
+@pytest.mark.parametrize(
+    "normalization",
+    [
+        GOOD_INPUT,
+        {**GOOD_INPUT, "crop_pct": 1, "crop_mode": "squash"},
+        {"mean": [0, -1, 0.5], "std": [1, 2, 1e-30], "crop_mode": "center"},
+    ],
+)
 def test_how_images_are_normalized_comes_back(normalization, tmp_path, seed):
     ef = random_engine_file(NON_SQUARE, "ft_int8", seed=seed)
     save_engine_file(tmp_path / "engine", dataclasses.replace(ef, meta={**ef.meta, "input": normalization}))
@@ -229,6 +236,11 @@ def test_how_images_are_normalized_comes_back(normalization, tmp_path, seed):
         ({"std": [1, 0, 1]}, "has 0 in std; needed is a number above zero"),
         ({"std": [1, -0.2, 1]}, "has -0.2 in std"),
         ({"std": [1e-50, 1, 1]}, "has 1e-50 in std; needed is a number above zero in float32"),
+        ({"crop_mode": "stretch"}, "has crop_mode 'stretch'; needed is one of center, squash, border"),
+        ({"crop_mode": ["squash"]}, r"has crop_mode \['squash'\]"),
+        ({"crop_pct": 1.5}, "has crop_pct 1.5; needed is a number above 0 and at most 1"),
+        ({"crop_pct": True}, "has crop_pct True"),
+        ({"interpolation": "random"}, "has interpolation 'random'; needed is one of bicubic, "),
     ],
 )
 def test_a_normalization_of_no_use_is_refused(change, message, tmp_path, seed):
