@@ -1,7 +1,7 @@
 """Reading and writing checkpoints of timm, Microsoft and Hugging Face, without running code from the file.
 
 The format is told from the content. Hugging Face's, a folder, is that of pyharness/hf_format.py, a detector's that of
-pyharness/detector_format.py. The layouts of timm
+pyharness/detector_format.py; what timm writes beside weights is that of pyharness/timm_format.py. The layouts of timm
 and Microsoft differ in names only, each line by itself, since older versions of timm mix them:
 
 | timm | Microsoft |
@@ -32,6 +32,7 @@ from pyharness.detector_format import backbone_of, is_detector
 from pyharness.errors import CheckpointError
 from pyharness.hf_format import CONFIG_NAME, index_of, is_huggingface, load_folder, without_type
 from pyharness.tensor_file import TORCHSCRIPT, file_kind, load_tensors, need_content, save_tensors, save_torch
+from pyharness.timm_format import meta_of_folder, meta_of_training, weights_in
 from pyharness.training import report_once
 
 FORMAT = "swin-checkpoint"
@@ -58,13 +59,17 @@ _DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint: the state dict in timm's layout, and the meta data stored with it ({} where there is none).
 
-    A folder, or a file of one, as Hugging Face's: its meta data is that of config.json. `.safetensors` by its suffix;
+    A folder, or a file of one, as Hugging Face's or timm's: its meta data is that of config.json, where the file has
+    none of ours; that of a checkpoint of timm's training program is that of its options. `.safetensors` by its suffix;
     anything else as a PyTorch file, restricted to what `load_pickle` takes. CheckpointError where the file is
     missing, cut off, holds objects whose loading could run code, no state dict, or is an engine file.
     """
-    path = Path(path)
+    path, content = Path(path), None
     if path.is_dir():
-        return _load_huggingface(path)
+        weights = weights_in(path)
+        if weights is None:
+            return _load_huggingface(path)
+        path = weights
     if path.suffix == ".safetensors":
         tensors, header = load_tensors(path, CheckpointError)
         if header.get("format") == "swin-int8":
@@ -85,7 +90,11 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         return _load_huggingface(path.parent, path)
     if is_detector(state):
         state, meta = backbone_of(state)  # what a detector's training program wrote beside it is none of ours
-    return to_timm_layout(state), meta
+        return to_timm_layout(state), meta
+    state = to_timm_layout(state)
+    if "config" not in meta:
+        meta |= meta_of_training(content, state, path) or meta_of_folder(path, state)
+    return state, meta
 
 
 def _load_huggingface(folder: Path, weights: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -144,13 +144,15 @@ def _model_with(
     seed: int = 0,
 ) -> SwinTransformer:
     """The model `name` with the weights of a checkpoint: of the geometry `config`, the checkpoint's own, or where that
-    is None timm's, with the checkpoint's numbers of classes and channels. What `wanted` gives replaces either."""
+    is None timm's, with the checkpoint's numbers of classes and channels, and its image's size where `meta` tells that
+    alone (`timm_format`). What `wanted` gives replaces either."""
     _need_floating_swin(state, source)
     wanted = {key: value for key, value in wanted.items() if value is not None}
     activation_of_file(state, meta, source, activation)
     if config is None:
         classes = len(state["head.fc.weight"]) if "head.fc.weight" in state else 0
-        wanted = {"num_classes": classes, "in_chans": state["patch_embed.proj.weight"].shape[1], **wanted}
+        size = {"img_size": tuple(meta["img_size"])} if "img_size" in meta else {}
+        wanted = {"num_classes": classes, "in_chans": state["patch_embed.proj.weight"].shape[1], **size, **wanted}
         model = _new_model(name, wanted, seed)
         if meta.get("pad_first"):
             make_pad_first(model)
@@ -164,8 +166,7 @@ def _model_with(
     load_state(model, state, meta, source)
     if activation == "relu":
         make_geluless(model)
-    if config is not None:
-        note_data(model, meta)
+    note_data(model, meta)
     return model.eval()
 
 
@@ -234,8 +235,9 @@ def load_model(
 ) -> tuple[SwinTransformer, dict[str, Any]]:
     """The model a checkpoint describes, with its weights, and the checkpoint's meta data.
 
-    Geometry and activation come from the meta data, or from a Hugging Face folder's config.json. A checkpoint without
-    any (a published one) needs the timm `name`, and `activation` where its FC1 biases are all zero.
+    Geometry and activation come from the meta data or from a Hugging Face folder's config.json, the geometry alone from
+    what timm's programs write beside weights. A checkpoint without any (a published one) needs the timm `name`, and
+    `activation` where its FC1 biases are all zero.
     """
     state, meta = load_checkpoint(path)
     config = _own_config(meta, name, str(path))
@@ -249,12 +251,13 @@ def load_model(
         _check_request(name, activation or "gelu")
         activation = activation_of_file(state, meta, str(path), activation)
         model = _model_with(name, state, {**meta, "activation": activation}, str(path), {}, activation)
-        kept = {key: meta[key] for key in ("backbone",) if key in meta}
+        kept = {key: meta[key] for key in ("backbone", "input", "classes") if key in meta}
         return model, {"model": name, "activation": activation, **kept}
     if activation not in (None, meta.get("activation", activation)):
         raise CheckpointError(f"{path}: says that its activation is {meta['activation']}, not {activation}")
+    meta = {**meta, "activation": activation_of_file(state, meta, str(path), activation)}
     model = model_from_config(config)
-    set_activation(model, activation or meta.get("activation"))
+    set_activation(model, meta["activation"])
     load_state(model, state, meta, str(path))
     note_data(model, meta)
     return model.eval(), meta

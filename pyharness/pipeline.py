@@ -45,7 +45,7 @@ STEPS = ("calibrated", "convert", "data", "distill", "engine_file", "models", "p
 SOURCES = (
     *STEPS, "archives", "attention_geometry", "checkpoint", "config", "detector_format", "distributed", "fakequant",
     "fakequant_v2", "ft_format", "fused_convert", "fused_format", "hf_format", "image_input", "model_geometry",
-    "pad_first", "position_bias", "procedural", "swin_blocks", "tensor_file", "train_options", "trainer",
+    "pad_first", "position_bias", "procedural", "swin_blocks", "tensor_file", "timm_format", "train_options", "trainer",
     "training", "weight_steps",
 )  # fmt: skip
 """Modules that what is kept depends on; a test compares them with what is imported."""
