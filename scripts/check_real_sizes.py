@@ -7,8 +7,8 @@ the layouts of timm, Microsoft and Hugging Face and back, equal to the bit; cali
 file as FasterTransformer's tool leaves it (names and scales alone) to the engine file, equal to the direct way; the
 engine's logits on an image against the golden model (pyharness/reference.py, pyharness/fused_reference.py), ties
 resolved as the engine did, by the bound of tests/python/test_engine.py. FasterTransformer's graph and the fused one
-come from the same checkpoint. Swin-L is calibrated for int8_mode 2. Swin-V2 has no Hugging Face folder and no file of
-FasterTransformer's tool, as its rows say. Random weights prove the conversion, and say nothing of accuracy.
+come from the same checkpoint. Swin-L is calibrated for int8_mode 2. Swin-V2 has no file of FasterTransformer's tool, as
+its rows say. Random weights prove the conversion, and say nothing of accuracy.
 
 Writes real_sizes.json and real_sizes.md, after every row; a run that was stopped goes on where it was as long as
 options and commit are the same. The steps: scripts/real_size_steps.py.
