@@ -17,6 +17,7 @@ if not __package__:  # run as a file: make `pyharness` importable and say plainl
     import _script  # noqa: F401
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pyharness import export
 from pyharness.attention_geometry import attention_mask, collapse_bias, expand_bias_table
 from pyharness.calibrated import CalibratedCheckpoint, load_calibrated, save_calibrated
 from pyharness.config import ENGINE_GRAPHS, FUSED_GRAPH, MICRO_DIGITS, WEIGHT_SCALES, StageGeometry, SwinConfig
+from pyharness.data import add_labels, read_labels
 from pyharness.distributed import need_one_process
 from pyharness.engine_file import (
     EngineFile,
@@ -261,10 +263,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--graph", choices=ENGINE_GRAPHS, help="default: the one the checkpoint is calibrated for")
     _add_weight_scales(command)
     _add_origin(command)
+    add_labels(command)
     command = commands.add_parser("to-checkpoint", help="engine file -> calibrated checkpoint")
     command.add_argument("engine_file", type=Path, help="engine file, or a calibrated checkpoint to write anew")
     command.add_argument("out", type=Path, help="calibrated checkpoint to write: .safetensors or .pth (as FT's)")
     _add_origin(command)
+    add_labels(command)
     export.add_commands(commands)
     command = commands.add_parser("random", help="engine file with random weights, for latency")
     command.add_argument("--model", default=MICRO_DIGITS.name, help="timm name, or swin_micro_digits (default)")
@@ -301,7 +305,8 @@ def main(argv: list[str] | None = None) -> int:
         return export.run(args, argv)
     if args.command == "to-checkpoint":
         dequantized = export.is_engine_file(args.engine_file)
-        save_calibrated(args.out, export.open_calibrated(args.engine_file, args.model, args.int8_mode))
+        checkpoint = export.open_calibrated(args.engine_file, args.model, args.int8_mode)
+        save_calibrated(args.out, _labelled(checkpoint, args.labels))
         kind = f"calibrated checkpoint{' with dequantized weights' if dequantized else ''}"
         write_card(args.out, kind, inputs={"source": args.engine_file}, argv=argv)
     else:
@@ -311,6 +316,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.weight_scales and args.graph != FUSED_GRAPH:
                 raise HarnessError(f"--weight-scales is for --graph {FUSED_GRAPH}; FasterTransformer's are per tensor")
             checkpoint = load_calibrated(args.checkpoint, args.model, int8_mode=args.int8_mode)
+            checkpoint = _labelled(checkpoint, args.labels)
             ef = to_engine_file(checkpoint, args.graph, args.weight_scales or "channel")
         else:
             _check_random(args)
@@ -323,6 +329,14 @@ def main(argv: list[str] | None = None) -> int:
         write_card(args.out, "engine file", meta=meta, inputs=source, argv=argv)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.2f} MB)")
     return 0
+
+
+def _labelled(checkpoint: CalibratedCheckpoint, labels: Path | None) -> CalibratedCheckpoint:
+    """The checkpoint with the names of its classes that the file `labels` has, None: with its own."""
+    if labels is None:
+        return checkpoint
+    names = read_labels(labels, checkpoint.config.num_classes)
+    return dataclasses.replace(checkpoint, meta={**checkpoint.meta, "classes": names})
 
 
 def _check_random(args: argparse.Namespace) -> None:

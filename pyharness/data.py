@@ -14,7 +14,7 @@ import random
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from pyharness.image_input import CENTER, fault_of
 from pyharness.models import create_model, noted_classes, noted_input
 from pyharness.procedural import MAX_CLASSES, ProceduralDataset, ProceduralSpec, is_procedural
 from pyharness.signals import SignalSafeLoader
-from pyharness.training import derived_seed, report
+from pyharness.training import derived_seed, report, report_once
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -157,6 +157,8 @@ class ImageSet(Dataset):
         self.mode = "L" if self.input_size[0] == 1 else "RGB"
         options = {"is_training": True, "color_jitter": 0.0} if is_training else {}
         self.transform = create_transform(**cfg, **options)
+        self.numbers: list[int] | None = None
+        """The number of each class of the reader, where it is another than the reader's (`number_as`)."""
         self.met = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
         """Of every image: 0 where it was not asked for, 1 where it was read, 2 where it could not be."""
 
@@ -190,7 +192,7 @@ class ImageSet(Dataset):
             return None
         if self.met[number] == 0:  # once unreadable it stays so, though the file was mended since
             self.met[number] = _READ
-        return self.transform(image), int(label)
+        return self.transform(image), int(label) if self.numbers is None else self.numbers[int(label)]
 
     def filename(self, index: int) -> str:
         """The image's name in its folder or archive."""
@@ -436,7 +438,55 @@ def reader_classes(reader: Reader) -> list[str]:
 def class_names(dataset: Dataset) -> list[str]:
     """The names of the classes of images in files, in the order of their numbers, for a file's meta data; empty where
     the labels are numbers."""
-    return [str(name) for name in reader_classes(dataset.reader)] if isinstance(dataset, ImageSet) else []
+    if not isinstance(dataset, ImageSet):
+        return []
+    names = [str(name) for name in reader_classes(dataset.reader)]
+    return names if dataset.numbers is None else [name for _, name in sorted(zip(dataset.numbers, names))]
+
+
+def number_as(dataset: Dataset, names: Sequence[str], source: str) -> bool:
+    """Number the classes of `dataset`, which `source` names, as `names` does, where these are the names of its classes,
+    each once; whether they are. A line says it where that changes a number."""
+    found = class_names(dataset)
+    if found == list(names):
+        return True
+    if len(set(found)) != len(found) or sorted(found) != sorted(names):
+        return False
+    dataset.numbers = [names.index(str(name)) for name in reader_classes(dataset.reader)]
+    first = next(number for number, pair in enumerate(zip(found, names)) if pair[0] != pair[1])
+    report_once(
+        f"note: {source}: its classes are numbered as the model's file has them, by their names: number {first} is "
+        f"{names[first]!r}, not {found[first]!r}"
+    )
+    return True
+
+
+def read_labels(path: Path, classes: int) -> list[str]:
+    """The names of `classes` classes, one a line. HarnessError where the file cannot be read or has another number."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise HarnessError(f"cannot read {path} ({error.strerror}); --labels needs a file of one name a line") from None
+    except UnicodeDecodeError:
+        raise HarnessError(f"{path} is not text in UTF-8; --labels needs a file of one name a line") from None
+    labels = [line.strip() for line in lines]
+    while labels and not labels[-1]:
+        labels.pop()
+    if len(labels) != classes:
+        raise HarnessError(
+            f"{path}: has {len(labels)} names, the model has {classes} classes; one name a line is needed, in the "
+            "classes' order"
+        )
+    return labels
+
+
+def add_labels(parser: argparse._ActionsContainer) -> None:
+    """The argument --labels of programs that write a model's file; what it holds is for `read_labels`."""
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE",
+        help="names of the classes to write into the file: a text file, one a line, in their order (default: those of "
+        "the model's own file)",
+    )  # fmt: skip
 
 
 def number_of_classes(dataset: Dataset) -> int | None:
@@ -501,22 +551,24 @@ def _image_set(reader: Reader, source: str, split: str, model: torch.nn.Module, 
             classes,
         )
     noted = noted_classes(model)
-    if named != noted:
+    if not number_as(dataset, noted, source):
         _need_same_numbers(named, noted, source)
         _tell_order(named, source)
     return dataset
 
 
 def _need_same_numbers(named: list[str], noted: list[str], source: str) -> None:
-    """DataError where a class of the images has another number than in the model's file: each would be taken for
-    another. Names that the other side has not say nothing: one may have ImageNet's words, and one its identifiers."""
+    """DataError where a class of the images has another number than in the model's file, and the classes are not the
+    same ones (`number_as`): each would be taken for another. Names that the other side has not say nothing: one may
+    have ImageNet's words, and one its identifiers."""
     times = Counter(noted)
     once = {name: number for number, name in enumerate(noted) if times[name] == 1}
     for number, name in enumerate(named):
         if once.get(name, number) != number:
             raise DataError(
                 f"{source}: class {name!r} is number {number} here, and number {once[name]} to the model, as its file "
-                "says; give the images that it was trained on, or name their classes so that they come in its order"
+                "says, and not all names are the same; give the images that it was trained on, or name their classes "
+                "as it does"
             )
 
 

@@ -24,6 +24,7 @@ from pyharness.attention_geometry import attention_mask, relative_position_index
 from pyharness.calibrated import ACTIVATION_OF, CalibratedCheckpoint, load_calibrated
 from pyharness.checkpoint import AMAX_SUFFIX, load_checkpoint, save_state_dict, to_microsoft_layout, to_timm_layout
 from pyharness.config import StageGeometry, SwinConfig
+from pyharness.data import add_labels, read_labels
 from pyharness.engine_file import MAGIC, load_engine_file
 from pyharness.errors import CheckpointError, HarnessError, ModelError
 from pyharness.hf_format import (
@@ -170,6 +171,14 @@ def normalized(
     noted = {**(source.meta.get("input") or {}), **given}
     note_data(source.model, {"input": noted})
     return dataclasses.replace(source, meta={**source.meta, "input": noted})
+
+
+def labelled(source: Source, names: Sequence[str]) -> Source:
+    """The model with a note of what its classes are called, in the order of their numbers."""
+    from pyharness.models import note_data
+
+    note_data(source.model, {"classes": list(names)})
+    return dataclasses.replace(source, meta={**source.meta, "classes": list(names)})
 
 
 def _need_normalization(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
@@ -378,6 +387,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             help="the same of how images come to their size: the centre, all pressed into it, or all within a border",
         )  # fmt: skip
         command.add_argument("--interpolation", choices=INTERPOLATIONS, help="the same of how they are resized")
+        add_labels(command)
         command.add_argument("--img-size", type=image_size, metavar="N|HxW", help="change the image size")
         command.add_argument(
             "--window", type=int, help="change the windows; the position bias is interpolated as in timm"
@@ -409,6 +419,8 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     given = {key: getattr(args, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
     if any(value is not None for value in given.values()):
         source = normalized(source, **given)
+    if args.labels:
+        source = labelled(source, read_labels(args.labels, source.config.num_classes))
     if args.img_size or args.window or args.pad_first:
         source = resized(source, args.img_size, args.window, args.pad_first)
     meta = export(source, args.command, args.out)

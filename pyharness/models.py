@@ -56,6 +56,8 @@ __all__ = [
     "config_of",
     "create_model",
     "is_geluless",
+    "is_known",
+    "known_classes",
     "load_checkpoint",
     "load_model",
     "load_state",
@@ -301,6 +303,7 @@ def model_from_config(config: SwinConfig) -> SwinTransformer:
     )
     if config.pad_first:
         make_pad_first(model)
+    model.class_names = []  # until somebody notes them
     if timm.is_model(config.name):
         model.pretrained_cfg = timm.get_pretrained_cfg(config.name).to_dict()
     if config.qk_scale is not None:
@@ -330,11 +333,22 @@ def noted_classes(model: nn.Module) -> list[str]:
     return list(getattr(model, "class_names", ()))
 
 
+def known_classes(model: nn.Module) -> list[str]:
+    """`noted_classes`; of a model that timm itself has made, those of the weights that timm has for it."""
+    return noted_classes(model) if hasattr(model, "class_names") else _imagenet_classes(model)
+
+
+def is_known(model: nn.Module, name: str) -> bool:
+    """Whether something says how the images of a model come in: its file, or timm, or for the digits this package."""
+    return bool(noted_input(model) or getattr(model, "pretrained_cfg", None)) or name == MICRO_DIGITS.name
+
+
 def _imagenet_classes(model: nn.Module) -> list[str]:
     """What timm calls the classes of weights that it says were trained on ImageNet-1k, [] of others."""
     from timm.data import ImageNetInfo
 
-    if model.num_classes != IMAGENET_CLASSES or not str(model.pretrained_cfg.get("tag")).endswith("in1k"):
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if model.num_classes != IMAGENET_CLASSES or not str(cfg.get("tag")).endswith("in1k"):
         return []
     info = ImageNetInfo("imagenet-1k")
     return [info.index_to_description(number) for number in range(IMAGENET_CLASSES)]
@@ -370,7 +384,8 @@ def need_same_input(
         raise CheckpointError(
             f"{path}: says that its images come in with {found}, but those of its teacher {teacher} come in with "
             f"{wanted}; both take the same images here. Give the teacher that it was made from, or a file of it that "
-            "says the same (`python pyharness/convert.py to-timm FILE OUT --mean ... --std ...`)"
+            "says the same (`python pyharness/convert.py to-timm FILE OUT`, with --mean and --std, --interpolation, "
+            "--crop-pct, --crop-mode)"
         )
 
 
@@ -403,7 +418,9 @@ def _build(name: str, wanted: Mapping[str, Any], pretrained: bool) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=pretrained, drop_path_rate=0.0, **wanted)
+        model = timm.create_model(name, pretrained=pretrained, drop_path_rate=0.0, **wanted)
+        model.class_names = []  # until somebody notes them
+        return model
     except Exception as error:  # the hub's client raises its own kinds, which differ between versions
         reason = (str(error).splitlines() or [""])[0][:200]
         if pretrained:

@@ -156,8 +156,9 @@ def code_digest(library: Path) -> str:
 
 
 def listing_digest(dataset: Dataset) -> str | None:
-    """A digest of the names, sizes in bytes and class numbers of the images of `dataset`, in their order; no image is
-    read. Of parquet files, the files' names and sizes. None of sets without files: their names say what they are.
+    """A digest of the names, sizes in bytes and class numbers of the images of `dataset`, in their order, and of what
+    makes other numbers of these (`ImageSet.numbers`); no image is read. Of parquet files, the files' names and sizes.
+    None of sets without files: their names say what they are.
     """
     if not isinstance(dataset, ImageSet):
         return None
@@ -172,6 +173,8 @@ def listing_digest(dataset: Dataset) -> str | None:
         lines = ((reader.filename(i), _size_of(file), label) for i, (file, label) in enumerate(reader.samples))
     for line in lines:
         digest.update(f"{line}\n".encode())
+    if dataset.numbers is not None:
+        digest.update(f"{dataset.numbers}\n".encode())
     return digest.hexdigest()
 
 

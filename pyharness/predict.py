@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyharness import distributed, results
 from pyharness.atomic import atomic_path
-from pyharness.data import CORRUPT, ImageSet, data_config, make_loader
+from pyharness.data import CORRUPT, ImageSet, data_config, make_loader, read_labels
 from pyharness.errors import DataError, HarnessError, run_cli
 from pyharness.evaluate import Predictor, open_predictor
 from pyharness.training import progress, report
@@ -122,25 +122,6 @@ def npy_writer(path: Path | None, shape: Sequence[int]) -> Iterator[Callable[[Te
 
 
 # --- Classes ----------------------------------------------------------------------------------------------------------
-
-
-def read_labels(path: Path, classes: int) -> list[str]:
-    """The names of `classes` classes, one a line. HarnessError where the file cannot be read or has another number."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise HarnessError(f"cannot read {path} ({error.strerror}); --labels needs a file of one name a line") from None
-    except UnicodeDecodeError:
-        raise HarnessError(f"{path} is not text in UTF-8; --labels needs a file of one name a line") from None
-    labels = [line.strip() for line in lines]
-    while labels and not labels[-1]:
-        labels.pop()
-    if len(labels) != classes:
-        raise HarnessError(
-            f"{path}: has {len(labels)} names, the model has {classes} classes; one name a line is needed, in the "
-            "classes' order"
-        )
-    return labels
 
 
 def likeliest(logits: Tensor, top: int, labels: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -36,7 +36,15 @@ from pyharness.errors import HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, QuantLinear
 from pyharness.fused_fakequant import model_in_graph
 from pyharness.model_card import write_card
-from pyharness.models import config_of, create_model, load_model, need_same_input, note_data, weights_source
+from pyharness.models import (
+    config_of,
+    create_model,
+    load_model,
+    need_same_input,
+    note_data,
+    noted_classes,
+    weights_source,
+)
 from pyharness.train_options import (
     Machine,
     TrainOptions,
@@ -314,6 +322,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if normalization is not None:
             checkpoint = replace(checkpoint, meta={**checkpoint.meta, "input": normalization})
             note_data(teacher, {"input": normalization})
+        if not noted_classes(teacher):  # by which the images' labels are numbered
+            note_data(teacher, {"classes": checkpoint.meta.get("classes")})
         summary = train_quantized(
             checkpoint,
             teacher,

@@ -21,12 +21,19 @@ from torch import Tensor
 
 from pyharness.calibrated import CalibratedCheckpoint, checkpoint_of, save_calibrated
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DATA_HELP, add_max_corrupt, take_reading_options
+from pyharness.data import (
+    DATA_HELP,
+    add_labels,
+    add_max_corrupt,
+    input_normalization,
+    read_labels,
+    take_reading_options,
+)
 from pyharness.distributed import need_one_process
 from pyharness.errors import CalibrationError, DataError, HarnessError, run_cli
 from pyharness.fakequant import FakeQuantSwin, modelopt_quantization
 from pyharness.model_card import sha256, write_card
-from pyharness.models import noted_classes
+from pyharness.models import is_known, known_classes, note_data
 from pyharness.training import progress, report
 
 if TYPE_CHECKING:
@@ -190,11 +197,16 @@ def quantize(
     data: str | None = None,
     normalization: dict | None = None,
 ) -> CalibratedCheckpoint:
-    """Calibrate a timm model (GELU or GELU-less) and return the checkpoint; `data` names the images in its meta data,
-    `normalization` tells there how they were normalized (`data.input_normalization`).
+    """Calibrate a timm model (GELU or GELU-less) and return the checkpoint.
+
+    `data` names the images in its meta data, `normalization` tells there how they come in; None is how the model's file
+    or timm's name say that its images do (`data.input_normalization`), and nothing of a model that neither knows. The
+    names of the classes are those that the model's file has, or timm of its weights of ImageNet-1k.
 
     Errors as `calibrate`.
     """
+    if normalization is None and is_known(model, config.name):
+        normalization = input_normalization(None, config.name, model)
     fake = FakeQuantSwin.from_timm(model, config, int8_mode)
     images = calibrate(fake, batches, method, percentile)
     calibration = {"method": method, "images": images, "modelopt": importlib.metadata.version("nvidia-modelopt")}
@@ -202,9 +214,8 @@ def quantize(
         calibration["percentile"] = percentile
     if data is not None:
         calibration["data"] = data
-    noted = {} if normalization is None else {"input": normalization}
-    if noted_classes(model):
-        noted["classes"] = noted_classes(model)
+    found = {"input": normalization, "classes": known_classes(model)}
+    noted = {key: value for key, value in found.items() if value}
     return checkpoint_of(fake, {**(meta or {}), "calibration": calibration, **noted})
 
 
@@ -243,6 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", "--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images each (default: %(default)s)"
     )
+    add_labels(parser)
     add_max_corrupt(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
@@ -257,7 +269,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.out.suffix not in (".safetensors", ".pth", ".pt"):
         raise HarnessError(f"--out {args.out}: the name must end in .safetensors, .pth or .pt")
     model, config, meta = _load_model(args)
-    from pyharness.data import check_images, get_dataset, input_normalization, make_loader
+    if args.labels:
+        note_data(model, {"classes": read_labels(args.labels, config.num_classes)})
+    from pyharness.data import check_images, get_dataset, make_loader
     from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model, labels=False)

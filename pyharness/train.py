@@ -44,6 +44,7 @@ from pyharness.data import (
     input_normalization,
     make_loader,
     need_share,
+    number_as,
     number_of_classes,
 )
 from pyharness.distributed import need_one_process
@@ -57,6 +58,7 @@ from pyharness.models import (
     model_from_config,
     need_classes,
     note_data,
+    noted_classes,
     noted_input,
     own_name,
     save_checkpoint,
@@ -613,9 +615,11 @@ def _model_and_images(
         start, classes=classes, weights=args.weights, changes=changes, new_name=args.name, seed=args.seed,
         init=args.init,
     )  # fmt: skip
-    model.class_names = []  # those of the weights that training begins with: the file follows --data
+    began = noted_classes(model)
+    model.class_names = []  # the file follows --data
     note_data(model, {"input": input_normalization(args.data, name, model)})
     dataset = get_dataset(args.data, name, train=True, model=model, augment=True)
+    number_as(dataset, began, str(args.data))  # of the same classes, the head that training begins with knows them so
     note_data(model, {"classes": class_names(dataset)})
     return model, name, dataset
 

@@ -147,6 +147,8 @@ def _files_identity(dataset: ImageSet) -> str:
     classes = getattr(reader, "classes", None) or sorted(getattr(reader, "class_to_idx", None) or ())
     archives = getattr(reader, "paths", ())
     digest = hashlib.sha256(repr([list(classes), [(path.name, path.stat().st_size) for path in archives]]).encode())
+    if dataset.numbers is not None:
+        digest.update(repr(dataset.numbers).encode())
     samples = getattr(reader, "samples", None)
     if samples is None and not archives:
         samples = [(dataset.filename(index), None) for index in range(len(dataset))]

@@ -16,7 +16,7 @@ from pyharness import distill as d
 from pyharness import models, qat, quantize, reproduce_table2, train, trainer
 from pyharness.calibrated import save_calibrated
 from pyharness.config import MICRO_DIGITS
-from pyharness.data import DigitsDataset, check_images, get_dataset, make_loader
+from pyharness.data import DigitsDataset, check_images, get_dataset, input_normalization, make_loader
 from pyharness.errors import DataError, HarnessError
 from pyharness.pipeline import Inputs, Pipeline
 from pyharness.train_options import Machine
@@ -54,7 +54,8 @@ def mend(root, name):
 def calibrated_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("calibrated") / "c.safetensors"
     model = models.create_model(MICRO, weights="pretrained")
-    save_calibrated(path, quantize.quantize(model, MICRO_DIGITS, [DigitsDataset(train=True).images[:16]]))
+    noted = {"normalization": input_normalization("images", MICRO, model)}
+    save_calibrated(path, quantize.quantize(model, MICRO_DIGITS, [DigitsDataset(train=True).images[:16]], **noted))
     return path
 
 

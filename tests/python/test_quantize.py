@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+import timm
 import torch
 from quant_helpers import calibrated, exercised_model, images_for, one_thread
 
+from pyharness import models
 from pyharness.calibrated import load_calibrated, save_calibrated
 from pyharness.config import MICRO_DIGITS
+from pyharness.engine_file import load_engine_file, save_engine_file
 from pyharness.errors import CalibrationError, CheckpointError, DataError, HarnessError
 from pyharness.fakequant import FakeQuantSwin, make_quantizer
-from pyharness.models import MICRO_TEACHER, save_checkpoint
+from pyharness.fused_convert import to_fused_engine_file
+from pyharness.models import MICRO_TEACHER, config_of, exercise, note_data, save_checkpoint
 from pyharness.quantize import _collect, calibrate, main, mse_amax, quantize
 
 __all__ = ["one_thread"]
@@ -270,11 +275,35 @@ def test_the_program_notes_how_its_images_were_normalized(suffix, tmp_path):
     assert json.loads((tmp_path / f"{out.name}.card.json").read_text())["meta"]["input"] == found
 
 
-def test_without_a_normalization_none_is_noted(seed):
+def test_what_is_known_of_the_images_is_noted(seed):
+    """Where the caller says nothing: what the model's file says, or timm or this package of its name."""
     model, images = exercised_model(MICRO_DIGITS, seed), [images_for(MICRO_DIGITS, 4, seed)]
-    assert "input" not in quantize(model, MICRO_DIGITS, images).meta
+    assert quantize(model, MICRO_DIGITS, images).meta["input"] == {"mean": [0.305], "std": [0.325]}
     noted = {"mean": [0.5], "std": [0.25]}
     assert quantize(model, MICRO_DIGITS, images, normalization=noted).meta["input"] == noted
+    note_data(model, {"input": noted, "classes": list("abcdefghij")})
+    meta = quantize(model, MICRO_DIGITS, images).meta
+    assert meta["input"] == noted and meta["classes"] == list("abcdefghij")
+    unknown = dataclasses.replace(MICRO_DIGITS, name="mine")
+    meta = quantize(exercised_model(unknown, seed), unknown, images).meta
+    assert "input" not in meta and "classes" not in meta
+
+
+def test_readmes_example_makes_a_file_that_says_all(tmp_path, seed):
+    """timm's own model, small here, which timm says to be of ImageNet-1k."""
+    name = "swin_tiny_patch4_window7_224"
+    model = timm.create_model(name, img_size=56, depths=(1, 1), num_heads=(1, 2), embed_dim=32).eval()
+    exercise(model, seed)
+    config = config_of(model, name)
+    checkpoint = quantize(model, config, [images_for(config, 4, seed)])
+    save_engine_file(tmp_path / "my.engine.safetensors", to_fused_engine_file(checkpoint))
+    meta = load_engine_file(tmp_path / "my.engine.safetensors").meta
+    assert meta["input"] == {
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9
+    }  # fmt: skip
+    assert len(meta["classes"]) == 1000 and meta["classes"][0] == "tench, Tinca tinca"
+    ours = models.create_model(name, num_classes=1000, img_size=56)
+    assert not models.known_classes(ours), "random weights know none"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from train_worker import MICRO, SHORT, UNEVEN
 from pyharness import distill as d
 from pyharness import models, trainer
 from pyharness.calibrated import save_calibrated
-from pyharness.data import DigitsDataset
+from pyharness.data import DigitsDataset, input_normalization
 from pyharness.errors import CheckpointError, HarnessError
 from pyharness.quantize import quantize
 from pyharness.train_options import Machine, TrainOptions
@@ -605,7 +605,9 @@ def test_programs_train_on_changed_training_images_and_evaluate_on_held_out_ones
     command = ["--data", "images", "--out", str(tmp_path / "out")]
     if program == "qat":
         model = models.create_model(MICRO, weights="pretrained")
-        save_calibrated(tmp_path / "c.pth", quantize(model, models.config_of(model, MICRO), [DigitsDataset(True).images[:4]]))
+        noted = {"normalization": input_normalization("images", MICRO, model)}
+        checkpoint = quantize(model, models.config_of(model, MICRO), [DigitsDataset(True).images[:4]], **noted)
+        save_calibrated(tmp_path / "c.pth", checkpoint)
         command.insert(0, str(tmp_path / "c.pth"))
     with pytest.raises(Asked):
         module.main(command)
