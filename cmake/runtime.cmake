@@ -1,6 +1,6 @@
 # The engine without Python: the shared library swin_int8_c, whose interface is csrc/include/swin_int8.h, and the program
 # swin_run. `cmake --install BUILD --component runtime --prefix PREFIX` installs both, with a CMake package
-# (find_package(SwinInt8), target SwinInt8::swin_int8_c). docs/runtime.md.
+# (find_package(SwinInt8), target SwinInt8::swin_int8_c); the component `engine` has them for the Python package. docs/runtime.md.
 include(CheckCXXSourceCompiles)
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
@@ -40,14 +40,15 @@ target_link_options(swin_int8_c PRIVATE -Wl,-Bsymbolic -Wl,--as-needed -Wl,-z,no
 
 add_executable(swin_run csrc/runtime/swin_run.cc csrc/runtime/npy.cc csrc/runtime/ppm.cc)
 target_link_libraries(swin_run PRIVATE swin_int8_c)
-# From the program to the library, wherever both are installed; a folder that was given as an absolute one stays that.
+# From the program to the library, wherever both are installed, also into one folder; one that was given as an absolute one
+# stays that.
 if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
   set(library_dir "${CMAKE_INSTALL_LIBDIR}")
 else()
   file(RELATIVE_PATH library_dir "${CMAKE_INSTALL_FULL_BINDIR}" "${CMAKE_INSTALL_FULL_LIBDIR}")
   string(PREPEND library_dir "$ORIGIN/")
 endif()
-set_target_properties(swin_run PROPERTIES INSTALL_RPATH "${library_dir}")
+set_target_properties(swin_run PROPERTIES INSTALL_RPATH "${library_dir};$ORIGIN")
 
 # With the C++ library inside, they run on any Linux whose C library is not older. Some distributions keep it apart.
 if(NOT SWIN_SANITIZE)
@@ -64,6 +65,10 @@ endif()
 install(TARGETS swin_int8_c swin_run EXPORT SwinInt8
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT runtime
         RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT runtime)
+# The Python package has both beside the torch extension (pyharness/c_library.py). A wheel holds no links: the library has
+# the name there that programs look for.
+install(FILES $<TARGET_FILE:swin_int8_c> DESTINATION pyharness/_lib RENAME libswin_int8_c.so.${soversion} COMPONENT engine)
+install(TARGETS swin_run RUNTIME DESTINATION pyharness/_lib COMPONENT engine)
 install(FILES csrc/include/swin_int8.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT runtime)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/SwinInt8)
 install(EXPORT SwinInt8 FILE SwinInt8Config.cmake NAMESPACE SwinInt8:: DESTINATION ${package_dir} COMPONENT runtime)

@@ -18,6 +18,8 @@ import numpy as np
 from pyharness.errors import EngineError
 
 ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = Path(__file__).resolve().parent / "_lib" / "libswin_int8_c.so.0.1"
+"""Where the package has the library, swin_run beside it (cmake/runtime.cmake)."""
 
 OK, ERROR_FILE, ERROR_ARGUMENT, ERROR_UNSUPPORTED, ERROR_MEMORY, ERROR_INTERNAL = range(6)
 """swin_status"""
@@ -61,17 +63,23 @@ class StatusError(EngineError):
 
 
 def library_path() -> Path:
-    """Where the library is looked for: SWIN_INT8_C_LIBRARY of the environment, else in the build of this checkout."""
+    """Where the library is looked for: SWIN_INT8_C_LIBRARY of the environment, else in the build of this checkout where
+    there is one, else beside this file, where it is installed."""
     forced = os.environ.get("SWIN_INT8_C_LIBRARY")
-    return Path(forced) if forced else ROOT / "build" / "release" / "lib" / "libswin_int8_c.so"
+    if forced:
+        return Path(forced)
+    built = ROOT / "build" / "release" / "lib" / "libswin_int8_c.so"
+    return built if built.is_file() else INSTALLED
 
 
 def program_path() -> Path:
     """swin_run, which is built and installed beside the library; EngineError where it is not there."""
-    path = library_path().parent.parent / "bin" / "swin_run"
-    if not path.is_file():
-        raise EngineError(f"swin_run is not at {path}: `bash scripts/build_ft.sh` builds it")
-    return path
+    library = library_path()
+    places = (library.parent.parent / "bin" / "swin_run", library.parent / "swin_run")
+    for path in places:
+        if path.is_file():
+            return path
+    raise EngineError(f"swin_run is not at {' or '.join(map(str, places))}: `bash scripts/build_ft.sh` builds it")
 
 
 @functools.cache
@@ -80,7 +88,8 @@ def library() -> ctypes.CDLL:
     path = library_path()
     if not path.is_file():
         raise EngineError(
-            f"the C library is not at {path}: `bash scripts/build_ft.sh` builds it, SWIN_INT8_C_LIBRARY names another"
+            f"the C library is not at {path}: `bash scripts/build_ft.sh` or `pip install .` builds it, "
+            "SWIN_INT8_C_LIBRARY names another"
         )
     try:
         lib = ctypes.CDLL(str(path))

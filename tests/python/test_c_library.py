@@ -604,6 +604,64 @@ def test_what_is_installed_runs_by_itself(prefix, micro):
     assert done.returncode == 0 and "latency" in done.stdout, done.stderr
 
 
+ALONE = """
+import sys
+sys.path[:] = [sys.argv[1], *sys.path, sys.argv[2]]
+import numpy as np
+from pyharness.c_library import CModel, library_path, options, program_path
+with CModel(sys.argv[3], options(threads=1)) as model:
+    np.save(sys.argv[4], model.forward(model.prepare(np.full((40, 30, 1), 77, np.uint8))[None]))
+print(library_path(), program_path())
+known = {*sys.stdlib_module_names, "__main__", "numpy", "pyharness"}
+print(sorted({name.split(".")[0] for name in sys.modules} - known))
+"""
+
+
+def test_the_package_has_the_library_for_a_python_with_numpy_alone(tmp_path, repository, seed):
+    """Three of its files, and what `cmake --install --component engine`, as `pip install .`, puts beside them."""
+    said = {"mean": [0.25], "std": [0.5], "interpolation": "bicubic", "crop_pct": 0.9}
+    micro, file = saved(tmp_path, MICRO_DIGITS, "geluless_int8", seed, input=said)
+    cmake = shutil.which("cmake", path=Path(sys.executable).parent) or "cmake"
+    subprocess.run([cmake, "--install", BUILD, "--component", "engine", "--prefix", tmp_path], check=True, capture_output=True)
+    installed = tmp_path / "pyharness" / "_lib"
+    assert {path.name for path in installed.iterdir()} >= {"libswin_int8_c.so.0.1", "swin_run"}
+    assert not any(path.is_symlink() for path in installed.iterdir())  # a wheel holds none
+    for name in ("__init__.py", "errors.py", "c_library.py"):
+        shutil.copy(repository / "pyharness" / name, installed.parent)
+    site, out = Path(np.__file__).parent.parent, tmp_path / "logits.npy"
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", "-c", ALONE, tmp_path, site, micro, out],
+        capture_output=True, text=True, env={key: os.environ[key] for key in ("LD_PRELOAD", "ASAN_OPTIONS") if key in os.environ},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    paths, others = done.stdout.splitlines()
+    assert paths == f"{installed / 'libswin_int8_c.so.0.1'} {installed / 'swin_run'}" and others == "[]"
+    value = (np.float32(77) / np.float32(255) - np.float32(0.25)) / np.float32(0.5)
+    wanted = SwinInt8.from_engine_file(file)(torch.full((1, 1, 28, 28), float(value)))
+    assert np.array_equal(np.load(out), wanted.numpy())
+    done = subprocess.run([installed / "swin_run", micro, "--seconds", "0.05"], capture_output=True, env={}, text=True)
+    assert done.returncode == 0 and "latency" in done.stdout, done.stderr
+
+
+def test_where_the_library_is_looked_for(tmp_path, monkeypatch):
+    from pyharness import c_library
+
+    built, installed = tmp_path / "build/release/lib/libswin_int8_c.so", tmp_path / "pyharness/_lib/libswin_int8_c.so.0.1"
+    monkeypatch.setattr(c_library, "ROOT", tmp_path)
+    monkeypatch.setattr(c_library, "INSTALLED", installed)
+    monkeypatch.delenv("SWIN_INT8_C_LIBRARY", raising=False)
+    assert c_library.library_path() == installed  # which the error names where neither is there
+    with pytest.raises(EngineError, match=f"swin_run is not at .* or {re.escape(str(installed.parent / 'swin_run'))}"):
+        c_library.program_path()
+    for path in (installed, built, built.parent.parent / "bin" / "swin_run", installed.parent / "swin_run"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    assert c_library.library_path() == built
+    assert c_library.program_path() == built.parent.parent / "bin" / "swin_run"
+    monkeypatch.setenv("SWIN_INT8_C_LIBRARY", str(installed))
+    assert c_library.library_path() == installed and c_library.program_path() == installed.parent / "swin_run"
+
+
 def test_the_library_shows_its_functions_and_no_more(prefix):
     header = (prefix / "include" / "swin_int8.h").read_text(encoding="utf-8")
     declared = set(re.findall(r"SWIN_API [\w ]+\*?\s*\*?(swin_\w+)\(", header))
