@@ -53,7 +53,10 @@ double value_at(Filter filter, double x) {
     return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
   }
   if (x >= 1) return 0;
-  if (filter == Filter::kHamming) return sinc(x) * (0.54 + 0.46 * std::cos(x * std::numbers::pi));
+  if (filter == Filter::kHamming) {
+    // The constants are of float32 in Pillow, which reaches some bytes of a photograph.
+    return sinc(x) * (double{0.54f} + double{0.46f} * std::cos(x * std::numbers::pi));
+  }
   return 1 - x;
 }
 

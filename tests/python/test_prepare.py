@@ -4,6 +4,7 @@ swin_run takes them from PPM files and arrays."""
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import subprocess
 import threading
@@ -131,6 +132,19 @@ def test_extreme_sizes(tmp_path, interpolation, height, width, seed):
         for one in (model, square):
             wanted = timms(pixels, one.image_shape[1:], interpolation=interpolation)
             assert np.array_equal(one.prepare(pixels), wanted)
+
+
+@columns_first
+@pytest.mark.parametrize("interpolation", MODES)
+def test_photographs_as_large_as_they_are(tmp_path, interpolation, seed):
+    """Of millions of bytes: a weight that is off by 1e-8 of itself is a byte of some of them."""
+    random, config = np.random.default_rng(seed), dataclasses.replace(NON_SQUARE, name="large", img_size=(224, 224))
+    with model_of(tmp_path, seed, config, interpolation=interpolation) as model:
+        for size in [(224, 224), (256, 256), (384, 384), (448, 224)]:
+            with model.at_size(*size) as other:
+                for height, width in [(1368, 1032), (605, 999), (501, 226)]:
+                    pixels = photograph(random, height, width)
+                    assert np.array_equal(other.prepare(pixels), timms(pixels, size, interpolation=interpolation))
 
 
 @columns_first
