@@ -84,7 +84,7 @@ class SignalSafeLoader(DataLoader):
 
 
 def _leave_signals(worker: int) -> None:
-    """Have this reader, which began with SIGTERM held back, end by the SIGTERM of the process it reads for alone."""
+    """Have this reader end by the SIGTERM of the process it reads for, and by no other's."""
     reads_for = multiprocessing.parent_process().pid
 
     def wait() -> None:
@@ -93,4 +93,5 @@ def _leave_signals(worker: int) -> None:
         os._exit(0)  # to PyTorch any other status is a failure
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # where it began as no fork of that process
     threading.Thread(target=wait, daemon=True).start()

@@ -6,7 +6,9 @@ import builtins
 import copy
 import csv
 import importlib
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -31,6 +33,7 @@ from pyharness.calibrated import save_calibrated
 from pyharness.data import DigitsDataset, input_normalization
 from pyharness.errors import CheckpointError, HarnessError
 from pyharness.quantize import quantize
+from pyharness.signals import SignalSafeLoader
 from pyharness.train_options import Machine, TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,6 +301,20 @@ def test_readers_end_with_the_process_that_they_read_for(with_a_reader):
     process, reader = with_a_reader
     process.kill()
     assert _ends(reader, 30), "PyTorch's readers look every 5 seconds"
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_reader_ends_by_the_signal_of_the_process_that_it_reads_for_alone(method):
+    """However Python starts it."""
+    others = set(multiprocessing.active_children())
+    batches = iter(SignalSafeLoader(DigitsDataset(train=False), 1, num_workers=1, multiprocessing_context=method))
+    next(batches)
+    (reader,) = set(multiprocessing.active_children()) - others
+    subprocess.run(["kill", "-TERM", str(reader.pid)], check=True)
+    assert sum(1 for _ in itertools.islice(batches, 20)) == 20 and reader.is_alive()
+    reader.terminate()
+    reader.join(30)
+    assert reader.exitcode == 0
 
 
 STUCK = """
