@@ -248,8 +248,8 @@ def test_a_signal_stops_an_evaluation_too(teacher, images, tmp_path, monkeypatch
     assert [row["eval_accuracy"] for row in summary.rows] == [row["eval_accuracy"] for row in short_run.rows]
 
 
-WITH_A_READER = ["--batch", "8", "--subset", "1", "--state-every", "1", "--workers", "1", "--no-tensorboard", "--threads", "1"]
-"""150 steps a block, and one reader in each."""
+WITH_A_READER = ["--batch", "8", "--subset", "0.5", "--state-every", "1", "--workers", "1", "--no-tensorboard", "--threads", "1"]
+"""75 steps a block, and one reader in each."""
 
 
 @pytest.fixture
@@ -293,8 +293,7 @@ def test_a_signal_to_the_whole_group_leaves_a_state(with_a_reader, tmp_path):
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130 and "stopped by SIGTERM" in err and "Traceback" not in err, err
     assert _ends(reader, 30)
-    assert 2 <= _steps(tmp_path / "state.pt") < 600
-    assert d.main([*WITH_A_READER, "--out", str(tmp_path)]) == 0
+    assert 2 <= _steps(tmp_path / "state.pt") < 300
 
 
 def test_readers_end_with_the_process_that_they_read_for(with_a_reader):
