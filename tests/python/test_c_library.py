@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -425,13 +426,16 @@ def test_swin_run_writes_features(micro, tmp_path, seed):
 def test_swin_run_measures_random_images(micro):
     import json
 
+    start = time.monotonic()
     said = json.loads(swin_run(micro, "--seconds", 0.1, "--batch", 3, "--threads", 1, "--json").stdout)
+    whole = time.monotonic() - start
     assert (said["model"], said["graph"], said["threads"], said["batch"]) == (MICRO_DIGITS.name, "geluless_int8", 1, 3)
     latency = said["latency_ms"]
     assert 0 < latency["p10"] <= latency["median"] <= latency["p90"] and latency["runs"] >= 1
     assert said["load_ms"] > 0 and said["callers"] == 1
-    # A caller does nothing but call: its images are those of calls of the median's length, give or take.
-    assert said["images_per_s"] == pytest.approx(3 * 1000 / latency["median"], rel=0.9)
+    # As long as was asked for, and as half of the calls took at least; no longer than the whole program.
+    seconds = 3 * latency["runs"] / said["images_per_s"]
+    assert max(0.1, latency["runs"] / 2 * latency["median"] / 1000) * 0.99 <= seconds <= whole
     # Of its own, whatever the process that started it held: this one, with PyTorch in it, holds hundreds of MB.
     assert 2 < said["peak_mb"] < 250
     text = swin_run(micro, "--seconds", 0.1).stdout
