@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -76,6 +77,9 @@ class SignalSafeLoader(DataLoader):
         super().__init__(*args, worker_init_fn=_leave_signals, **more)
 
     def __iter__(self) -> Iterator[Any]:
+        method = self.multiprocessing_context or multiprocessing
+        if self.num_workers and method.get_start_method() != "fork":
+            resource_tracker.ensure_running()  # which lets SIGTERM through again, also for processes started after it
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # readers begin with it held back
         try:
             return super().__iter__()

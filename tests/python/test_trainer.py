@@ -156,10 +156,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_the_command_resumes(tmp_path
         env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not _steps(tmp_path / "state.pt") >= 2:
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-            time.sleep(0.01)
+        _wait_for_two_steps(process, tmp_path / "state.pt")
         victim = next(pid for pid in _children(process.pid) if _variable(pid, "RANK") == "1")
         os.kill(victim, signal.SIGKILL)
         _, err = process.communicate(timeout=100)
@@ -172,6 +169,14 @@ def test_torchrun_ends_when_a_process_is_killed_and_the_command_resumes(tmp_path
     assert not (tmp_path / "student.safetensors").exists()
     assert d.main([*arguments, "--threads", "1"]) == 0
     assert models.is_geluless(models.load_model(tmp_path / "student.safetensors")[0])
+
+
+def _wait_for_two_steps(process: subprocess.Popen, state: Path) -> None:
+    """Until the training of `process` has written a state behind its second step."""
+    deadline = time.monotonic() + 120
+    while not _steps(state) >= 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
 
 
 def _steps(state):
@@ -260,10 +265,7 @@ def with_a_reader(tmp_path):
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not _steps(tmp_path / "state.pt") >= 2:
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-            time.sleep(0.01)
+        _wait_for_two_steps(process, tmp_path / "state.pt")
         (reader,) = _children(process.pid)
         yield process, reader
     finally:
@@ -303,8 +305,9 @@ def test_readers_end_with_the_process_that_they_read_for(with_a_reader):
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_a_reader_ends_by_the_signal_of_the_process_that_it_reads_for_alone(method):
-    """However Python starts it."""
+def test_a_reader_ends_by_the_signal_of_the_process_that_it_reads_for_alone(method, monkeypatch):
+    """However Python starts it, and with the threads that NumPy's libraries start as they are loaded."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     others = set(multiprocessing.active_children())
     batches = iter(SignalSafeLoader(DigitsDataset(train=False), 1, num_workers=1, multiprocessing_context=method))
     next(batches)
