@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from pyharness import results
+from pyharness.atomic import make_writable_folder
 from pyharness.config import FUSED_GRAPH
 from pyharness.data import (
     CORRUPT,
@@ -223,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     need_one_process()
     take_reading_options(args, "--images")
     check_graph_arguments(args, (args.reference, *args.others))
+    if args.out:  # which would be a pity to find out behind all the images
+        make_writable_folder(args.out / "layers.json" if args.layers else args.out)
     if args.layers:
         return compare_layers(args)
     if args.kinds:

@@ -346,9 +346,9 @@ def kind_of(path: str | Path) -> str:
     """What a file is: "engine", "calibrated" or "fp32"."""
     from pyharness.checkpoint import load_checkpoint
     from pyharness.engine_file import MAGIC
-    from pyharness.tensor_file import load_tensors
+    from pyharness.tensor_file import load_header
 
-    if Path(path).suffix == ".safetensors" and load_tensors(path, CheckpointError)[1].get("format") == MAGIC:
+    if Path(path).suffix == ".safetensors" and load_header(path, CheckpointError).get("format") == MAGIC:
         return "engine"
     state, _ = load_checkpoint(path)
     return "calibrated" if any(key.endswith("_quantizer._amax") for key in state) else "fp32"

@@ -25,7 +25,10 @@ from pyharness.data import (
     DATA_HELP,
     add_labels,
     add_max_corrupt,
+    check_images,
+    get_dataset,
     input_normalization,
+    make_loader,
     read_labels,
     take_reading_options,
 )
@@ -271,7 +274,6 @@ def main(argv: list[str] | None = None) -> int:
     model, config, meta = _load_model(args)
     if args.labels:
         note_data(model, {"classes": read_labels(args.labels, config.num_classes)})
-    from pyharness.data import check_images, get_dataset, make_loader
     from pyharness.models import weights_source
 
     dataset = get_dataset(args.data, config.name, train=True, model=model, labels=False)

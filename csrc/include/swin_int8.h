@@ -30,10 +30,9 @@ typedef struct swin_model swin_model;
 
 typedef enum swin_status {
   SWIN_OK = 0,
-  SWIN_ERROR_FILE = 1,     /* an engine file that is missing, cut off, damaged, or of another kind or version */
-  SWIN_ERROR_ARGUMENT = 2, /* a null pointer, a number out of range, a name nobody knows, an image with NaN */
-  SWIN_ERROR_UNSUPPORTED =
-      3, /* what this machine or this build lacks: a device, an instruction set, an interpolation */
+  SWIN_ERROR_FILE = 1,        /* an engine file that is missing, cut off, damaged, or of another kind or version */
+  SWIN_ERROR_ARGUMENT = 2,    /* a null pointer, a number out of range, a name nobody knows, an image with NaN */
+  SWIN_ERROR_UNSUPPORTED = 3, /* a device, instruction set or interpolation that this machine or this build lacks */
   SWIN_ERROR_MEMORY = 4,
   SWIN_ERROR_INTERNAL = 5
 } swin_status;
@@ -65,8 +64,8 @@ typedef struct swin_info {
   const float* std;                /* [channels] */
   const char* const* class_names;  /* [classes], in UTF-8; NULL where the file does not say */
   const char* interpolation;       /* how swin_prepare resizes: "bicubic"; NULL where the file does not say */
-  double crop_pct;       /* what share of the resized image it takes, along a side; 0 where the file does not say */
-  const char* crop_mode; /* "center" (also NULL), "squash" or "border" */
+  double crop_pct;                 /* what share of the resized image's side it takes; 0 where the file does not say */
+  const char* crop_mode;           /* "center" (also NULL), "squash" or "border" */
 } swin_info;
 
 /* Reads an engine file and packs its weights for the device. `options` may be NULL. *model is NULL after an error. */

@@ -1,4 +1,6 @@
 // swin_int8.h: what it promises in C, by the engine in C++. Exceptions end here.
+#include "swin_int8.h"
+
 #include <pthread.h>
 
 #include <algorithm>
@@ -24,7 +26,6 @@
 #include "swin/error.h"
 #include "swin/fork_mutex.h"
 #include "swin/geometry.h"
-#include "swin_int8.h"
 
 namespace {
 

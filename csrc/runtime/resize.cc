@@ -16,8 +16,8 @@
 namespace swin::runtime {
 namespace {
 
-constexpr int kFractionBits =
-    22;  // of a weight: 32 less 8 of a pixel, and two for weights that together are more than 1
+// Of a weight: 32 less 8 of a pixel, and two for weights that together are more than 1.
+constexpr int kFractionBits = 22;
 constexpr std::uint32_t kHalf = 1u << (kFractionBits - 1);
 constexpr std::int64_t kLanes = 8;   // numbers that the loops below are unrolled by
 constexpr std::int64_t kBlock = 32;  // bytes of a row that are summed at a time

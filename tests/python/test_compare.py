@@ -57,6 +57,16 @@ def test_every_kind_of_file_on_images_without_labels(folder, capsys):
     assert engine["reference"] == files[0] and engine["other"] == files[2]
 
 
+@pytest.mark.parametrize("words", [["--out", "file/found.json"], ["--layers", "--out", "file"]])
+def test_a_place_that_cannot_be_written_to_is_refused_ahead_of_the_work(folder, tmp_path, monkeypatch, words):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "open_predictor", lambda *_: pytest.fail("a file was opened first"))
+    calibrated = str(folder / "calibrated.safetensors")
+    with pytest.raises(HarnessError, match="the folder of file/.*json cannot be made .*; choose another place"):
+        compare.main([calibrated, calibrated, *words])
+
+
 def test_a_calibrated_checkpoint_is_run_as_the_graph_of_its_engine_file(folder, capsys, tmp_path):
     """With it the engine is as near to its model as the kinds of arithmetic allow; as FasterTransformer's graph it is
     not. The same with balanced steps."""
