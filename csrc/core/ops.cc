@@ -202,8 +202,8 @@ void check_linear(const char* op, const TensorView& x, const PackedWeight* w, co
   expect(op, "x", x, DType::kS8, {x.dim(0), w->k});
   SWIN_CHECK(ShapeError, op, w->k > 0 && w->k < kMaxGemmK, "K is ", w->k, "; 1 to ", kMaxGemmK - 1,
              " keeps int32 exact");
-  SWIN_CHECK(ValueError, op, w->input == InputRange::kSigned,
-             "the weight was packed for inputs of 0..127; here they are any int8");
+  SWIN_CHECK(ValueError, op, w->input == InputRange::kSigned, "the weight was packed for inputs of ", w->input.lowest,
+             "..127; here they are any int8");
   expect(op, "scale", scale, DType::kF32, {w->n});
   if (bias) expect(op, "bias", bias, DType::kF32, {w->n});
 }
@@ -284,9 +284,9 @@ void check(const MlpResidualNormArgs& a, DType f) {
   const bool relu = a.activation == Activation::kRelu;
   SWIN_CHECK(ValueError, op, relu != bool(a.bias1),
              relu ? "with ReLU there is no FC1 bias" : "GELU needs the FC1 bias");
-  SWIN_CHECK(
-      ValueError, op, relu == (a.w2->input == InputRange::kNonNegative),
-      "the second weight must be packed for what the activation gives: 0..127 behind ReLU, any int8 behind GELU");
+  const InputRange given = relu ? InputRange::kNonNegative : InputRange::behind_gelu(a.hidden_quant);
+  SWIN_CHECK(ValueError, op, a.w2->input.holds(given), "the second weight was packed for inputs of ",
+             a.w2->input.lowest, "..127; the activation gives ", given.lowest, "..127");
   if (a.hidden) expect(op, "hidden", a.hidden, DType::kS8, {m, hidden});
   if (a.out) {
     check_geometry(op, a.geometry);

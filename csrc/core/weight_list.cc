@@ -27,9 +27,8 @@ Parameter WeightList::parameter(const std::string& name, DType dtype, std::initi
   return backend_.upload_parameter(next(name, dtype, dims));
 }
 
-std::unique_ptr<PackedWeight> WeightList::weight(const std::string& name, std::int64_t n, std::int64_t k,
-                                                 InputRange input) {
-  return backend_.pack_weight(next(name, DType::kS8, {n, k}), input);
+std::unique_ptr<PackedWeight> WeightList::weight(const std::string& name, std::int64_t n, std::int64_t k) {
+  return backend_.pack_weight(next(name, DType::kS8, {n, k}));
 }
 
 void WeightList::empty(const std::string& name, const char* why) {

@@ -1,56 +1,52 @@
 // The GEMM for AVX2 without VNNI whose weights prove its exactness: faster than vpmaddwd, equal to it to the bit.
 //
 // vpmaddubsw multiplies 32 pairs of u8 and s8, twice as many as vpmaddwd, but saturates to int16. Weights do not change
-// after they are loaded, so what a sum of products can reach is known then: with u in 0..top (a + 128 for signed input,
-// hence top 255; 127 behind a ReLU), sum_i u_i w_i lies in [-top * N, top * P], where P and N are the sums of the
-// positive weights and of the negative ones' amounts. As long as P and N stay within 32767 / top, neither an instruction
-// saturates nor a sum in int16 overflows, whatever the input. So for each unit of kLanes columns, the words of 4 k are put
-// into groups of up to six that keep this bound in every lane, as the order of an integer sum is free:
+// after they are loaded, so what a sum of products can reach is known then: with u in 0..top (a - lowest, of inputs
+// whose InputRange is lowest..127: top is 255 for any int8, 127 behind a ReLU, little more behind a GELU), it lies in
+// [-top * N, top * P], where P and N are the sums of the positive weights and of the negative ones' amounts. As long as
+// P and N stay within 32767 / top, neither an instruction saturates nor a sum in int16 overflows, whatever the input.
+// So for each span of one or two units of columns, the words of 4 k are put into groups of up to six that keep this
+// bound in every lane, as the order of an integer sum is free:
 //
 //   t = vpmaddubsw(word 0) + ... + vpmaddubsw(word 5) in int16; acc += vpmaddwd(t, 1) in int32
 //
 // which is 13 instructions for 6 words where vpmaddwd needs 24. How full groups get depends on the weights
 // (docs/epilogues.md); where they would not gain, pack_weight takes the form of gemm_core.h.
 //
-// Weights that fill int8, as with a scale per output channel, have lanes whose own two weights are beyond the bound. Which
-// two of a word's four inputs share a lane is free as well, and so is the sign of an input: 255 - u in its place negates
-// its weights, and the constant that it adds is known. So a panel may hold each word in several forms, and each item reads
-// the one that suits its 16 lanes. A lane that is beyond the bound in every form leaves its larger weight to a second item.
+// Wide spans have two units. A group's weights, up to twelve vectors, stay in registers while all rows of a block pass,
+// and the rows' sums lie in the first-level cache: a row's word, once loaded, meets two vectors, and what a group costs
+// beside its products is shared by all rows.
 //
-// Items of a unit: the groups of six, then of four, three, two and one; for each item a word (as 4 * the number of its
-// form in the panel) and kLanes x 4 weights. Rows: panels of kGroupRows rows, word by word, form by form, so that an item
-// needs one address.
+// Narrow spans have one unit, whose sums for eight rows stay in registers. Each product needs a load, but half as many
+// lanes bind a group, and a panel of eight rows is small enough for the first-level cache with each word in several
+// forms. Weights that fill int8, as with a scale per output channel, need them: they have lanes whose own two weights
+// are beyond the bound. Which two of a word's four inputs share a lane is free as well, and so is the sign of an input:
+// top - u in its place negates its weights, and the constant that it adds is known. So a panel may hold each word in
+// several forms, and each item reads the one that suits its 16 lanes. A lane that is beyond the bound in every form
+// leaves its larger weight to a second item.
+//
+// Items of a span: the groups of six, then of five and so on; for each item a word (4 * the number of its form in the
+// panel) and a vector of weights for each unit.
 #pragma once
 
+#include <iterator>
 #include <utility>
 
-#include "gemm_core.h"
+#include "grouped_panels.h"
 #include "memory.h"
 
-#if defined(__AVX2__) && !defined(SWIN_VNNI)
-#define SWIN_GROUPED
-
+#if defined(SWIN_GROUPED)
 namespace swin::cpu::SWIN_ISA {
 
-static_assert(kLanes == 8);
-#if defined(SWIN_SANITIZED)
-inline constexpr int kGroupRows = 3;  // as kMaxRows
-#else
-inline constexpr int kGroupRows = 8;  // accumulators; beside them kWordsInRegisters of weights, and what a step needs
-#endif
-inline constexpr std::int64_t kPanelWordBytes = 4 * 8;  // a word of each row of a panel, at most 8, in one form
-inline constexpr int kMaxGroup = 6;
-inline constexpr int kGroupSizes[] = {6, 4, 3, 2, 1};  // a loop each, whose end costs a wrong branch
-inline constexpr int kSizes = 5;
-inline constexpr int kWordsInRegisters = 4;  // of a group: its other weights are read anew for each row
-inline constexpr std::int64_t kItemBytes = kLanes * 4;
+inline constexpr int kWideUnits = 2;
+inline constexpr int kMaxGroup = 6;                     // of two units their weights leave four registers
+inline constexpr int kNarrowSizes[] = {6, 4, 3, 2, 1};  // a loop each, whose end costs a wrong branch
+inline constexpr int kWordsInRegisters = 4;  // of a narrow group: its other weights are read anew for each row
+inline constexpr std::int64_t kWordBytes = kLanes * 4;  // of weights, for a unit
 inline constexpr std::int64_t kCacheLine = 64;
+inline constexpr std::int64_t kWeightsAhead = 2048;      // bytes ahead that a wide span's weights are fetched
 inline constexpr std::int64_t kUnitsInCache = 96 << 10;  // bytes of weights that a second-level cache holds beside the rest
 inline constexpr std::int64_t kMostPanelWords = 16384;  // times forms: an item's word is in 16 bits, times 4
-
-// The forms of a word: each way to pair its inputs as they are, then the same with the second of each pair complemented.
-inline constexpr int kPairings = 3, kMostForms = 2 * kPairings;
-inline constexpr int kPairing[kPairings][4] = {{0, 1, 2, 3}, {0, 2, 1, 3}, {0, 3, 1, 2}};
 
 // `n` of T, whose constructor does nothing; freed where a later one is not to be had, too.
 template <class T>
@@ -69,123 +65,45 @@ class Array {
 // A weight in groups; group_weight (pack_grouped.h) fills it.
 class GroupedWeight {
  public:
-  struct Unit {
+  struct Span {
     std::int64_t first_item;
-    std::int32_t groups[kSizes];  // of each of kGroupSizes
+    std::int32_t groups[kMaxGroup + 1];  // by the number of their words
 
     std::int64_t items() const {
       std::int64_t sum = 0;
-      for (int i = 0; i < kSizes; ++i) sum += kGroupSizes[i] * groups[i];
+      for (int i = 1; i <= kMaxGroup; ++i) sum += i * groups[i];
       return sum;
     }
   };
 
-  GroupedWeight(std::int64_t n_units, std::int64_t n_items, int n_forms)
+  GroupedWeight(std::int64_t n_spans, std::int64_t n_items, int n_units, int n_forms)
       : items(n_items),
-        forms(n_forms),
         units(n_units),
+        forms(n_forms),
+        spans(n_spans),
         words(n_items),
-        weights(static_cast<std::int8_t*>(allocate_memory(n_items * kItemBytes))) {}
+        weights(static_cast<std::int8_t*>(allocate_memory(n_items * n_units * kWordBytes))) {}
   GroupedWeight(const GroupedWeight&) = delete;
   GroupedWeight& operator=(const GroupedWeight&) = delete;
   ~GroupedWeight() { release_memory(weights); }
 
+  PanelLayout layout(std::int64_t rows, std::int64_t k) const { return {units == kWideUnits, rows, k, forms}; }
+
   const std::int64_t items;
+  const int units;  // of a span: 1 or kWideUnits
   const int forms;  // of each word in a panel: 1, kPairings or kMostForms
-  const Array<Unit> units;
+  const Array<Span> spans;
   const Array<std::uint16_t> words;  // of an item: 4 * (its word's number * forms + its form)
-  std::int8_t* const weights;        // of an item: kItemBytes
+  std::int8_t* const weights;        // of an item: kWordBytes for each unit
 };
 
-static inline std::int64_t panels_of(std::int64_t rows) { return ceil_div(rows, kGroupRows); }
-static inline std::int64_t panel_bytes(std::int64_t k, int forms) { return ceil_div(k, 4) * forms * kPanelWordBytes; }
+// Spans of n columns; starts of sums are there for whole wide spans.
+static inline std::int64_t spans_of(std::int64_t n, int units) { return ceil_div(units_of(n), units); }
+static inline std::int64_t grouped_starts(std::int64_t n) { return spans_of(n, kWideUnits) * kWideUnits * kLanes; }
 
-// A word of eight rows to `target`, in each of its forms.
-template <int Forms>
-SWIN_INLINE static inline void store_forms(__m256i word, char* target) {
-  const auto store_form = [target](int form, __m256i value) SWIN_INLINE {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + form * kPanelWordBytes), value);
-  };
-  store_form(0, word);
-  if constexpr (Forms > 1) {
-    const __m256i second = _mm256_set1_epi16(static_cast<short>(0xff00));
-    const auto paired = [&](const int* of) SWIN_INLINE {
-      const int bytes = of[0] | of[1] << 8 | of[2] << 16 | of[3] << 24, next = 0x04040404;
-      return _mm256_shuffle_epi8(word, _mm256_setr_epi32(bytes, bytes + next, bytes + 2 * next, bytes + 3 * next, bytes,
-                                                         bytes + next, bytes + 2 * next, bytes + 3 * next));
-    };
-    const __m256i words[kPairings] = {word, paired(kPairing[1]), paired(kPairing[2])};
-    for (int i = 0; i < kPairings; ++i) {
-      if (i > 0) store_form(i, words[i]);
-      if constexpr (Forms > kPairings) store_form(kPairings + i, _mm256_xor_si256(words[i], second));
-    }
-  }
-}
-
-// Eight rows of 32 bytes at rows[0..7], each byte flipped by `flip`, to eight words of each row.
-template <int Forms>
-static inline void transpose_panel(const std::int8_t* const* rows, std::int64_t offset, __m256i flip, char* panel) {
-  __m256i r[8], s[8];
-  for (int i = 0; i < 8; ++i) {
-    r[i] = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[i] + offset)), flip);
-  }
-  for (int i = 0; i < 8; i += 2) {
-    s[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-    s[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {  // words 0, 1, 2, 3 (and 4 to 7 in the upper half) of rows i to i + 3
-    r[i] = _mm256_unpacklo_epi64(s[i], s[i + 2]);
-    r[i + 1] = _mm256_unpackhi_epi64(s[i], s[i + 2]);
-    r[i + 2] = _mm256_unpacklo_epi64(s[i + 1], s[i + 3]);
-    r[i + 3] = _mm256_unpackhi_epi64(s[i + 1], s[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    store_forms<Forms>(_mm256_permute2x128_si256(r[i], r[i + 4], 0x20), panel + i * Forms * kPanelWordBytes);
-    store_forms<Forms>(_mm256_permute2x128_si256(r[i], r[i + 4], 0x31), panel + (i + 4) * Forms * kPanelWordBytes);
-  }
-}
-
-template <int Forms>
-static inline void pack_panels_in(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
-                                  std::uint8_t flip, char* panel) {
-  constexpr std::int64_t kWordBytes = Forms * kPanelWordBytes;
-  const RowGroups panels(rows, kGroupRows);
-  const std::int64_t full = k / 32 * 32;
-  for (std::int64_t p = 0; p < panels.all; ++p, panel += panel_bytes(k, Forms)) {
-    const std::int64_t first = panels.first(p), count = panels.rows(p);
-    const std::int8_t* row[8];
-    for (std::int64_t i = 0; i < 8; ++i) row[i] = x + (first + min_of(i, count - 1)) * stride;  // beyond `count`: unused
-    for (std::int64_t i = 0; i < full; i += 32) {
-      transpose_panel<Forms>(row, i, _mm256_set1_epi8(static_cast<char>(flip)), panel + i / 4 * kWordBytes);
-    }
-    for (std::int64_t i = full; i < k; i += 4) {
-      alignas(32) char word[kPanelWordBytes] = {};
-      for (std::int64_t r = 0; r < count; ++r) {
-        for (std::int64_t j = 0; j < min_of(k - i, 4); ++j) {
-          word[4 * r + j] = static_cast<char>(static_cast<std::uint8_t>(row[r][i + j]) ^ flip);
-        }
-      }
-      store_forms<Forms>(_mm256_load_si256(reinterpret_cast<const __m256i*>(word)), panel + i / 4 * kWordBytes);
-    }
-  }
-}
-
-// `rows` rows of k values, `stride` bytes apart, to panels of `forms` forms of each word; the signed ones plus 128.
-static inline void pack_panels(const std::int8_t* x, std::int64_t stride, std::int64_t rows, std::int64_t k,
-                               InputRange input, int forms, void* scratch) {
-  const std::uint8_t flip = input == InputRange::kSigned ? 0x80 : 0;
-  char* panel = static_cast<char*>(scratch);
-  if (forms == 1) {
-    pack_panels_in<1>(x, stride, rows, k, flip, panel);
-  } else if (forms == kPairings) {
-    pack_panels_in<kPairings>(x, stride, rows, k, flip, panel);
-  } else {
-    pack_panels_in<kMostForms>(x, stride, rows, k, flip, panel);
-  }
-}
-
-// Where a kernel is in its unit's items, and what it fetches to the second-level cache meanwhile: a line per group, two per
-// group of more than four, from `ahead` up to `end`, beyond which there is the next panel's share, or nothing to fetch.
+// Where a kernel is in a narrow span's items, and what it fetches to the second-level cache meanwhile: a line per
+// group, two per group of more than four, from `ahead` up to `end`, beyond which there is the next panel's share, or
+// nothing to fetch.
 struct GroupCursor {
   const std::uint16_t* words;
   const std::int8_t *weights, *ahead, *end;
@@ -224,9 +142,9 @@ add_groups(GroupSums& sums, const char* panel, std::int32_t count, GroupCursor& 
     __m256i w[kHeld];
     const char* a[G];
     for (int i = 0; i < kHeld; ++i) w[i] = _mm256_load_si256(weights + i);
-    for (int i = 0; i < G; ++i) a[i] = panel + at.words[i] * (kPanelWordBytes / 4);
+    for (int i = 0; i < G; ++i) a[i] = panel + at.words[i] * kRowsAtOnce;
     at.words += G;
-    at.weights += G * kItemBytes;
+    at.weights += G * kWordBytes;
     for (int i = 0; i < G; i += kWordsInRegisters) {
       __builtin_prefetch(at.ahead < at.end ? at.ahead : at.weights, 0, 2);
       at.ahead += kCacheLine;
@@ -252,18 +170,18 @@ add_groups(GroupSums& sums, const char* panel, std::int32_t count, GroupCursor& 
   }
 }
 
-// R rows of a panel against a unit.
+// R rows of a panel against a narrow span.
 template <int R, class Emit>
-SWIN_INLINE static inline void grouped_kernel(const GroupedWeight::Unit& unit, GroupCursor at, const char* panel,
-                                              const std::int32_t* start, Emit emit) {
+SWIN_INLINE static inline void narrow_kernel(const GroupedWeight::Span& span, GroupCursor at, const char* panel,
+                                             const std::int32_t* start, Emit emit) {
   GroupSums sums;
   sums.each<R>([&](__m256i& sum, int) SWIN_INLINE {
     sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
     asm("" : "+x"(sum));  // of its own from here: what GCC takes for one value it would copy in every loop
   });
-  [&]<int... I>(std::integer_sequence<int, I...>) SWIN_INLINE {
-    (add_groups<R, kGroupSizes[I]>(sums, panel, unit.groups[I], at), ...);
-  }(std::make_integer_sequence<int, kSizes>{});
+  [&]<std::size_t... I>(std::index_sequence<I...>) SWIN_INLINE {
+    (add_groups<R, kNarrowSizes[I]>(sums, panel, span.groups[kNarrowSizes[I]], at), ...);
+  }(std::make_index_sequence<std::size(kNarrowSizes)>{});
   const auto emit_row = emit.template operator()<1>();
   sums.each<R>([&](const __m256i& sum, int r) SWIN_INLINE {
     const Vi result = reinterpret_cast<Vi>(sum);
@@ -272,32 +190,33 @@ SWIN_INLINE static inline void grouped_kernel(const GroupedWeight::Unit& unit, G
 }
 
 template <int R, class Emit>
-SWIN_INLINE static inline void dispatch_group_rows(std::int64_t rows, const GroupedWeight::Unit& unit,
+SWIN_INLINE static inline void dispatch_group_rows(std::int64_t rows, const GroupedWeight::Span& span,
                                                    const GroupCursor& at, const char* panel, const std::int32_t* start,
                                                    Emit emit) {
   if (rows == R) {
-    grouped_kernel<R>(unit, at, panel, start, emit);
+    narrow_kernel<R>(span, at, panel, start, emit);
   } else if constexpr (R > 1) {
-    dispatch_group_rows<R - 1>(rows, unit, at, panel, start, emit);
+    dispatch_group_rows<R - 1>(rows, span, at, panel, start, emit);
   }
 }
 
-// gemm_block of gemm_core.h for `count` rows in panels. Meanwhile the next unit's weights are fetched, spread over what there
-// is to do: waiting for them shows.
+// grouped_block for narrow spans. Meanwhile the next unit's weights are fetched, spread over what there is to do:
+// waiting for them shows.
 template <class Emit>
-static inline void grouped_block(const GroupedWeight& w, const char* panels, std::int64_t count, std::int64_t k,
-                                 const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
-                                 Emit emit_columns) {
+static inline void narrow_block(const GroupedWeight& w, const char* panels, std::int64_t count,
+                                const PanelLayout& layout, const std::int32_t* starts, std::int64_t first_unit,
+                                std::int64_t last_unit, Emit emit_columns) {
   const RowGroups split(count, kGroupRows);
   if (w.forms == 1) {  // all panels meet a unit before the next one: at a small M each weight meets few rows
     for (std::int64_t u = first_unit; u < last_unit; ++u) {
-      const GroupedWeight::Unit &unit = w.units[u], &next = w.units[min_of(u + 1, last_unit - 1)];
-      const std::int8_t *own = w.weights + unit.first_item * kItemBytes, *ahead = w.weights + next.first_item * kItemBytes;
-      const std::int64_t lines = ceil_div(ceil_div(next.items() * kItemBytes, kCacheLine), split.all);
+      const GroupedWeight::Span &unit = w.spans[u], &next = w.spans[min_of(u + 1, last_unit - 1)];
+      const std::int8_t *own = w.weights + unit.first_item * kWordBytes,
+                        *ahead = w.weights + next.first_item * kWordBytes;
+      const std::int64_t lines = ceil_div(ceil_div(next.items() * kWordBytes, kCacheLine), split.all);
       for (std::int64_t p = 0; p < split.all; ++p) {
         const GroupCursor at{w.words + unit.first_item, own, ahead + p * lines * kCacheLine,
                              ahead + (p + 1) * lines * kCacheLine};
-        dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * panel_bytes(k, 1), starts + u * kLanes,
+        dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * layout.panel_bytes(), starts + u * kLanes,
                                         rows_from(split.first(p), u * kLanes, emit_columns));
       }
     }
@@ -305,18 +224,126 @@ static inline void grouped_block(const GroupedWeight& w, const char* panels, std
   }
   // Panels of several forms are larger, and each unit reads other parts of them: a panel stays in the first-level cache and
   // meets as many units as the second-level cache holds.
-  const std::int64_t at_once = ceil_div(kUnitsInCache, ceil_div(k, 4) * kItemBytes);
+  const std::int64_t at_once = ceil_div(kUnitsInCache, layout.words * kWordBytes);
   for (std::int64_t from = first_unit; from < last_unit; from += at_once) {
     for (std::int64_t p = 0; p < split.all; ++p) {
       for (std::int64_t u = from; u < min_of(last_unit, from + at_once); ++u) {
-        const GroupedWeight::Unit &unit = w.units[u], &next = w.units[min_of(u + 1, last_unit - 1)];
-        const std::int8_t* ahead = w.weights + next.first_item * kItemBytes;
-        const GroupCursor at{w.words + unit.first_item, w.weights + unit.first_item * kItemBytes, ahead,
-                             ahead + next.items() * kItemBytes};
-        dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * panel_bytes(k, w.forms),
-                                        starts + u * kLanes, rows_from(split.first(p), u * kLanes, emit_columns));
+        const GroupedWeight::Span &unit = w.spans[u], &next = w.spans[min_of(u + 1, last_unit - 1)];
+        const std::int8_t* ahead = w.weights + next.first_item * kWordBytes;
+        const GroupCursor at{w.words + unit.first_item, w.weights + unit.first_item * kWordBytes, ahead,
+                             ahead + next.items() * kWordBytes};
+        dispatch_group_rows<kGroupRows>(split.rows(p), unit, at, panels + p * layout.panel_bytes(), starts + u * kLanes,
+                                        rows_from(split.first(p), u * kLanes, emit_columns));
       }
     }
+  }
+}
+
+// A panel of all rows, their sums (kWideUnits from one row to the next), and where a kernel is in a wide span's items.
+struct WideRows {
+  const char* panel;
+  std::int64_t panel_rows, rows;  // with and without what fills it up
+  __m256i* sums;
+  const std::uint16_t* words;
+  const std::int8_t* weights;
+};
+
+// Adds `count` times S groups of G items to the sums of all rows. S small groups at once share what reading and writing
+// a sum costs.
+template <int G, int S = 1>
+[[gnu::noinline]] static void add_wide_groups(WideRows& at, std::int64_t count) {
+  constexpr int kItems = G * S;
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (; count > 0; --count) {
+    __m256i w[kItems][kWideUnits];
+    const char* a[kItems];
+    for (int i = 0; i < kItems; ++i) {
+      const std::int8_t* weights = at.weights + i * kWideUnits * kWordBytes;
+      for (int u = 0; u < kWideUnits; ++u) {
+        w[i][u] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights) + u);
+        asm("" : "+x"(w[i][u]));  // in registers: or they would be read anew for each row
+      }
+      __builtin_prefetch(weights + kWeightsAhead, 0, 3);
+      a[i] = at.panel + at.words[i] * at.panel_rows;
+    }
+    at.words += kItems;
+    at.weights += kItems * kWideUnits * kWordBytes;
+    __m256i* sums = at.sums;
+#pragma GCC unroll 1
+    for (std::int64_t r = 0; r < at.rows; ++r, sums += kWideUnits) {
+      __m256i sum[kWideUnits];
+      for (int u = 0; u < kWideUnits; ++u) sum[u] = sums[u];
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        __m256i t[kWideUnits];
+#pragma GCC unroll 8
+        for (int i = s * G; i < (s + 1) * G; ++i) {
+          std::int32_t word;
+          std::memcpy(&word, a[i] + 4 * r, 4);
+          const __m256i input = _mm256_set1_epi32(word);
+          for (int u = 0; u < kWideUnits; ++u) {
+            const __m256i product = _mm256_maddubs_epi16(input, w[i][u]);
+            t[u] = i == s * G ? product : _mm256_add_epi16(t[u], product);
+            asm("" : "+x"(t[u]));  // as in add_groups
+          }
+        }
+        for (int u = 0; u < kWideUnits; ++u) sum[u] = _mm256_add_epi32(sum[u], _mm256_madd_epi16(t[u], ones));
+      }
+      for (int u = 0; u < kWideUnits; ++u) sums[u] = sum[u];
+    }
+  }
+}
+
+// grouped_block for wide spans.
+template <class Emit>
+static inline void wide_block(const GroupedWeight& w, const char* panel, std::int64_t rows, const PanelLayout& layout,
+                              const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
+                              Emit emit_columns) {
+  __m256i sums[kMostPanelRows * kWideUnits];
+  for (std::int64_t u = first_unit; u < last_unit; u += kWideUnits) {
+    const __m256i* start = reinterpret_cast<const __m256i*>(starts + u * kLanes);
+    const __m256i low = _mm256_loadu_si256(start), high = _mm256_loadu_si256(start + 1);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      sums[r * kWideUnits] = low;
+      sums[r * kWideUnits + 1] = high;
+    }
+    const GroupedWeight::Span& span = w.spans[u / kWideUnits];
+    WideRows at{panel,
+                layout.rows(),
+                rows,
+                sums,
+                w.words + span.first_item,
+                w.weights + span.first_item * kWideUnits * kWordBytes};
+    add_wide_groups<6>(at, span.groups[6]);
+    add_wide_groups<5>(at, span.groups[5]);
+    add_wide_groups<4>(at, span.groups[4]);
+    add_wide_groups<3>(at, span.groups[3]);
+    add_wide_groups<2, 2>(at, span.groups[2] / 2);
+    add_wide_groups<2>(at, span.groups[2] % 2);
+    add_wide_groups<1, 4>(at, span.groups[1] / 4);
+    add_wide_groups<1>(at, span.groups[1] % 4);
+    const Vi* results = reinterpret_cast<const Vi*>(sums);
+    const auto emit_rows = [&](const auto& emit_row) SWIN_INLINE {
+      for (std::int64_t r = 0; r < rows; ++r) emit_row(r, results + r * kWideUnits);
+    };
+    if (last_unit - u >= kWideUnits) {
+      emit_rows(emit_columns.template operator()<kWideUnits>(u * kLanes));
+    } else {
+      emit_rows(emit_columns.template operator()<1>(u * kLanes));
+    }
+  }
+}
+
+// gemm_block of gemm_core.h for `rows` rows in panels of w's layout. Begins at a multiple of kWideUnits.
+template <class Emit>
+static inline void grouped_block(const GroupedWeight& w, const char* panels, std::int64_t rows, std::int64_t k,
+                                 const std::int32_t* starts, std::int64_t first_unit, std::int64_t last_unit,
+                                 Emit emit_columns) {
+  const PanelLayout layout = w.layout(rows, k);
+  if (w.units == kWideUnits) {
+    wide_block(w, panels, rows, layout, starts, first_unit, last_unit, emit_columns);
+  } else {
+    narrow_block(w, panels, rows, layout, starts, first_unit, last_unit, emit_columns);
   }
 }
 

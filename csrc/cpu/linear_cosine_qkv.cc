@@ -131,7 +131,8 @@ struct CosineQkv {
 #endif
 
   void run_through_scratch(const ExecContext& context) const {
-    const std::int64_t together = units_together(d), parts = ceil_div(kColumnsAtOnce, together * kLanes);
+    const std::int64_t together = units_of_tasks(units_together(d)),
+                       parts = ceil_div(kColumnsAtOnce, together * kLanes);
     const std::int64_t units_at_once = parts * together, pitch = units_at_once * kLanes;
     const std::int64_t gemm_bytes = block_bytes(w, kBlockRows);
     const auto body = [&](BlockTask task, void* scratch) {

@@ -9,33 +9,56 @@
 
 namespace swin::cpu::SWIN_ISA {
 
-inline constexpr int kPlannedItems = 256;   // among which groups are sought: more would find little and take longer
-inline constexpr int kSampledUnits = 8;     // whose plans decide the number of forms
-inline constexpr double kWorthForms = 0.92;  // of the instructions with one form, at most: each form costs packing and cache
+inline constexpr int kPlannedItems = 256;    // among which groups are sought: more would find little and take longer
+inline constexpr int kSampledUnits = 8;      // whose plans decide the number of forms, and of units of a span
+inline constexpr double kWorthForms = 0.92;  // of the cycles with one form, at most: each form costs cache
 inline constexpr std::int64_t kPanelInCache = 32 << 10;  // bytes of a panel with all its forms, for the first-level cache
 
-// The most that the positive weights of a lane, and the negative ones, may sum up to.
-static inline int group_bound(InputRange input) { return 32767 / (input == InputRange::kSigned ? 255 : 127); }
+// Cycles of a product of a row, a word and a unit in a group of so many words, of narrow and of wide spans; and with
+// the kernels of gemm_core.h (Zen 3, docs/epilogues.md).
+inline constexpr double kGroupCycles[kWideUnits][kMaxGroup + 1] = {{0, 1.32, 1.04, 0.95, 0.91, 0.92, 0.92},
+                                                                   {0, 1.12, 0.88, 0.83, 0.77, 0.75, 0.74}};
+inline constexpr double kSignedDotCycles = 1.4, kNonNegativeDotCycles = 1.07;
 
-// One item's weights, in the order of its word's form, and their sums per int16 lane (2 * kLanes).
+// The most that the positive weights of a lane, and the negative ones, may sum up to.
+static inline int group_bound(InputRange input) { return 32767 / input.top(); }
+
+// One item's weights for U units, in the order of its word's form, and their sums per int16 lane.
+template <int U>
 struct GroupItem {
-  std::int16_t positive[2 * kLanes], negative[2 * kLanes];  // P and N
-  std::int8_t weights[kItemBytes];
+  static constexpr int kBytes = U * kWordBytes, kInt16Lanes = kBytes / 2;
+  std::int16_t positive[kInt16Lanes], negative[kInt16Lanes];  // P and N
+  std::int8_t weights[kBytes];
   std::int32_t word, form, size;  // size: of all lanes' larger sums
 };
 
-static inline __m256i load_lanes(const std::int16_t* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }
+// Sums of all int16 lanes, 0..32767 each.
+template <int U>
+struct LaneSums {
+  __m256i of[U];
 
-// The largest of 16 sums, each 0..32767.
-static inline int largest_lane(__m256i sums) {
-  const __m128i half = _mm_max_epi16(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  LaneSums plus(const std::int16_t* x) const {
+    LaneSums result;
+    for (int i = 0; i < U; ++i) {
+      result.of[i] = _mm256_add_epi16(of[i], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x) + i));
+    }
+    return result;
+  }
+};
+
+// The largest lane of both.
+template <int U>
+static inline int largest_lane(const LaneSums<U>& a, const LaneSums<U>& b) {
+  __m256i most = _mm256_max_epi16(a.of[0], b.of[0]);
+  for (int i = 1; i < U; ++i) most = _mm256_max_epi16(most, _mm256_max_epi16(a.of[i], b.of[i]));
+  const __m128i half = _mm_max_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
   return 0xffff ^ (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)))) & 0xffff);
 }
 
-// The weights of a word (kItemBytes) as its `form` needs them; false where a weight has no int8 to be negated to.
-static inline bool weights_in_form(const std::int8_t* weights, int form, std::int8_t* out) {
+// `bytes` of weights of a word as its `form` needs them; false where a weight has no int8 to be negated to.
+static inline bool weights_in_form(const std::int8_t* weights, int bytes, int form, std::int8_t* out) {
   const int* pairing = kPairing[form % kPairings];
-  for (int i = 0; i < kItemBytes; ++i) {
+  for (int i = 0; i < bytes; ++i) {
     const int w = weights[i / 4 * 4 + pairing[i % 4]], value = form >= kPairings && i % 2 == 1 ? -w : w;
     if (value > 127) return false;
     out[i] = static_cast<std::int8_t>(value);
@@ -46,12 +69,13 @@ static inline bool weights_in_form(const std::int8_t* weights, int form, std::in
 // Takes weights in the form of `item`'s word into it, but for the larger one of each lane whose two are beyond `bound`
 // together: it stays in `rest` (else 0), for an item of its own. Returns how many. Half a lane each fits into more groups than
 // a full one and the excess.
-static inline int take_item(const std::int8_t* weights, int bound, GroupItem& item, std::int8_t* rest) {
+template <int U>
+static inline int take_item(const std::int8_t* weights, int bound, GroupItem<U>& item, std::int8_t* rest) {
   int left = 0;
   item.size = 0;
-  std::memcpy(item.weights, weights, kItemBytes);
-  std::memset(rest, 0, kItemBytes);
-  for (int lane = 0; lane < 2 * kLanes; ++lane) {
+  std::memcpy(item.weights, weights, sizeof item.weights);
+  std::memset(rest, 0, sizeof item.weights);
+  for (int lane = 0; lane < item.kInt16Lanes; ++lane) {
     std::int8_t* w = item.weights + 2 * lane;
     const int sum = w[0] + w[1];
     if ((w[0] < 0) == (w[1] < 0) && (sum > bound || -sum > bound)) {
@@ -68,11 +92,15 @@ static inline int take_item(const std::int8_t* weights, int bound, GroupItem& it
   return left;
 }
 
-// Plans units of one weight, one after the other.
-class UnitPlanner {
+// Plans spans of U units of one weight, one after the other.
+template <int U>
+class SpanPlanner {
  public:
-  UnitPlanner(std::int64_t words, InputRange input, int forms)
+  using Item = GroupItem<U>;
+
+  SpanPlanner(std::int64_t words, InputRange input, int forms)
       : words_(words),
+        top_(input.top()),
         bound_(group_bound(input)),
         forms_(forms),
         items_(words * (forms + 1)),
@@ -81,29 +109,30 @@ class UnitPlanner {
 
   std::int64_t most_items() const { return 2 * words_; }
 
-  // `unit`: kItemBytes of weights per word, as pack_unit_nk leaves them. Finds the groups of its items.
-  void plan(const std::int8_t* unit) {
-    take_words(unit);
+  // `span`: Item::kBytes of weights per word, four of a column after the other. Finds the groups of its items.
+  void plan(const std::int8_t* span) {
+    take_words(span);
     group_count_ = 0;
     for (std::int64_t i = 0; i < choice_count_; i += kPlannedItems) group(i, min_of(choice_count_, i + kPlannedItems));
   }
 
-  // Writes the items' words and weights, and adds to starts[kLanes] what complemented inputs make of each column.
-  GroupedWeight::Unit write(std::int64_t first_item, std::uint16_t* words, std::int8_t* weights,
+  // Writes the items' words and weights, and adds to `starts` of the span's columns what complemented inputs make of
+  // them.
+  GroupedWeight::Span write(std::int64_t first_item, std::uint16_t* words, std::int8_t* weights,
                             std::int32_t* starts) const {
-    GroupedWeight::Unit result{first_item, {}};
-    for (int s = 0; s < kSizes; ++s) {
-      const int size = kGroupSizes[s];
+    GroupedWeight::Span result{first_item, {}};
+    for (int size = kMaxGroup; size > 0; --size) {
       for (std::int64_t g = 0; g < group_count_; ++g) {
         if (groups_[g].size != size) continue;
-        ++result.groups[s];
+        ++result.groups[size];
         for (int i = 0; i < size; ++i) {
-          const GroupItem& item = items_[groups_[g].items[i]];
+          const Item& item = items_[groups_[g].items[i]];
           *words++ = static_cast<std::uint16_t>(4 * (item.word * forms_ + item.form));
-          std::memcpy(weights, item.weights, kItemBytes);
-          weights += kItemBytes;
+          std::memcpy(weights, item.weights, Item::kBytes);
+          weights += Item::kBytes;
           if (item.form < kPairings) continue;
-          for (int j = 1; j < kItemBytes; j += 2) starts[j / 4] -= 255 * item.weights[j];  // u w = 255 w + (255 - u)(-w)
+          for (int j = 1; j < Item::kBytes; j += 2)
+            starts[j / 4] -= top_ * item.weights[j];  // u w = top w + (top - u)(-w)
         }
       }
     }
@@ -111,8 +140,12 @@ class UnitPlanner {
   }
 
   std::int64_t item_count() const { return choice_count_; }
-  // Vector instructions for a row: of each item vpmaddubsw, and of each group one less to add, vpmaddwd and its addition.
-  std::int64_t instructions() const { return 2 * choice_count_ + group_count_; }
+  // Of a row and a unit.
+  double cycles() const {
+    double sum = 0;
+    for (std::int64_t g = 0; g < group_count_; ++g) sum += groups_[g].size * kGroupCycles[U - 1][groups_[g].size];
+    return sum;
+  }
 
  private:
   struct Choice {
@@ -122,18 +155,18 @@ class UnitPlanner {
     std::int32_t size, items[kMaxGroup];
   };
 
-  void take_words(const std::int8_t* unit) {
+  void take_words(const std::int8_t* span) {
     choice_count_ = 0;
     std::int32_t items = 0;
     for (std::int64_t word = 0; word < words_; ++word) {
       const std::int32_t first = items;
-      GroupItem fewest{};
-      std::int8_t rest[kItemBytes], fewest_rest[kItemBytes];
-      int least = 2 * kLanes + 1;
+      Item fewest{};
+      std::int8_t rest[Item::kBytes], fewest_rest[Item::kBytes];
+      int least = Item::kInt16Lanes + 1;
       for (int form = 0; form < forms_; ++form) {
-        std::int8_t weights[kItemBytes];
-        if (!weights_in_form(unit + word * kItemBytes, form, weights)) continue;
-        GroupItem& item = items_[items];
+        std::int8_t weights[Item::kBytes];
+        if (!weights_in_form(span + word * Item::kBytes, Item::kBytes, form, weights)) continue;
+        Item& item = items_[items];
         item.word = static_cast<std::int32_t>(word);
         item.form = form;
         const int left = take_item(weights, bound_, item, rest);
@@ -142,7 +175,7 @@ class UnitPlanner {
         } else if (left < least) {
           least = left;
           fewest = item;
-          std::memcpy(fewest_rest, rest, kItemBytes);
+          std::memcpy(fewest_rest, rest, Item::kBytes);
         }
       }
       if (items > first) {
@@ -151,7 +184,7 @@ class UnitPlanner {
       }
       items_[items] = fewest;
       choices_[choice_count_++] = {items++, 1};
-      GroupItem& second = items_[items];  // a lane holds one weight now: at most 128
+      Item& second = items_[items];  // a lane holds one weight now: at most 128
       second.word = fewest.word;
       second.form = fewest.form;
       take_item(fewest_rest, bound_, second, rest);
@@ -159,8 +192,10 @@ class UnitPlanner {
     }
   }
 
+  // A narrow span has no loop for groups of five.
   static bool is_group_size(int size) {
-    for (const int allowed : kGroupSizes) {
+    if (U > 1) return true;
+    for (const int allowed : kNarrowSizes) {
       if (size == allowed) return true;
     }
     return false;
@@ -180,18 +215,16 @@ class UnitPlanner {
     while (left > 0) {
       Group& group = groups_[group_count_++];
       group.size = 0;
-      __m256i positive = _mm256_setzero_si256(), negative = positive;
+      LaneSums<U> positive{}, negative{};
       int kept = 0, last_kept = 0;
-      std::int32_t last = -1;
+      std::int32_t last_taken = -1;
       for (int i = 0; i < left; ++i) {
         const Choice choice = choices_[order[i]];
         std::int32_t best = -1;
         if (group.size < kMaxGroup) {
           int least = bound_ + 1;
           for (std::int32_t j = choice.first; j < choice.first + choice.count; ++j) {
-            const __m256i p = _mm256_add_epi16(positive, load_lanes(items_[j].positive));
-            const __m256i n = _mm256_add_epi16(negative, load_lanes(items_[j].negative));
-            const int largest = largest_lane(_mm256_max_epi16(p, n));
+            const int largest = largest_lane(positive.plus(items_[j].positive), negative.plus(items_[j].negative));
             if (largest >= least) continue;
             least = largest;
             best = j;
@@ -201,73 +234,122 @@ class UnitPlanner {
           order[kept++] = order[i];
           continue;
         }
-        positive = _mm256_add_epi16(positive, load_lanes(items_[best].positive));
-        negative = _mm256_add_epi16(negative, load_lanes(items_[best].negative));
+        positive = positive.plus(items_[best].positive);
+        negative = negative.plus(items_[best].negative);
         group.items[group.size++] = best;
-        last = order[i];
+        last_taken = order[i];
         last_kept = kept;
       }
       left = kept;
       if (is_group_size(group.size)) continue;
       --group.size;
       for (int i = left++; i > last_kept; --i) order[i] = order[i - 1];
-      order[last_kept] = last;
+      order[last_kept] = last_taken;
     }
   }
 
   const std::int64_t words_;
-  const int bound_, forms_;
-  const Array<GroupItem> items_;
+  const int top_, bound_, forms_;
+  const Array<Item> items_;
   const Array<Choice> choices_;
   const Array<Group> groups_;
   std::int64_t choice_count_ = 0, group_count_ = 0;
 };
 
-// In how many forms a panel holds its words best, by the plans of some units; 0 where that needs more than `most` vector
-// instructions per word and row all the same. Behind a ReLU one is enough: its bound lets any two weights share a lane.
-template <class UnitOf>
-static inline int forms_of(std::int64_t n_units, std::int64_t words, InputRange input, double most, UnitOf&& unit_of) {
-  const std::int64_t sampled = min_of(n_units, kSampledUnits);
-  const auto instructions = [&](int forms) {
-    UnitPlanner planner(words, input, forms);
-    std::int64_t sum = 0;
-    for (std::int64_t i = 0; i < sampled; ++i) {
-      planner.plan(unit_of(i * n_units / sampled));
-      sum += planner.instructions();
+// The weights of a matrix [n, 4 * words] in units, of which `unit_of(u)` gives the kWordBytes of each word (and may
+// reuse its memory), as spans of U units: word by word; beyond n zeros.
+template <int U, class UnitOf>
+class Spans {
+ public:
+  Spans(std::int64_t n, std::int64_t words, const UnitOf& unit_of)
+      : count(spans_of(n, U)), units_(units_of(n)), words_(words), unit_of_(unit_of), bytes_(words * U * kWordBytes) {}
+
+  const std::int8_t* of(std::int64_t span) const {
+    std::memset(bytes_, 0, words_ * U * kWordBytes);
+    for (std::int64_t v = 0; v < U && span * U + v < units_; ++v) {
+      const std::int8_t* unit = unit_of_(span * U + v);
+      for (std::int64_t i = 0; i < words_; ++i)
+        std::memcpy(bytes_ + (i * U + v) * kWordBytes, unit + i * kWordBytes, kWordBytes);
     }
-    return static_cast<double>(sum) / static_cast<double>(sampled * words);
-  };
-  const int many = words * kMostForms * kPanelWordBytes <= kPanelInCache ? kMostForms : kPairings;
-  const double one = instructions(1);
-  if (input == InputRange::kSigned && words * many <= kMostPanelWords) {
-    const double with_forms = instructions(many);
-    if (with_forms <= kWorthForms * one) return with_forms <= most ? many : 0;
+    return bytes_;
   }
-  return one <= most ? 1 : 0;
+
+  const std::int64_t count;
+
+ private:
+  const std::int64_t units_, words_;
+  const UnitOf& unit_of_;
+  const Array<std::int8_t> bytes_;
+};
+
+// How a weight is multiplied: in spans of so many units, each word of a row in so many forms; 0: in another way.
+struct GroupedForm {
+  int units = 0, forms = 0;
+  double cycles = 0;  // of a product of a row, a word and a unit
+};
+
+// Spans of U units and words in `forms` forms, by the plans of some spans.
+template <int U, class UnitOf>
+static inline GroupedForm grouped_form(int forms, std::int64_t n, std::int64_t words, InputRange input,
+                                       const UnitOf& unit_of) {
+  const Spans<U, UnitOf> spans(n, words, unit_of);
+  const std::int64_t sampled = min_of(spans.count, kSampledUnits / U);
+  SpanPlanner<U> planner(words, input, forms);
+  double cycles = 0;
+  for (std::int64_t i = 0; i < sampled; ++i) {
+    planner.plan(spans.of(i * spans.count / sampled));
+    cycles += planner.cycles();
+  }
+  return {U, forms, cycles / static_cast<double>(sampled * words)};
 }
 
-// The weight whose units of quad words (UnsignedQuadDot's form) `unit_of(u)` gives, in groups; null where that would need
-// more than `most` vector instructions per word and row. `unit_of` may reuse its memory. starts[n]: what a sum begins with,
-// added to.
+// The best of them. Several forms gain where any two weights may share a lane only with inputs complemented: not behind
+// an activation, whose bound is larger.
 template <class UnitOf>
-static inline GroupedWeight* group_weight(std::int64_t n_units, std::int64_t words, InputRange input, double most,
-                                          std::int32_t* starts, UnitOf&& unit_of) {
-  const int forms = words <= kMostPanelWords ? forms_of(n_units, words, input, most, unit_of) : 0;
-  if (forms == 0) return nullptr;
-  UnitPlanner planner(words, input, forms);
-  GroupedWeight room(n_units, n_units * planner.most_items(), forms);
+static inline GroupedForm best_form(std::int64_t n, std::int64_t words, InputRange input, const UnitOf& unit_of) {
+  GroupedForm best{0, 0, input == InputRange::kNonNegative ? kNonNegativeDotCycles : kSignedDotCycles};
+  const auto consider = [&](const GroupedForm& form, double worth) {
+    if (form.cycles < worth * best.cycles) best = form;
+  };
+  if (words > kMostPanelWords) return best;
+  consider(grouped_form<kWideUnits>(1, n, words, input, unit_of), 1);
+  consider(grouped_form<1>(1, n, words, input, unit_of), 1);
+  const int many = words * kMostForms * kRowsAtOnce * 4 <= kPanelInCache ? kMostForms : kPairings;
+  if (input == InputRange::kSigned && words * many <= kMostPanelWords) {
+    consider(grouped_form<1>(many, n, words, input, unit_of), kWorthForms);
+  }
+  return best;
+}
+
+// The weight of Spans in groups of `form`. starts[n]: what a sum begins with, added to.
+template <int U, class UnitOf>
+static inline GroupedWeight* group_spans(const GroupedForm& form, std::int64_t n, std::int64_t words, InputRange input,
+                                         std::int32_t* starts, const UnitOf& unit_of) {
+  const Spans<U, UnitOf> spans(n, words, unit_of);
+  SpanPlanner<U> planner(words, input, form.forms);
+  GroupedWeight room(spans.count, spans.count * planner.most_items(), U, form.forms);
   std::int64_t items = 0;
-  for (std::int64_t u = 0; u < n_units; ++u) {
-    planner.plan(unit_of(u));
-    room.units[u] =
-        planner.write(items, room.words + items, room.weights + items * kItemBytes, starts + u * kLanes);
+  for (std::int64_t s = 0; s < spans.count; ++s) {
+    planner.plan(spans.of(s));
+    room.spans[s] =
+        planner.write(items, room.words + items, room.weights + items * U * kWordBytes, starts + s * U * kLanes);
     items += planner.item_count();
   }
-  GroupedWeight* grouped = new GroupedWeight(n_units, items, forms);
-  std::memcpy(grouped->units, room.units, n_units * sizeof(GroupedWeight::Unit));
+  GroupedWeight* grouped = new GroupedWeight(spans.count, items, U, form.forms);
+  std::memcpy(grouped->spans, room.spans, spans.count * sizeof(GroupedWeight::Span));
   std::memcpy(grouped->words, room.words, items * sizeof(std::uint16_t));
-  std::memcpy(grouped->weights, room.weights, items * kItemBytes);
+  std::memcpy(grouped->weights, room.weights, items * U * kWordBytes);
   return grouped;
+}
+
+// The same in the form that is best; null where another way to multiply is as fast.
+template <class UnitOf>
+static inline GroupedWeight* group_weight(std::int64_t n, std::int64_t words, InputRange input, std::int32_t* starts,
+                                          const UnitOf& unit_of) {
+  const GroupedForm form = best_form(n, words, input, unit_of);
+  if (form.units == 0) return nullptr;
+  if (form.units == 1) return group_spans<1>(form, n, words, input, starts, unit_of);
+  return group_spans<kWideUnits>(form, n, words, input, starts, unit_of);
 }
 
 }  // namespace swin::cpu::SWIN_ISA

@@ -20,22 +20,17 @@ void pack_units(const std::int8_t* w, CpuPackedWeight& packed) {
 #endif
 
 #if defined(SWIN_GROUPED)
-// Vector instructions per word of 4 k and row from which the other forms are as fast: they need 4 and 3.
-double most_instructions(InputRange input) { return input == InputRange::kSigned ? 3.7 : 2.8; }
-
 bool pack_groups(const std::int8_t* w, CpuPackedWeight& packed) {
-  const std::int64_t words = ceil_div(packed.k, 4);
-  const Array<std::int8_t> unit(words * kItemBytes);
-  std::memset(packed.starts, 0, units_of(packed.n) * kLanes * sizeof(std::int32_t));
-  packed.grouped = group_weight(units_of(packed.n), words, packed.input, most_instructions(packed.input), packed.starts,
-                                [&](std::int64_t u) {
-                                  pack_unit_nk<UnsignedQuadDot>(w, packed.k, packed.n, packed.k, u * kLanes, unit);
-                                  return static_cast<const std::int8_t*>(unit);
-                                });
+  const std::int64_t n = packed.n, k = packed.k, words = ceil_div(k, 4);
+  const Array<std::int8_t> unit(words * kWordBytes);
+  std::memset(packed.starts, 0, CpuPackedWeight::start_count(n) * sizeof(std::int32_t));
+  packed.grouped = group_weight(n, words, packed.input, packed.starts, [&](std::int64_t u) {
+    pack_unit_nk<UnsignedQuadDot>(w, k, n, k, u * kLanes, unit);
+    return static_cast<const std::int8_t*>(unit);
+  });
   if (packed.grouped == nullptr) return false;
-  const std::int32_t offset = packed.input == InputRange::kSigned ? 128 : 0;
-  for (std::int64_t n = 0; n < packed.n; ++n) {
-    for (std::int64_t k = 0; k < packed.k; ++k) packed.starts[n] -= offset * w[n * packed.k + k];
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t j = 0; j < k; ++j) packed.starts[i] += packed.input.lowest * w[i * k + j];
   }
   return true;
 }

@@ -17,12 +17,20 @@ class CpuPackedWeight : public PackedWeight {
  public:
   CpuPackedWeight(std::int64_t n, std::int64_t k, InputRange input)
       : PackedWeight(n, k, input),
-        starts(static_cast<std::int32_t*>(allocate_memory(units_of(n) * kLanes * sizeof(std::int32_t)))) {}
+        starts(static_cast<std::int32_t*>(allocate_memory(start_count(n) * sizeof(std::int32_t)))) {}
   ~CpuPackedWeight() override {
     release_memory(units);
     release_memory(starts);
 #if defined(SWIN_GROUPED)
     delete grouped;
+#endif
+  }
+
+  static std::int64_t start_count(std::int64_t n) {
+#if defined(SWIN_GROUPED)
+    return grouped_starts(n);
+#else
+    return units_of(n) * kLanes;
 #endif
   }
 
@@ -57,7 +65,7 @@ static inline std::int64_t block_bytes(const CpuPackedWeight& w, std::int64_t ro
   return ceil_div(ceil_div(rows, 2) * pair_bytes(w.k), 64) * 64;
 #else
 #if defined(SWIN_GROUPED)
-  if (w.grouped != nullptr) return panels_of(rows) * panel_bytes(w.k, w.grouped->forms);
+  if (w.grouped != nullptr) return ceil_div(w.grouped->layout(rows, w.k).bytes(), 64) * 64;
 #endif
   const std::int64_t bytes =
       w.input == InputRange::kNonNegative ? rows_bytes<NonNegativeDot>(rows, w.k) : rows_bytes<SignedDot>(rows, w.k);
@@ -122,7 +130,7 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 #else
 #if defined(SWIN_GROUPED)
   if (w.grouped != nullptr) {
-    if (!task.same_rows) pack_panels(x, stride, task.rows, w.k, w.input, w.grouped->forms, scratch);
+    if (!task.same_rows) pack_panels(x, stride, w.k, w.input, w.grouped->layout(task.rows, w.k), scratch);
     grouped_block(*w.grouped, static_cast<const char*>(scratch), task.rows, w.k, w.starts, task.first_unit,
                   task.last_unit, emit_columns);
     return;
@@ -148,6 +156,8 @@ static inline void multiply_block(const CpuPackedWeight& w, const std::int8_t* x
 inline constexpr std::int64_t kBlockRows = kTileBlockRows, kRowAlign = kPairRows;
 #elif defined(SWIN_MMLA)
 inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 2;
+#elif defined(SWIN_GROUPED)
+inline constexpr std::int64_t kBlockRows = kMostPanelRows, kRowAlign = 1;
 #else
 inline constexpr std::int64_t kBlockRows = 56, kRowAlign = 1;
 #endif
@@ -165,6 +175,7 @@ static inline std::int64_t row_blocks_of(const CpuPackedWeight& w, std::int64_t 
   return least;
 #else
 #if defined(SWIN_GROUPED)
+  if (w.grouped != nullptr && w.grouped->units == kWideUnits) return least;
   const std::int64_t at_once = w.grouped != nullptr ? kGroupRows : kMaxRows;
 #else
   static_cast<void>(w);
@@ -172,6 +183,15 @@ static inline std::int64_t row_blocks_of(const CpuPackedWeight& w, std::int64_t 
 #endif
   const auto groups = [&](std::int64_t blocks) { return blocks * ceil_div(ceil_div(m, blocks), at_once); };
   return groups(least + 1) < groups(least) ? least + 1 : least;
+#endif
+}
+
+// At least `together` units, a multiple of it, at which tasks may begin.
+static inline std::int64_t units_of_tasks(std::int64_t together) {
+#if defined(SWIN_GROUPED)
+  return together % kWideUnits == 0 ? together : together * kWideUnits;
+#else
+  return together;
 #endif
 }
 
@@ -186,10 +206,11 @@ static inline bool rows_for_each_thread(const ExecContext& context, std::int64_t
 // Splits m rows times w's columns into tasks and calls body(task, scratch of `scratch_bytes`) on the pool's threads: by
 // rows; where that gives too few tasks, by columns too; and where the weights are larger than a cache, by columns
 // first, so that a part of them stays there while all rows pass (unless each thread has a block of its own). A task
-// begins at a multiple of `together` units.
+// begins at a multiple of `least` units.
 template <class Body>
 static inline void parallel_blocks(const ExecContext& context, std::int64_t m, const CpuPackedWeight& w,
-                                   std::int64_t scratch_bytes, Body&& body, std::int64_t together = 1) {
+                                   std::int64_t scratch_bytes, Body&& body, std::int64_t least = 1) {
+  const std::int64_t together = units_of_tasks(least);
   const std::int64_t units = units_of(w.n), row_blocks = row_blocks_of(w, m), groups = ceil_div(m, kRowAlign);
   const std::int64_t parts = ceil_div(units, together), part_units = together > kMinUnits ? together : kMinUnits;
   const std::int64_t for_threads = context.threads > 1 ? ceil_div(4 * context.threads, row_blocks) : 1;

@@ -77,10 +77,11 @@ std::int64_t spin_u8(std::int64_t iterations) {
 std::int64_t spin_grouped([[maybe_unused]] std::int64_t iterations) {
 #if defined(SWIN_GROUPED)
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i acc[kGroupRows] = {}, a = ones, w = ones;
+  constexpr int kRows = 8;
+  __m256i acc[kRows] = {}, a = ones, w = ones;
   for (std::int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kGroupRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       __m256i t = _mm256_setzero_si256();
 #pragma GCC unroll 6
       for (int word = 0; word < kMaxGroup; ++word) {
@@ -92,7 +93,7 @@ std::int64_t spin_grouped([[maybe_unused]] std::int64_t iterations) {
       asm volatile("" : "+x"(acc[r]));
     }
   }
-  return iterations * kGroupRows * kMaxGroup * kItemBytes * 2;
+  return iterations * kRows * kMaxGroup * kLanes * 4 * 2;
 #else
   return 0;
 #endif

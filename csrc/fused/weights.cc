@@ -30,15 +30,12 @@ void need_positive(const std::string& name, float value) {
 // Reads one Linear: weight, weight_scale and bias stand in this order in the list.
 class LinearReader {
  public:
-  LinearReader(WeightList& list, const Backend& backend, std::string name, std::int64_t n, std::int64_t k,
-               InputRange input = InputRange::kSigned)
-      : backend_(backend), name_(std::move(name)), n_(n) {
-    const TensorView& weight = list.next(name_ + ".weight", DType::kS8, {n, k});
+  LinearReader(WeightList& list, const Backend& backend, std::string name, std::int64_t n, std::int64_t k)
+      : backend_(backend), name_(std::move(name)), n_(n), weight_(list.next(name_ + ".weight", DType::kS8, {n, k})) {
     for (std::int64_t i = 0; i < n * k; ++i) {
-      SWIN_CHECK(ValueError, name_ + ".weight", weight.as<const std::int8_t>()[i] != -128, "row ", i / k, ", column ",
+      SWIN_CHECK(ValueError, name_ + ".weight", weight_.as<const std::int8_t>()[i] != -128, "row ", i / k, ", column ",
                  i % k, " is -128; -127 to 127 is needed: convert the checkpoint again");
     }
-    linear_.weight = backend.pack_weight(weight, input);
     const TensorView& scale = list.next(name_ + ".weight_scale", DType::kF32, {n});
     scale_ = floats(scale);
     for (std::int64_t i = 0; i < n; ++i) need_positive(name_ + ".weight_scale[" + std::to_string(i) + "]", scale_[i]);
@@ -46,9 +43,13 @@ class LinearReader {
 
   void read_bias(WeightList& list) { bias_ = floats(list.next(name_ + ".bias", DType::kF32, {n_})); }
 
+  // What the inputs are known to be, where that is less than any int8.
+  void expect(InputRange input) { input_ = input; }
+
   // scale[i] = weight_scale[i] * factor(i), bias[i] = bias[i] * bias_factor(i), computed in double.
   template <class Factor, class BiasFactor>
   Linear fold(Factor&& factor, BiasFactor&& bias_factor) {
+    linear_.weight = backend_.pack_weight(weight_, input_);
     std::vector<float> scale(n_), bias(n_);
     for (std::int64_t i = 0; i < n_; ++i) scale[i] = static_cast<float>(double(scale_[i]) * factor(i));
     linear_.scale = backend_.upload_float32(TensorView(scale.data(), DType::kF32, {n_}));
@@ -66,6 +67,8 @@ class LinearReader {
   const Backend& backend_;
   std::string name_;
   std::int64_t n_;
+  TensorView weight_;
+  InputRange input_ = InputRange::kSigned;
   const float* scale_ = nullptr;
   const float* bias_ = nullptr;
   Linear linear_;
@@ -111,8 +114,7 @@ BlockWeights load_block(WeightList& list, const std::string& name, const ModelCo
   } else {
     fc1.read_bias(list);
   }
-  LinearReader fc2(list, backend, name + ".mlp.fc2", c, g.hidden,
-                   relu ? InputRange::kNonNegative : InputRange::kSigned);
+  LinearReader fc2(list, backend, name + ".mlp.fc2", c, g.hidden);
   fc2.read_bias(list);
   w.norm1_gamma = list.parameter(name + ".norm1.weight", DType::kF32, {c});
   w.norm1_beta = list.parameter(name + ".norm1.bias", DType::kF32, {c});
@@ -138,6 +140,8 @@ BlockWeights load_block(WeightList& list, const std::string& name, const ModelCo
   w.proj = proj.fold(step[kProjInput]);
   // ReLU commutes with a positive factor, so there FC1's scale quantizes too; GELU does not, and is quantized after.
   w.fc1 = fc1.fold(relu ? step[kFc1Input] / step[kFc2Input] : step[kFc1Input]);
+  w.hidden_quant = static_cast<float>(1.0 / step[kFc2Input]);
+  fc2.expect(relu ? InputRange::kNonNegative : InputRange::behind_gelu(w.hidden_quant));
   w.fc2 = fc2.fold(step[kFc2Input]);
   if (!cosine) {
     const double scale = config.qk_scale.value_or(1.0 / std::sqrt(static_cast<double>(c / g.heads)));
@@ -146,7 +150,6 @@ BlockWeights load_block(WeightList& list, const std::string& name, const ModelCo
   w.pv_factor = static_cast<float>(step[kMatmulV] / step[kProjInput]);
   w.qkv_quant = static_cast<float>(1.0 / step[kQkvInput]);
   w.fc1_quant = static_cast<float>(1.0 / step[kFc1Input]);
-  w.hidden_quant = static_cast<float>(1.0 / step[kFc2Input]);
   return w;
 }
 

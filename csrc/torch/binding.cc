@@ -375,15 +375,16 @@ void op_norm_shift_partition(const Tensor& residual, const Tensor& gamma, const 
     run(view, NormShiftPartitionArgs{view(residual), view(gamma), view(beta), view(out), geometry(g), float(quant)});
   });
 }
-std::unique_ptr<PackedWeight> packed_of(const Views& views, const Tensor& w, bool nonnegative_x) {
+std::unique_ptr<PackedWeight> packed_of(const Views& views, const Tensor& w, InputRange input) {
   const Tensor host = w.cpu();
-  return backend_for(views.device())
-      .pack_weight(view_of(host), nonnegative_x ? InputRange::kNonNegative : InputRange::kSigned);
+  return backend_for(views.device()).pack_weight(view_of(host), input);
 }
-void op_gemm_s8(const Tensor& x, const Tensor& w, double factor, bool relu, Tensor& out, bool nonnegative_x) {
+void op_gemm_s8(const Tensor& x, const Tensor& w, double factor, bool relu, Tensor& out, std::int64_t lowest_x) {
   translate([&] {
     const Views view(x);
-    const auto packed = packed_of(view, w, nonnegative_x);
+    SWIN_CHECK(ValueError, "gemm_s8", lowest_x >= -128 && lowest_x <= 0, "lowest_x is ", lowest_x,
+               "; -128 to 0 is needed");
+    const auto packed = packed_of(view, w, InputRange{static_cast<std::int32_t>(lowest_x)});
     run(view, GemmS8Args{view(x), packed.get(), view(out), float(factor), relu ? Epilogue::kRelu : Epilogue::kNone});
   });
 }
@@ -515,7 +516,7 @@ void op_dequantize_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta
 void op_linear_s8(const Tensor& x, const Tensor& w, const Tensor& scale, const OptTensor& bias, Tensor& out) {
   translate([&] {
     const Views view(x);
-    const auto packed = packed_of(view, w, false);
+    const auto packed = packed_of(view, w, InputRange::kSigned);
     run(view, LinearS8Args{view(x), packed.get(), view(scale), view(bias), view(out)});
   });
 }
@@ -523,7 +524,7 @@ void op_linear_cosine_qkv(const Tensor& x, const Tensor& w, const Tensor& scale,
                           std::int64_t heads, Tensor& out) {
   translate([&] {
     const Views view(x);
-    const auto packed = packed_of(view, w, false);
+    const auto packed = packed_of(view, w, InputRange::kSigned);
     run(view, LinearCosineQkvArgs{view(x), packed.get(), view(scale), view(bias), view(out), heads});
   });
 }
@@ -550,7 +551,7 @@ void op_linear_residual_norm(const Tensor& x, const Tensor& w, const Tensor& sca
                              Tensor& out, bool post_norm) {
   translate([&] {
     const Views view(x);
-    const auto packed = packed_of(view, w, false);
+    const auto packed = packed_of(view, w, InputRange::kSigned);
     const OptTensor branch = branch_of(x, residual, post_norm);
     run(view, LinearResidualNormArgs{view(x), packed.get(), view(scale), view(bias), view(residual), view(gamma),
                                      view(beta), view(branch), view(out), geometry(g), float(quant),
@@ -565,7 +566,9 @@ void op_mlp_residual_norm(const Tensor& x, const Tensor& w1, const Tensor& scale
   translate([&] {
     const Views view(x);
     const bool relu = !bias1.has_value();
-    const auto packed1 = packed_of(view, w1, false), packed2 = packed_of(view, w2, relu);
+    const auto packed1 = packed_of(view, w1, InputRange::kSigned);
+    const auto packed2 =
+        packed_of(view, w2, relu ? InputRange::kNonNegative : InputRange::behind_gelu(float(hidden_quant)));
     const OptTensor branch = branch_of(x, residual, post_norm);
     run(view, MlpResidualNormArgs{view(x), packed1.get(), packed2.get(), view(scale1), view(bias1), view(scale2),
                                   view(bias2), view(residual), view(gamma), view(beta), view(hidden), view(branch),
@@ -583,7 +586,7 @@ TORCH_LIBRARY_FRAGMENT(swin_int8, m) {
   m.def(
       "norm_shift_partition(Tensor residual, Tensor gamma, Tensor beta, int[] geometry, float quant, Tensor(a!) out) "
       "-> ()");
-  m.def("gemm_s8(Tensor x, Tensor w, float factor, bool relu, Tensor(a!) out, bool nonnegative_x=False) -> ()");
+  m.def("gemm_s8(Tensor x, Tensor w, float factor, bool relu, Tensor(a!) out, int lowest_x=-128) -> ()");
   m.def(
       "qkv_bias(Tensor qkv, Tensor bias, float dequant, float quant_q, float quant_k, float quant_v, Tensor(a!) out) "
       "-> ()");

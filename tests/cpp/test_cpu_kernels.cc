@@ -5,6 +5,7 @@
 // where there is no exact value it may be one step from portable's in at most one place of 500 (a rounding tie). Shapes
 // do not divide evenly, values saturate, outputs are poisoned before and guarded behind, and one thread and three give
 // the same bytes. Inputs lie in memory of exactly their size, for the sanitizers. Seeds are fixed.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -528,16 +529,39 @@ void norms_and_residuals(const WindowGeometry& g, std::int64_t c, std::int64_t k
   });
 }
 
-void mlp(const WindowGeometry& g, std::int64_t c, std::int64_t f, Activation activation, std::uint64_t seed) {
+constexpr float kHiddenQuant = 40;
+
+// What GELU gives lies within its InputRange, which is no wider than by a value or two.
+void gelu_range() {
+  for (const float quant :
+       {0.01f, 0.5f, 1.0f, 2.94f, 5.8f, 5.9f, 12.7f, 30.0f, 40.0f, 127.0f, 640.0f, 740.0f, 760.0f, 1e6f}) {
+    double lowest = 0;
+    for (double x = -6; x < 0; x += 1e-4)
+      lowest = std::fmin(lowest, x / 2 * (1 + std::erf(x / std::sqrt(2.0))) * quant);
+    const int rounded = static_cast<int>(std::fmax(std::nearbyint(lowest - 4e-7 * quant), -128.0));
+    const int known = InputRange::behind_gelu(quant).lowest;
+    if (known > rounded || known < std::max(rounded - 2, -128)) {
+      fail("GELU * " + std::to_string(quant) + " is " + std::to_string(rounded) +
+           " or more, its InputRange begins at " + std::to_string(known));
+    }
+  }
+  for (const float quant : {-3.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    if (!(InputRange::behind_gelu(quant) == InputRange::kSigned))
+      fail("GELU * " + std::to_string(quant) + " has a range");
+  }
+}
+
+void mlp(const WindowGeometry& g, std::int64_t c, std::int64_t f, Activation activation, std::uint64_t seed,
+         Values weights = Values::kAny) {
   Random random(seed);
   const std::int64_t m = g.tokens();
   const bool relu = activation == Activation::kRelu;
-  const Tensor x(random, {m, c}, Values::kAny), w1(random, {f, c}, Values::kAny), w2(random, {c, f}, Values::kAny);
+  const Tensor x(random, {m, c}, Values::kAny), w1(random, {f, c}, weights), w2(random, {c, f}, weights);
   const float to_gelu = relu ? 1.0f : 0.03f;
   const Tensor scale1(random, {f}, 0.5f * to_gelu * spread(c), 1.5f * to_gelu * spread(c)), bias1(random, {f}, -1, 1);
   const Tensor scale2(random, {c}, 0.01f * spread(f), 0.03f * spread(f)), bias2(random, {c}, -1, 1);
   const Tensor residual(random, {m, c}, -3, 3), gamma(random, {c}, 0.5f, 1.5f), beta(random, {c}, -0.5f, 0.5f);
-  const InputRange input = relu ? InputRange::kNonNegative : InputRange::kSigned;
+  const InputRange input = relu ? InputRange::kNonNegative : InputRange::behind_gelu(kHiddenQuant);
   std::vector<float> memory(m * c);
   for (const bool whole : {false, true}) {  // with memory for all hidden rows, or without
     for (const auto& [normed, place] : {std::pair(true, NormPlace::kPreNorm), {false, NormPlace::kPreNorm},
@@ -561,7 +585,7 @@ void mlp(const WindowGeometry& g, std::int64_t c, std::int64_t f, Activation act
               args.residual = run.out[0];
               args.geometry = g;
               args.activation = activation;
-              args.hidden_quant = 40;
+              args.hidden_quant = kHiddenQuant;
               if (whole) args.hidden = TensorView(hidden.data(), DType::kS8, {m, f});
               args.norm = place;
               if (post) args.branch = TensorView(memory.data(), DType::kF32, {m, c});
@@ -807,6 +831,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   gemms();
+  gelu_range();
   linear(1, 1, 1, true, 300);
   linear(7, 33, 19, false, 301);
   linear(50, 100, 96, true, 302);
@@ -830,6 +855,7 @@ int main(int argc, char** argv) {
     mlp(kManyRows, 40, 72, activation, 503);
     mlp(kPaddedFirst, 48, 96, activation, 504);
     mlp(kPaddedMore, 5, 13, activation, 505);
+    mlp(kShifted, 96, 384, activation, 507, Values::kWeights);
   }
   attention(2, 3, 49, 32, 2, 600);
   attention(1, 2, 64, 16, 0, 601);

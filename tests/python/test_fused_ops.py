@@ -444,7 +444,7 @@ def test_relu_range_is_exact_where_pairs_are_largest(variant):
     x = torch.full((5, 64), 127, dtype=torch.int8)
     for value in (-128, 127):
         w, out = torch.full((9, 64), value, dtype=torch.int8), GuardedOutput((5, 9), torch.int32)
-        ops.gemm_s8(x, w, 0.0, False, out.tensor, nonnegative_x=True)
+        ops.gemm_s8(x, w, 0.0, False, out.tensor, lowest_x=0)
         assert (out.check() == 127 * value * 64).all()
 
 
@@ -452,7 +452,7 @@ def test_relu_range_is_exact_where_pairs_are_largest(variant):
 def test_relu_range_gives_the_same_integers(variant, rng, m, n, k):
     x, w = s8(rng, m, k) & 127, s8(rng, n, k)
     out = GuardedOutput((m, n), torch.int32)
-    ops.gemm_s8(x, w, 0.0, False, out.tensor, nonnegative_x=True)
+    ops.gemm_s8(x, w, 0.0, False, out.tensor, lowest_x=0)
     assert torch.equal(out.check(), (x.long() @ w.long().T).int())
 
 
@@ -465,20 +465,20 @@ def rows_that_reach_most(w: torch.Tensor, lowest: int) -> torch.Tensor:
     return torch.cat([highest, least, *(torch.where(half, highest, least) for half in halves)]).to(torch.int8)
 
 
-@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("lowest", [-128, -31, -6, 0])
 @pytest.mark.parametrize(
     "n,k,spread",
     [(19, 260, 3), (19, 384, 12), (19, 96, 20), (19, 389, 28), (19, 384, 35), (19, 768, 45), (19, 64, 60), (19, 99, 50),
      (300, 96, 45), (600, 384, 40), (300, 770, 40)],
 )  # fmt: skip
-def test_sums_in_int16_never_overflow(variant, rng, n, k, spread, nonnegative):
+def test_sums_in_int16_never_overflow(variant, rng, n, k, spread, lowest):
     """Weights from those that all fit into an int16 sum together to those that hardly do, inputs that reach its ends. The
     large ones need several forms of each word of a panel, three or six (pack_grouped.h), and more units than stay in a cache."""
     w = (torch.randn(n, k, generator=rng) * spread).round().clamp(-128, 127).to(torch.int8)
     w[3, 5:7], w[4, 8:10], w[5, 10:12] = -128, 127, torch.tensor([127, -128], dtype=torch.int8)
-    x = rows_that_reach_most(w[:40], 0 if nonnegative else -128)
+    x = rows_that_reach_most(w[:40], lowest)
     out = GuardedOutput((len(x), n), torch.int32)
-    ops.gemm_s8(x, w, 0.0, False, out.tensor, nonnegative_x=nonnegative)
+    ops.gemm_s8(x, w, 0.0, False, out.tensor, lowest_x=lowest)
     assert torch.equal(out.check(), (x.double() @ w.double().T).int())  # exact: below 2^53
 
 

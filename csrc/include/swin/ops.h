@@ -46,9 +46,22 @@ struct WindowGeometry {
   std::int64_t cycle_w() const { return pad_first ? windows_x() * window_w : width; }
 };
 
-// What a GEMM's activations are known to be: any int8, or 0..127, as behind a ReLU. A backend may have a faster exact
-// way to multiply for the latter; which one it is has to be known when the weights are packed.
-enum class InputRange { kSigned, kNonNegative };
+// What a GEMM's activations are known to be: lowest..127. A backend may have faster exact ways to multiply the fewer
+// values that are; which they are has to be known when the weights are packed.
+struct InputRange {
+  std::int32_t lowest;  // -128..0
+
+  static const InputRange kSigned, kNonNegative;  // any int8; 0..127, as behind a ReLU
+  // GELU's values times `quant`, rounded to int8: GELU is never below -0.169971.
+  static constexpr InputRange behind_gelu(float quant) {
+    const float lowest = -0.17f * quant;
+    return {lowest > -127.0f && lowest <= 0 ? static_cast<std::int32_t>(lowest) - 1 : -128};
+  }
+  constexpr std::int32_t top() const { return 127 - lowest; }  // of what is left of an input less `lowest`
+  constexpr bool holds(InputRange other) const { return lowest <= other.lowest; }
+  friend constexpr bool operator==(InputRange a, InputRange b) { return a.lowest == b.lowest; }
+};
+inline constexpr InputRange InputRange::kSigned{-128}, InputRange::kNonNegative{0};
 
 // s8 weights [N, K] in the layout a backend's GEMM wants; made once, at load.
 class PackedWeight {
@@ -219,9 +232,9 @@ enum class Activation { kRelu, kGelu };
 //         kGelu  clamp(rne(GELU(float(acc1) * scale1[f] + bias1[f]) * hidden_quant), -128, 127)
 // y = float(acc2) * scale2[n] + bias2[n]; residual and out as `norm` says, out in the window order of `geometry`.
 // Without out the residual alone is updated, and with kPreNorm there is no gamma and beta then.
-// x s8 [M, C] in image order, w1 [F, C] (its InputRange kSigned), w2 [C, F] (kNonNegative for kRelu, else kSigned), scales
-// and biases f32, residual float [M, C], out s8 [P, C]; hidden s8 [M, F] or none: memory for all hidden rows, as
-// Backend::mlp_keeps_hidden says; branch f32 [M, C]: memory for y, needed with kResPostNorm.
+// x s8 [M, C] in image order, w1 [F, C] (its InputRange kSigned), w2 [C, F] (an InputRange that holds what the
+// activation gives), scales and biases f32, residual float [M, C], out s8 [P, C]; hidden s8 [M, F] or none: memory for
+// all hidden rows, as Backend::mlp_keeps_hidden says; branch f32 [M, C]: memory for y, needed with kResPostNorm.
 struct MlpResidualNormArgs {
   TensorView x;
   const PackedWeight *w1 = nullptr, *w2 = nullptr;

@@ -18,9 +18,8 @@ class WeightList {
   const TensorView& next(const std::string& name, DType dtype, std::initializer_list<std::int64_t> dims);
   // The next tensor, `dtype` of `dims`, in the backend's layout.
   Parameter parameter(const std::string& name, DType dtype, std::initializer_list<std::int64_t> dims);
-  // The next tensor, s8 [n, k], packed for inputs of that range.
-  std::unique_ptr<PackedWeight> weight(const std::string& name, std::int64_t n, std::int64_t k,
-                                       InputRange input = InputRange::kSigned);
+  // The next tensor, s8 [n, k], packed for any int8.
+  std::unique_ptr<PackedWeight> weight(const std::string& name, std::int64_t n, std::int64_t k);
   // Passes over the next tensor; ShapeError where it has elements.
   void empty(const std::string& name, const char* why);
 

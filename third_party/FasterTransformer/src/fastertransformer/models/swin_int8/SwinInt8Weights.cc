@@ -93,7 +93,7 @@ BlockWeights load_block(WeightList& list, const std::string& name, const swin::M
   w.proj_bias = list.parameter(name + ".attn.proj.bias", DType::kF16, {c});
   w.fc1 = list.weight(name + ".mlp.fc1.weight", g.hidden, c);
   w.fc1_bias = list.parameter(name + ".mlp.fc1.bias", DType::kF16, {g.hidden});
-  w.fc2 = list.weight(name + ".mlp.fc2.weight", c, g.hidden);
+  const TensorView fc2 = list.next(name + ".mlp.fc2.weight", DType::kS8, {c, g.hidden});
   w.fc2_bias = list.parameter(name + ".mlp.fc2.bias", DType::kF16, {c});
   w.norm1_gamma = list.parameter(name + ".norm1.weight", DType::kF16, {c});
   w.norm1_beta = list.parameter(name + ".norm1.bias", DType::kF16, {c});
@@ -105,6 +105,7 @@ BlockWeights load_block(WeightList& list, const std::string& name, const swin::M
              "amaxList and h_amaxList differ; they must be copies of each other");
   w.scales = swin::decode_scales(scales.as<const float>());
   check_scales(name, w.scales, g.has_downsample, config.int8_mode == 2);
+  w.fc2 = backend.pack_weight(fc2, swin::InputRange::behind_gelu(w.scales.fc2_input.quant));
   w.relative_position_bias = list.parameter(name + ".attn.relative_position_bias", DType::kF16, {g.heads, area, area});
   list.empty(name + ".attn.relative_position_bias_padded", "attention runs unfused");
   if (config.version == 2) w.logit_scale = load_logit_scale(list, name + ".attn.logit_scale", g.heads, backend);
