@@ -574,14 +574,16 @@ def ready_peer(name: str, setting: methods.Setting, wanted: torch.Tensor) -> pee
 
 
 @pytest.mark.parametrize(
-    ("name", "least"),
-    [("onnxruntime_int8", 30), ("onnxruntime_int8_dynamic", 30), ("openvino_int8_unsmoothed", 30), ("openvino_int8", 10)],
-)
-def test_int8_peers_of_a_file(name: str, least: float, setting: methods.Setting, wanted: torch.Tensor) -> None:
-    """30.9 to 41.1 dB, with SmoothQuant 14.1; without VNNI, where sums of u8 and s8 may saturate, 18.3 and 29.5."""
+    ("name", "least", "without_vnni"),
+    [("onnxruntime_int8", 30, 28), ("onnxruntime_int8_dynamic", 30, 30), ("openvino_int8_unsmoothed", 30, 17),
+     ("openvino_int8", 10, 10)],
+)  # fmt: skip
+def test_int8_peers_of_a_file(
+    name: str, least: float, without_vnni: float, setting: methods.Setting, wanted: torch.Tensor
+) -> None:
+    """30.9 to 41.1 dB, with SmoothQuant 14.1; on AVX2 without VNNI the first and the third have 29.5 and 18.3."""
     ready = ready_peer(name, setting, wanted)
-    vnni = {"avx512_vnni", "avx_vnni"} & setting.flags
-    assert ready.row.check["sqnr_db"] > (least if vnni else 10)
+    assert ready.row.check["sqnr_db"] > (least if isas.has_vnni(isas.NATIVE, setting.flags) else without_vnni)
     assert 0 < ready.row.model_mb < 0.9 * methods._size(setting.model) and ready.built.alone[1].endswith(("onnx", "xml"))
 
 
