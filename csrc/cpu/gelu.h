@@ -1,19 +1,25 @@
-// GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)), within 4e-7 * max(1, |x|).
+// GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)), within 4e-7 * max(1, |x|). No division, no exponential.
 //
-// It is max(x, 0) less a function that is even, smooth on either side, and below 2e-7 from |x| = 5.4 on, for which
-// polynomials stand, interpolated at Chebyshev's points: no division, no exponential. Behind a GEMM, what a vector waits for
-// counts more than how many multiplications it takes, as few chains of them fit the processor's queues at once. So where
-// a shuffle can find each lane a coefficient of its own, there are as many polynomials as a vector has lanes, of a low
-// degree, each for where |x| * kScale rounds to its number.
+// It is max(x, 0) less a function that is even, smooth on either side, and below 2e-7 from |x| = kGeluLargest on, for
+// which polynomials stand, interpolated at Chebyshev's points. What a vector waits for counts as much as how many
+// instructions it takes, as few such chains fit a processor's queues at once.
+//
+// AVX-512: a shuffle finds each lane a coefficient of its own, so there are sixteen polynomials of degree 4, each for
+// where |x| * kScale rounds to its number. The error is 2.5e-7.
+//
+// Elsewhere: one polynomial of degree 16, through which several vectors go together, step by step; the error is 1.5e-7.
+// (AVX2 has shuffles as well, for eight polynomials of degree 6, but on Zen 3 the seven of them alone took longer than
+// this.)
 #pragma once
 
 #include "simd.h"
 
 namespace swin::cpu::SWIN_ISA {
 
-#if defined(__AVX2__)
-// Highest power first; the error is 2.5e-7 (16 lanes) and 5.5e-8 (8).
+inline constexpr float kGeluLargest = 5.4f;
+
 #if defined(SWIN_MASKED_LANES)
+// Highest power first.
 inline constexpr int kGeluDegree = 4;
 alignas(64) inline constexpr float kGeluTable[kGeluDegree + 1][kLanes] = {
     {0.000976463431f, 0.000727498846f, 0.000161225151f, -0.000345974142f, -0.000538122375f, -0.000430739194f,
@@ -31,66 +37,73 @@ alignas(64) inline constexpr float kGeluTable[kGeluDegree + 1][kLanes] = {
     {0.0f, 0.126786798f, 0.169307813f, 0.154593781f, 0.113774657f, 0.0708755553f, 0.0381394103f, 0.0179064628f,
      0.00737496326f, 0.00267300988f, 0.000854240789f, 0.000241015368f, 6.00837484e-05f, 1.3242382e-05f,
      2.58135037e-06f, 4.45169377e-07f}};
-#else
-inline constexpr int kGeluDegree = 6;
-alignas(64) inline constexpr float kGeluTable[kGeluDegree + 1][kLanes] = {
-    {-0.00136329851f, 0.000244148861f, 0.00075360277f, -0.000192632506f, -0.000152752778f, 1.4646962e-05f,
-     1.27553376e-05f, 1.7733114e-06f},
-    {0.0f, -0.00439242506f, 0.000123375488f, 0.00153453916f, 0.000143151687f, -0.000151682645f, -4.04405146e-05f,
-     -3.99056535e-06f},
-    {0.0179595035f, 0.00218955148f, -0.00989384018f, -0.00297293253f, 0.0010496988f, 0.000554643513f, 8.66181072e-05f,
-     6.26985775e-06f},
-    {0.0f, 0.0481948443f, 0.0244106483f, -0.00351989525f, -0.00485150516f, -0.00121826294f, -0.000136921008f,
-     -7.92246192e-06f},
-    {-0.207364142f, -0.118347481f, 0.00290145935f, 0.0267729852f, 0.0102392007f, 0.00171844335f, 0.000149769417f,
-     7.17130615e-06f},
-    {0.360480636f, 0.00985711068f, -0.0928224772f, -0.0489700809f, -0.0115518468f, -0.00145036925f, -0.00010206463f,
-     -4.11669771e-06f},
-    {0.0f, 0.169762358f, 0.107656978f, 0.0330381766f, 0.00566462055f, 0.000563044974f, 3.28761707e-05f,
-     1.13409646e-06f}};
-#endif
 
 // table[of_lane mod kLanes], lane by lane.
 static inline Vf pick(const float* table, Vi of_lane) {
-#if defined(SWIN_MASKED_LANES)
   return reinterpret_cast<Vf>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(of_lane), _mm512_load_ps(table)));
-#else
-  return reinterpret_cast<Vf>(_mm256_permutevar8x32_ps(_mm256_load_ps(table), reinterpret_cast<__m256i>(of_lane)));
-#endif
 }
 
 static inline Vf gelu(Vf x) {
-  constexpr float kLargest = 5.4f, kScale = (kLanes - 0.51f) / kLargest;
+  constexpr float kScale = (kLanes - 0.51f) / kGeluLargest;
   const Vf scale = splat(kScale), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves rne in the lowest bits
-  const Vf a = min_of(splat(kLargest), float_of(bits_of(x) & 0x7fffffff));  // NaN stays NaN
+  const Vf a = min_of(splat(kGeluLargest), float_of(bits_of(x) & 0x7fffffff));  // NaN stays NaN
   const Vf shifted = a * scale + magic;
   const Vf r = a * scale - (shifted - magic);
   Vf p = pick(kGeluTable[0], bits_of(shifted));
   for (int i = 1; i <= kGeluDegree; ++i) p = p * r + pick(kGeluTable[i], bits_of(shifted));
   return max_of(x, Vf{}) - p;
 }
+
+// x[i] = GELU(x[i]).
+template <int N>
+SWIN_INLINE static inline void gelu(Vf (&x)[N]) {
+  for (int i = 0; i < N; ++i) x[i] = gelu(x[i]);
+}
 #else
-static inline Vf gelu(Vf x) {
-  const Vf a = min_of(splat(5.4f), float_of(bits_of(x) & 0x7fffffff));  // NaN stays NaN
-  const Vf u = a * splat(0.370370358f) - splat(1.0f);
-  Vf p = splat(-0.0143383993f);
-  p = p * u + splat(0.00259828242f);
-  p = p * u + splat(0.0864494592f);
-  p = p * u + splat(-0.0476269759f);
-  p = p * u + splat(-0.212978825f);
-  p = p * u + splat(0.232361197f);
-  p = p * u + splat(0.196728975f);
-  p = p * u + splat(-0.498639882f);
-  p = p * u + splat(0.204941079f);
-  p = p * u + splat(0.378397048f);
-  p = p * u + splat(-0.612220287f);
-  p = p * u + splat(0.303107649f);
-  p = p * u + splat(0.141120985f);
-  p = p * u + splat(-0.303587735f);
-  p = p * u + splat(0.200936243f);
-  p = p * u + splat(-0.0666095391f);
-  p = p * u + splat(0.00936082937f);
-  return max_of(x, Vf{}) - p;
+inline constexpr int kGeluDegree = 16;
+
+// Of |x| * 2 / kGeluLargest - 1, highest power first; each in all lanes.
+struct GeluCoefficients {
+  alignas(32) float lanes[kGeluDegree + 1][kLanes] = {};
+
+  constexpr GeluCoefficients() {
+    constexpr float kOfPowers[kGeluDegree + 1] = {
+        -0.0143383993f, 0.00259828242f, 0.0864494592f, -0.0476269759f, -0.212978825f, 0.232361197f,
+        0.196728975f,   -0.498639882f,  0.204941079f,  0.378397048f,   -0.612220287f, 0.303107649f,
+        0.141120985f,   -0.303587735f,  0.200936243f,  -0.0666095391f, 0.00936082937f};
+    for (int i = 0; i <= kGeluDegree; ++i) {
+      for (float& lane : lanes[i]) lane = kOfPowers[i];
+    }
+  }
+};
+inline constexpr GeluCoefficients kGelu;
+
+// p * u + c. With AVX2 the multiplication reads c from memory: p and u of eight vectors take all registers, and GCC
+// would load c into one, for which it moves others to memory.
+SWIN_INLINE static inline Vf multiply_add(Vf p, Vf u, const float (&c)[kLanes]) {
+#if defined(__AVX2__)
+  asm("vfmadd213ps %2, %1, %0" : "+x"(p) : "x"(u), "m"(*reinterpret_cast<const __m256*>(c)));
+  return p;
+#else
+  return p * u + splat(c[0]);
+#endif
+}
+
+// x[i] = GELU(x[i]).
+template <int N>
+SWIN_INLINE static inline void gelu(Vf (&x)[N]) {
+  Vf u[N], p[N];
+  for (int i = 0; i < N; ++i) {
+    const Vf a = min_of(splat(kGeluLargest), float_of(bits_of(x[i]) & 0x7fffffff));  // NaN stays NaN
+    u[i] = a * splat(2 / kGeluLargest) - splat(1.0f);
+    p[i] = splat(kGelu.lanes[0][0]);
+  }
+#pragma GCC unroll 16
+  for (int power = 1; power <= kGeluDegree; ++power) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) p[i] = multiply_add(p[i], u[i], kGelu.lanes[power]);
+  }
+  for (int i = 0; i < N; ++i) x[i] = max_of(x[i], Vf{}) - p[i];
 }
 #endif
 

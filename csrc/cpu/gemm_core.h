@@ -56,6 +56,15 @@ inline constexpr int kMaxRows = 8;
 inline constexpr int kMaxRows = 4;
 #endif
 
+// Vectors of results that an activation may have at once (gelu.h); with AVX-512 those of a row.
+#if defined(SWIN_MASKED_LANES)
+inline constexpr int kEmitVectors = 2;
+#elif defined(__AVX2__)
+inline constexpr int kEmitVectors = 8;
+#else
+inline constexpr int kEmitVectors = 4;
+#endif
+
 static inline Vi broadcast(std::int32_t word) { return Vi{} + word; }
 static inline Vi load_vector(const void* source) {
   Vi v;
@@ -437,6 +446,26 @@ struct RowGroups {
   std::int64_t rows(std::int64_t group) const { return least + (group < more ? 1 : 0); }
 };
 
+// R rows of V vectors each, `row` and those behind it, to `emit_row`: to emit_row.operator()<R>(row, acc) where there
+// is one, which takes several rows at once, else to emit_row(row, acc), one by one.
+template <int R, int V, class EmitRow>
+SWIN_INLINE static inline void emit_rows(const EmitRow& emit_row, std::int64_t row, const Vi* acc) {
+  if constexpr (R > 1 && requires { emit_row.template operator()<R>(row, acc); }) {
+    emit_row.template operator()<R>(row, acc);
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) emit_row(row + r, acc + r * V);
+  }
+}
+
+// The same, as many at once as have kEmitVectors.
+template <int R, int V, class EmitRow>
+SWIN_INLINE static inline void emit_all(const EmitRow& emit_row, std::int64_t row, const Vi* acc) {
+  constexpr int kRows = R < kEmitVectors / V ? R : kEmitVectors / V;
+  emit_rows<kRows, V>(emit_row, row, acc);
+  if constexpr (R > kRows) emit_all<R - kRows, V>(emit_row, row + kRows, acc + kRows * V);
+}
+
 // R rows from `data`; `units`: V adjacent units; `start`: V * kLanes numbers.
 // emit.operator()<V>() gives a function that each row's number and vectors of results go to; by value, as behind a reference
 // what it holds would have to be read again after each byte that it stores.
@@ -491,18 +520,15 @@ SWIN_INLINE static inline void micro_kernel(const char* data, std::int64_t strid
       for (int v = 0; v < V; ++v) acc[r][v] = Dot::dot(acc[r][v], word, w[v]);
     }
   }
-  const auto emit_row = emit.template operator()<V>();
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) emit_row(r, acc[r]);
+  emit_all<R, V>(emit.template operator()<V>(), 0, acc[0]);
 }
 
 // What a micro-kernel does with its results: rows from `first` on, columns from `column` on.
 template <class Emit>
 SWIN_INLINE static inline auto rows_from(std::int64_t first, std::int64_t column, Emit emit_columns) {
   return [=]<int V>() SWIN_INLINE {
-    return [first, emit = emit_columns.template operator()<V>(column)](int r, const Vi* acc) SWIN_INLINE {
-      emit(first + r, acc);
-    };
+    return [first, emit = emit_columns.template operator()<V>(column)]<int R = 1>(std::int64_t r, const Vi* acc)
+               SWIN_INLINE { emit_rows<R, V>(emit, first + r, acc); };
   };
 }
 

@@ -182,11 +182,9 @@ SWIN_INLINE static inline void narrow_kernel(const GroupedWeight::Span& span, Gr
   [&]<std::size_t... I>(std::index_sequence<I...>) SWIN_INLINE {
     (add_groups<R, kNarrowSizes[I]>(sums, panel, span.groups[kNarrowSizes[I]], at), ...);
   }(std::make_index_sequence<std::size(kNarrowSizes)>{});
-  const auto emit_row = emit.template operator()<1>();
-  sums.each<R>([&](const __m256i& sum, int r) SWIN_INLINE {
-    const Vi result = reinterpret_cast<Vi>(sum);
-    emit_row(r, &result);
-  });
+  Vi results[R];
+  sums.each<R>([&](const __m256i& sum, int r) SWIN_INLINE { results[r] = reinterpret_cast<Vi>(sum); });
+  emit_all<R, 1>(emit.template operator()<1>(), 0, results);
 }
 
 template <int R, class Emit>
@@ -323,13 +321,15 @@ static inline void wide_block(const GroupedWeight& w, const char* panel, std::in
     add_wide_groups<1, 4>(at, span.groups[1] / 4);
     add_wide_groups<1>(at, span.groups[1] % 4);
     const Vi* results = reinterpret_cast<const Vi*>(sums);
-    const auto emit_rows = [&](const auto& emit_row) SWIN_INLINE {
-      for (std::int64_t r = 0; r < rows; ++r) emit_row(r, results + r * kWideUnits);
-    };
     if (last_unit - u >= kWideUnits) {
-      emit_rows(emit_columns.template operator()<kWideUnits>(u * kLanes));
+      const auto emit = emit_columns.template operator()<kWideUnits>(u * kLanes);
+      constexpr int kRows = kEmitVectors / kWideUnits;
+      std::int64_t r = 0;
+      for (; r + kRows <= rows; r += kRows) emit_rows<kRows, kWideUnits>(emit, r, results + r * kWideUnits);
+      for (; r < rows; ++r) emit(r, results + r * kWideUnits);
     } else {
-      emit_rows(emit_columns.template operator()<1>(u * kLanes));
+      const auto emit = emit_columns.template operator()<1>(u * kLanes);
+      for (std::int64_t r = 0; r < rows; ++r) emit(r, results + r * kWideUnits);
     }
   }
 }

@@ -35,21 +35,29 @@ struct Mlp {
       multiply_block<Inputs::kSigned>(
           w1, args.x.as<const std::int8_t>() + task.first * c, c, task, scratch,
           [=, channels = channels1, f = f]<int V>(std::int64_t column) SWIN_INLINE {
-            return [=, columns = channels.template at<V>(column)](std::int64_t row, const Vi* acc) SWIN_INLINE {
-              Vf y[V];
-              for (int v = 0; v < V; ++v) y[v] = activate(columns.value(acc, v));
-              store_s8_columns<V, kRelu, known.below_2_to_31>(hidden + row * f + column, y,
-                                                              columns_left<V>(f, column, known));
-            };
+            return [=, columns = channels.template at<V>(column)]<int R = 1>(std::int64_t row, const Vi* acc)
+                       SWIN_INLINE {
+                         Vf y[R * V];
+                         for (int r = 0; r < R; ++r) {
+                           for (int v = 0; v < V; ++v) y[r * V + v] = columns.value(acc + r * V, v);
+                         }
+                         activate(y);
+                         for (int r = 0; r < R; ++r) {
+                           store_s8_columns<V, kRelu, known.below_2_to_31>(hidden + (row + r) * f + column, y + r * V,
+                                                                           columns_left<V>(f, column, known));
+                         }
+                       };
           });
     };
     if (args.activation == Activation::kRelu) {
-      with_known(bounded1, f,
-                 [&](auto known) { multiply.template operator()<true>(known, [](Vf y) SWIN_INLINE { return y; }); });
+      with_known(bounded1, f, [&](auto known) { multiply.template operator()<true>(known, [](auto&) SWIN_INLINE {}); });
     } else {
       const float quant = args.hidden_quant;
       with_known(false, f, [&](auto known) {
-        multiply.template operator()<false>(known, [quant](Vf y) SWIN_INLINE { return gelu(y) * quant; });
+        multiply.template operator()<false>(known, [quant](auto& y) SWIN_INLINE {
+          gelu(y);
+          for (Vf& value : y) value = value * quant;
+        });
       });
     }
   }
