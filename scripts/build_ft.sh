@@ -104,11 +104,13 @@ install_dependencies() {
   # pip itself too: a venv of Debian 12 or Ubuntu 22.04 brings one that does not know -C yet.
   run_step "install the build tools" "$todo" "$python" -m pip install -c "$constraints" \
     "pip>=23.1" "scikit-build-core>=0.11" "cmake>=3.24" "ninja>=1.11"
+  start_early_build
   # Without wheel.cmake the editable install is Python only; CMake builds the engine below, incrementally.
   run_step "install the package and its dependencies (PyTorch: several GB the first time)" "$todo" \
     "$python" -m pip install -c "$constraints" --no-build-isolation \
     -Cwheel.cmake=false -Ceditable.mode=inplace -e '.[build,test]'
   printf '%s\n' "$wanted" >"$stamp"
+  [ -z "$early" ] || run_step "compile what needs none of them" "$todo" await_early_build
 }
 
 # --offline: the active environment, else $PYTHON or the first Python on PATH, as it is.
@@ -226,22 +228,50 @@ installed_packages() {
   fi
 }
 
-build_engine() {
-  local kind=release flags=() configured wanted todo cmake ninja
-  [ "$sanitize" = 0 ] || kind=sanitize
-  build="build/$kind"
+# Sets `cmake` and `flags`, those that no package has a say in.
+choose_flags() {
+  local ninja
   cmake="$(tool cmake)"
   ninja="$(tool ninja)"
   flags=("-DCMAKE_CXX_COMPILER=$cxx" "-DPython_EXECUTABLE=$python" "-DCMAKE_MAKE_PROGRAM=$ninja")
   # The tests of the CUDA kernels on the host run with sanitizers alone: without them they find less, at the same optimization level.
   if [ "$sanitize" = 1 ]; then flags+=(-DSWIN_SANITIZE=ON); else flags+=(-DSWIN_HOST_TESTS=OFF); fi
+}
+
+# While packages are unpacked, on one core: the part of the engine that needs none of them. In a process group of its own, so
+# that all of it can be stopped. Should it fail, the build itself will and say so.
+start_early_build() {
+  local cmake flags
+  [ ! -f "$build/build.ninja" ] || return 0
+  choose_flags
+  set -m
+  { nice "$cmake" -S . -B "$build" -G Ninja "${flags[@]}" -DSWIN_TORCH=OFF -DSWIN_CUDA=OFF &&
+    nice "$cmake" --build "$build" --target swin_engine --parallel "${jobs:-$(default_jobs)}"; } >/dev/null 2>&1 </dev/null &
+  early=$!
+  set +m
+}
+
+await_early_build() {
+  wait "$early" || true
+  early=""
+}
+
+stop_early_build() {
+  [ -n "$early" ] || return 0
+  kill -- "-$early" 2>/dev/null || true
+  wait "$early" 2>/dev/null || true
+}
+
+build_engine() {
+  local configured wanted todo cmake flags
+  choose_flags
+  flags+=(-DSWIN_TORCH=ON)
   if [ -n "$nvcc" ]; then
     flags+=(-DSWIN_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc" "-DSWIN_CUDA_ARCHITECTURES=$architectures"
       "-DSWIN_CUTLASS_DIR=${SWIN_CUTLASS_DIR:-}" "-DSWIN_WGMMA_JOBS=${SWIN_WGMMA_JOBS:-}")
   else
     flags+=(-DSWIN_CUDA=OFF)
   fi
-  [ "$clean" = 0 ] || rm -rf "$build"
   # Ninja configures again by itself when a CMakeLists.txt changes; only other options or another PyTorch need it from here.
   configured="$build/.configured"
   # The third: CUTLASS, cuBLASLt and PyTorch's CUDA, where they are part of the build.
@@ -282,6 +312,11 @@ with open(sys.argv[1], "w") as file:
 }
 
 check_tools
+kind=release early=""
+[ "$sanitize" = 0 ] || kind=sanitize
+build="build/$kind"
+[ "$clean" = 0 ] || rm -rf "$build"
+trap stop_early_build EXIT
 if [ "$offline" = 1 ]; then
   take_python
 else

@@ -116,9 +116,21 @@ note() {
 
 # logged COMMAND...: runs it within what is left of the part's time, its output into the part's log.
 logged() {
-  local left=$((part_end - SECONDS))
+  local left=$((part_end - SECONDS)) status=0
   [ "$left" -ge 1 ] || return 124
-  timeout --kill-after=10 "$left" "$@" >>"$log" 2>&1 </dev/null
+  # In the background, as bash hears of a signal only behind what runs in the foreground.
+  timeout --kill-after=10 "$left" "$@" >>"$log" 2>&1 </dev/null &
+  running=$!
+  wait "$running" || status=$?
+  running=""
+  return "$status"
+}
+
+# Stopped from outside: what runs is stopped, and there is what there is.
+stopped() {
+  [ -z "$running" ] || kill "$running" 2>/dev/null || true
+  summarize
+  exit 143
 }
 
 # run_part NAME: runs the function part_NAME and notes how it ended. A function leaves its own words in $why.
@@ -256,8 +268,9 @@ out="$(cd "$out" && pwd)"
 if [ -n "$pack" ]; then
   mkdir -p "$(dirname "$pack")"
   pack="$(cd "$(dirname "$pack")" && pwd)/$(basename "$pack")"
-  trap 'summarize; exit 143' TERM INT HUP # stopped from outside: what there is
 fi
+running=""
+trap stopped TERM INT HUP
 [ -n "$only" ] || rm -f "$out/parts.tsv"
 export SWIN_GEMM_CONFIG="${SWIN_GEMM_CONFIG:-$out/gemm.json}"
 failed=0 named_skip="${SWIN_GEMM_SKIP:-}"

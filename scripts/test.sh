@@ -40,13 +40,14 @@ part() {
 # skipped NAME WHY
 skipped() { summary+=("$(printf '%-7s %6s  %s: %s' skipped "" "$1" "$2")"); }
 
-# run_pytest REPORT ARGUMENT...: pytest in two processes, since many tests wait for processes of their own; leaves its count of skipped
-# tests in the file REPORT (tests/python/conftest.py). One thread of PyTorch each: threads of several processes that spin for one another
+# run_pytest REPORT ARGUMENT...: pytest in two processes, since many tests wait for processes of their own, each with half of the
+# files, so that a file's fixtures are made once, until one has nothing left; leaves its count of skipped tests in the file REPORT
+# (tests/python/conftest.py). One thread of PyTorch each: threads of several processes that spin for one another
 # on the same cores made small trainings take five times as long and more. Tests of the engine's threads set their own number.
 run_pytest() {
   local report="$1"
   shift
-  env SWIN_SKIP_REPORT="$SWIN_LOGS/$report" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$python" -m pytest -q -n 2 "$@"
+  env SWIN_SKIP_REPORT="$SWIN_LOGS/$report" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$python" -m pytest -q -n 2 --dist worksteal "$@"
 }
 
 # run_sanitized COMMAND...: COMMAND with the sanitizer engine and the sanitizers' run-time libraries.

@@ -7,8 +7,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pyharness import ablate_distillation as a
+from pyharness.data import DigitsDataset
 from pyharness.distill import DistillOptions
 
 
@@ -35,6 +37,10 @@ def test_another_teacher_package_or_source_is_another_run(tmp_path, monkeypatch)
 
 
 def test_it_measures_writes_and_reads_again(tmp_path, monkeypatch, capsys):
+    def digits(train):
+        return DigitsDataset(train=True) if train else torch.utils.data.Subset(DigitsDataset(train=False), range(100))
+
+    monkeypatch.setattr(a, "DigitsDataset", digits)
     monkeypatch.setattr(a, "BASE", DistillOptions(subset=0.01))
     monkeypatch.setattr(a, "VARIANTS", (a.VARIANTS[0], a.VARIANTS[-2], a.VARIANTS[-1]))
     arguments = ["--seeds", "2", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -233,6 +234,47 @@ def test_a_full_disk_is_not_taken_for_a_missing_network(checkout: Path, compiler
     line = error_line(run_script(checkout, "build_ft.sh", path=compilers, PIP_SAYS=said, TMPDIR=str(tmp_path)), 1)
     assert re.search(rf"The disk is full \(free now: \S+ in {checkout}, [0-9.]+\S* in {tmp_path}\)", line), line
     assert "network" not in line and "TMPDIR" in line
+
+
+BUILD_TOOLS = """
+case "$*" in
+  *"-m venv"*)
+    folder="${@: -1}/bin"
+    mkdir -p "$folder"
+    cp "$0" "$folder/python"
+    printf '#!/bin/bash\\necho $$ >"$STARTED"\\nexec sleep 60\\n' >"$folder/cmake"
+    cp "$folder/cmake" "$folder/ninja"
+    chmod +x "$folder/cmake" "$folder/ninja" ;;
+  *"pip install"*scikit-build-core*) ;;
+  *"pip install"*) while [ ! -s "$STARTED" ]; do sleep 0.05; done; [ -z "${STAYS:-}" ] || sleep 60; exit 1 ;;
+esac
+"""
+"""A Python that installs the build tools, and then fails, or stays, once cmake has begun."""
+
+
+@pytest.mark.parametrize("stop", [None, signal.SIGINT, signal.SIGTERM])
+def test_nothing_compiles_on_where_the_installation_ends(
+    checkout: Path, compilers: Path, tmp_path: Path, stop: signal.Signals | None
+) -> None:
+    for tool in ("cp", "chmod", "sleep", "nice"):
+        provide(compilers, tool)
+    provide(compilers, "python3", BUILD_TOOLS)
+    started = tmp_path / "started"
+    variables = {"PATH": str(compilers), "STARTED": str(started), **({"STAYS": "1"} if stop else {})}
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHON", "CXX")} | variables
+    script = subprocess.Popen(
+        ["/bin/bash", str(checkout / "scripts" / "build_ft.sh")],
+        env=environment, cwd=checkout, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if stop is not None:
+        while not (started.exists() and started.read_text()):
+            assert script.poll() is None
+            time.sleep(0.05)
+        os.killpg(script.pid, stop)  # as the terminal does, and `timeout`
+    out, err = script.communicate(timeout=30)
+    assert script.returncode not in (0, None) and (stop or "install the package" in err), out + err
+    status = Path(f"/proc/{started.read_text().strip()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text(), "cmake goes on"
 
 
 # --- CUDA, on a machine that is made of shell scripts -----------------------------------------------------------------
