@@ -43,7 +43,7 @@ static inline Vf pick(const float* table, Vi of_lane) {
   return reinterpret_cast<Vf>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(of_lane), _mm512_load_ps(table)));
 }
 
-static inline Vf gelu(Vf x) {
+SWIN_INLINE static inline Vf gelu(Vf x) {
   constexpr float kScale = (kLanes - 0.51f) / kGeluLargest;
   const Vf scale = splat(kScale), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves rne in the lowest bits
   const Vf a = min_of(splat(kGeluLargest), float_of(bits_of(x) & 0x7fffffff));  // NaN stays NaN

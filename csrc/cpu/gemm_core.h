@@ -56,9 +56,9 @@ inline constexpr int kMaxRows = 8;
 inline constexpr int kMaxRows = 4;
 #endif
 
-// Vectors of results that an activation may have at once (gelu.h); with AVX-512 those of a row.
+// Vectors of results that an activation may have at once (gelu.h), those of one row at least.
 #if defined(SWIN_MASKED_LANES)
-inline constexpr int kEmitVectors = 2;
+inline constexpr int kEmitVectors = 1;
 #elif defined(__AVX2__)
 inline constexpr int kEmitVectors = 8;
 #else
@@ -461,7 +461,7 @@ SWIN_INLINE static inline void emit_rows(const EmitRow& emit_row, std::int64_t r
 // The same, as many at once as have kEmitVectors.
 template <int R, int V, class EmitRow>
 SWIN_INLINE static inline void emit_all(const EmitRow& emit_row, std::int64_t row, const Vi* acc) {
-  constexpr int kRows = R < kEmitVectors / V ? R : kEmitVectors / V;
+  constexpr int kMost = V < kEmitVectors ? kEmitVectors / V : 1, kRows = R < kMost ? R : kMost;
   emit_rows<kRows, V>(emit_row, row, acc);
   if constexpr (R > kRows) emit_all<R - kRows, V>(emit_row, row + kRows, acc + kRows * V);
 }

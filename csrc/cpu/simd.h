@@ -240,7 +240,7 @@ static inline void store_s8(std::int8_t* target, Vf x, std::int64_t n = kLanes) 
 // all x are below 2^31 (kBelow2To31), else it is cut off before. kRelu: max(0, x) instead, which is the same before rounding
 // and after it; of bytes it is one instruction.
 template <int V, bool kRelu = false, bool kBelow2To31 = false>
-static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64_t left) {
+SWIN_INLINE static inline void store_s8_columns(std::int8_t* target, const Vf* x, std::int64_t left) {
   if (V * kLanes <= left) {
 #if defined(SWIN_MASKED_LANES)
     __m512i q[V];

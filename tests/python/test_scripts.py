@@ -265,6 +265,7 @@ def test_nothing_compiles_on_where_the_installation_ends(
     script = subprocess.Popen(
         ["/bin/bash", str(checkout / "scripts" / "build_ft.sh")],
         env=environment, cwd=checkout, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where these tests run in the background
     )  # fmt: skip
     if stop is not None:
         while not (started.exists() and started.read_text()):
