@@ -462,6 +462,7 @@ SWIN_INLINE static inline void emit_rows(const EmitRow& emit_row, std::int64_t r
 template <int R, int V, class EmitRow>
 SWIN_INLINE static inline void emit_all(const EmitRow& emit_row, std::int64_t row, const Vi* acc) {
   constexpr int kMost = V < kEmitVectors ? kEmitVectors / V : 1, kRows = R < kMost ? R : kMost;
+  static_assert(kRows > 0);
   emit_rows<kRows, V>(emit_row, row, acc);
   if constexpr (R > kRows) emit_all<R - kRows, V>(emit_row, row + kRows, acc + kRows * V);
 }
