@@ -23,7 +23,15 @@ from pyharness.config import ENGINE_GRAPHS
 from pyharness.distributed import need_one_process
 from pyharness.errors import run_cli
 from pyharness.pipeline import Inputs, Pipeline
-from pyharness.reproduce_table2 import CPU, DEFAULT_BATCH, add_device_option, add_file_options, names_that_run
+from pyharness.reproduce_table2 import (
+    CPU,
+    DEFAULT_BATCH,
+    add_device_option,
+    add_file_options,
+    add_weight_scales_option,
+    names_that_run,
+    weight_scales_of,
+)
 from pyharness.results import FUSED_GRAPH_OPS, Table1Row
 from pyharness.training import report
 
@@ -156,6 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help="timm name, weights random (default: %(default)s)")
     add_device_option(parser)
+    add_weight_scales_option(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="images per call (default: 128 on a GPU, 1 on a CPU)")
     parser.add_argument(
         "--runs", type=int, metavar="N",
@@ -185,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = gpu.use_device(args.device)
     threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)
     batch, runs = args.batch or DEFAULT_BATCH[device.type], args.runs or DEFAULT_RUNS[device.type]
-    pipeline, direct_runs = Pipeline(Inputs(args.model), args.work), DIRECT_RUNS[device.type]
+    scales, direct_runs = weight_scales_of(args, info), DIRECT_RUNS[device.type]
+    pipeline = Pipeline(Inputs(args.model, weight_scales=scales), args.work)
     ceilings = measured_ceilings(threads, device)
     timings: dict[str, GraphTiming] = {}
 
@@ -193,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [row for graph, timing in timings.items() for row in rows_of(timing, ceilings, args.model, batch, graph)]
         latency = {graph: measure.summarize(timing.samples[WHOLE]).to_dict() for graph, timing in timings.items()}
         meta = {**measure.environment(info, threads), "latency_ms": latency, "ceilings": asdict(ceilings)}
+        meta["weight_scales"] = scales
         return results.write_table(args.out, "table1", meta | gpu.conditions_on(device, meta["device"]), rows)
 
     for graph in names_that_run(ENGINE_GRAPHS, device, pipeline.config.version):

@@ -88,7 +88,8 @@ class Inputs:
     """What one model's rows are made from.
 
     `weights`: the fp32 GELU checkpoint, None for the packaged teacher of the micro model. `student`: a finished
-    GELU-less checkpoint, None to distil one. `data`: what `data.DATA_HELP` tells, None for the digits.
+    GELU-less checkpoint, None to distil one. `data`: what `data.DATA_HELP` tells, None for the digits. `weight_scales`:
+    one of WEIGHT_SCALES, how the fused graph's weights are quantized.
     """
 
     model: str
@@ -96,6 +97,7 @@ class Inputs:
     student: Path | None = None
     data: str | Path | None = None
     int8_mode: int = 1
+    weight_scales: str = "channel"
 
     @property
     def has_weights(self) -> bool:
@@ -321,9 +323,14 @@ class Pipeline:
         from pyharness.engine_file import save_engine_file
 
         calibrated, graph = self.calibrated_path(method), GRAPH_OF_METHOD[method]
-        path = calibrated.with_name(f"engine_{graph}.safetensors" if graph == FUSED_GRAPH else "engine.safetensors")
+        if graph != FUSED_GRAPH:
+            name, scales = "engine", "channel"
+        else:
+            scales = self.inputs.weight_scales
+            name = f"engine_{graph}" + f"_{scales}" * (scales != "channel")
+        path = calibrated.with_name(f"{name}.safetensors")
         if not path.exists():
-            save_engine_file(path, to_engine_file(load_calibrated(calibrated), graph))
+            save_engine_file(path, to_engine_file(load_calibrated(calibrated), graph, scales))
         return path
 
     def engine_file(self, method: str) -> EngineFile:
@@ -334,7 +341,10 @@ class Pipeline:
         if self.inputs.has_weights:
             return load_engine_file(self.engine_path(method))
         activation = "gelu" if method == "fused_int8_gelu" else "relu"
-        return random_engine_file(self.config, GRAPH_OF_METHOD[method], self.inputs.int8_mode, activation=activation)
+        graph, scales = GRAPH_OF_METHOD[method], self.inputs.weight_scales
+        return random_engine_file(
+            self.config, graph, self.inputs.int8_mode, activation=activation, weight_scales=scales
+        )
 
     @functools.cached_property
     def _given_student(self) -> Path:

@@ -15,7 +15,7 @@ import copy
 import functools
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pyharness import gpu, measure, results
-from pyharness.config import GRAPHS, MICRO_DIGITS
+from pyharness.config import GRAPHS, MICRO_DIGITS, WEIGHT_SCALES
 from pyharness.data import DATA_HELP, add_max_corrupt, check_corrupt, need_share
 from pyharness.distributed import need_one_process
 from pyharness.errors import HarnessError, run_cli
@@ -295,6 +295,21 @@ def add_device_option(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_weight_scales_option(group: argparse._ActionsContainer) -> None:
+    """`--weight-scales`, which the measuring programs share."""
+    group.add_argument(
+        "--weight-scales", choices=WEIGHT_SCALES,
+        help="how the fused graph's weights are quantized (default: balanced where the processor has AVX2 and no VNNI, "
+        "else channel)",
+    )  # fmt: skip
+
+
+def weight_scales_of(args: argparse.Namespace, info: Mapping[str, str]) -> str:
+    """One of WEIGHT_SCALES: what was asked for, else what is best for the engine that says `info` of itself
+    (docs/fused.md)."""
+    return args.weight_scales or ("balanced" if info["isa"] == "avx2" else "channel")
+
+
 def add_file_options(parser: argparse.ArgumentParser, files: str) -> None:
     """`--out` and `--work`, which the measuring programs share. `files` says in words what goes to `--out`."""
     where = parser.add_argument_group("files")
@@ -340,6 +355,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--int8-mode", type=int, choices=(1, 2), default=1,
         help="2: FC2 and patch merging with 32-bit results (default: %(default)s)",
     )  # fmt: skip
+    add_weight_scales_option(what)
     how = parser.add_argument_group("measurement")
     add_device_option(how)
     how.add_argument("--batch", type=int, metavar="N", help="images per call (default: 128 on a GPU, 1 on a CPU)")
@@ -362,11 +378,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     measure.need_positive(args, "--batch", "--runs", "--limit", "--threads", "--seconds")
     need_share(args.max_corrupt)
     asked = inputs_from(args)
-    pipelines = [Pipeline(inputs, args.work, args.max_corrupt) for inputs in asked]
     device = gpu.use_device(args.device)
     threads, info = measure.set_threads(args.threads), gpu.engine_info_on(device)
+    scales = weight_scales_of(args, info)
+    pipelines = [Pipeline(replace(inputs, weight_scales=scales), args.work, args.max_corrupt) for inputs in asked]
     settings = Settings(args.batch or DEFAULT_BATCH[device.type], args.runs, args.limit, device, args.seconds)
     meta = {**measure.environment(info, threads), "int8_mode": args.int8_mode, "data": args.data}
+    meta["weight_scales"] = scales
     meta["data_models"] = [inputs.model for inputs in asked if inputs.data is not None]
     meta |= gpu.conditions_on(device, meta["device"])
     rows: list[Table2Row] = []

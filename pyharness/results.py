@@ -396,6 +396,15 @@ def conditions(meta: Mapping[str, Any]) -> str:
     )
 
 
+def _weight_scales_note(meta: Mapping[str, Any]) -> str:
+    """A line where the fused graph's weights were not quantized with a scale for each channel, as in files that do not
+    say."""
+    scales = meta.get("weight_scales") or "channel"
+    if scales == "channel":
+        return ""
+    return f"The fused graph's weights: `--weight-scales {scales}` (docs/fused.md).\n"
+
+
 def markdown_table2(document: Mapping[str, Any]) -> str:
     """Table 2 with its notes. `document` as `write_table` returns it."""
     from pyharness.procedural import is_procedural
@@ -429,7 +438,7 @@ def markdown_table2(document: Mapping[str, Any]) -> str:
     whose = document["meta"].get("data_models")  # not in older files; other models are on the digits, or on none
     images = f"Images{' of ' * bool(whose)}{', '.join(whose or ())}: {data}. " if data else ""
     notes = (
-        f"\nMeasured: {conditions(document['meta'])}.\n{images}"
+        f"\nMeasured: {conditions(document['meta'])}.\n{images}{_weight_scales_note(document['meta'])}"
         "vs FT INT8: change of latency, median of the ratios within each round. A dash was not measured.\n"
         "The paper's claims: Tayaranian et al. 2024, RTX 4090, batch 128, ImageNet. "
         "FT published: NVIDIA's figures, top-1 on ImageNet and latency on an A100, batch 64.\n"
@@ -455,7 +464,7 @@ def markdown_table1(document: Mapping[str, Any]) -> str:
         f"copying {number(ceilings.get('copy_gb_s'), 1)} GB/s, s8 GEMM {number(ceilings.get('s8_gop_s'), 0)} GOP/s, "
         f"f32 {number(ceilings.get('f32_gflop_s'), 0)} GFLOP/s. Above 100 % the data came from the caches.\n"
         "The paper claims (RTX 4090, batch 128) that Softmax and GELU are the two dearest fused operations.\n"
-        f"Measured: {conditions(meta)}.\n"
+        f"Measured: {conditions(meta)}.\n{_weight_scales_note(meta)}"
     )
     return text
 

@@ -6,7 +6,7 @@
 #   --out FOLDER   where the tables and plots go (default results/local)
 #   -h, --help     show this text
 #
-# At most 12 minutes on 2 cores once packages are downloaded. What was distilled, calibrated and converted is kept under
+# 7 to 16 minutes on 2 cores (Zen 5, Zen 3). What was distilled, calibrated and converted is kept under
 # results/local/work and used again while nothing it depends on changes; a killed run goes on where it stopped.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh

@@ -5,7 +5,7 @@
 #   bash scripts/test.sh
 #
 # Every part runs even when one before it failed. Ends with one line per part, with what was skipped and why; the status
-# is 0 only if every part passed. On a fresh machine of 2 cores it took 12 minutes (Zen 5) to 27 (others' work on the cores), half of
+# is 0 only if every part passed. On a fresh machine of 2 cores it took 12 minutes (Zen 5) to 28 (Zen 3, others' work on the cores), half of
 # them for downloads and compilation.
 
 # shellcheck disable=SC2329  # functions are run by name, through `part`

@@ -179,6 +179,37 @@ def test_table2_of_the_micro_model(work: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (work / MICRO / "partial").exists(), "what evaluations keep goes once the table is written"
 
 
+@pytest.mark.parametrize("program", [reproduce_table2, latency_breakdown])
+def test_the_fused_graphs_weights_are_what_the_processor_is_best_at(program) -> None:
+    parser = program.build_parser()
+    found = {
+        isa: reproduce_table2.weight_scales_of(parser.parse_args([]), {"isa": isa})
+        for isa in ("portable", "avx2", "avx_vnni", "avx512_vnni", "amx_int8", "neon_i8mm", "sm_90")
+    }
+    assert found.pop("avx2") == "balanced" and set(found.values()) == {"channel"}
+    for scales in ("channel", "tensor"):
+        asked = parser.parse_args(["--weight-scales", scales])
+        assert reproduce_table2.weight_scales_of(asked, {"isa": "avx2"}) == scales
+
+
+def test_other_weight_scales_are_another_file_and_are_said(work: Path, tmp_path: Path) -> None:
+    files = {s: Pipeline(Inputs(MICRO, weight_scales=s), work).engine_path("fused_int8_gelu") for s in ("channel", "tensor")}
+    assert files["channel"].name == "engine_fused_int8.safetensors"
+    assert files["tensor"].name == "engine_fused_int8_tensor.safetensors"
+    assert files["channel"].read_bytes() != files["tensor"].read_bytes()
+    ft = {Pipeline(Inputs(MICRO, weight_scales=s), work).engine_path("ft_int8") for s in ("channel", "tensor")}
+    assert len(ft) == 1
+    said = "The fused graph's weights: `--weight-scales tensor`"
+    for program, table, options in ((reproduce_table2, "table2", ["--models", MICRO, "--limit", "32"]),
+                                    (latency_breakdown, "table1", ["--model", MICRO])):  # fmt: skip
+        for scales in ("channel", "tensor"):
+            argv = [*options, "--runs", "2", "--threads", "1", "--weight-scales", scales, "--work", str(work)]
+            assert program.main([*argv, "--out", str(tmp_path)]) == 0
+            document = results.load_table(tmp_path, table)
+            text = getattr(results, f"markdown_{table}")(document)
+            assert document["meta"]["weight_scales"] == scales and (said in text) == (scales == "tensor")
+
+
 def test_what_a_model_was_counted_for_stays_until_the_table_is_whole(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +315,16 @@ def test_random_files_of_the_fused_methods_have_their_activation(monkeypatch: py
     monkeypatch.setattr(Inputs, "has_weights", False)
     made = Pipeline(Inputs(MICRO, int8_mode=2))
     assert made.engine_file("fused_int8_gelu").gelu and not made.engine_file("fused_int8").gelu
+
+
+def test_random_files_have_the_weight_scales_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inputs, "has_weights", False)
+    for method, graph in (("fused_int8", FUSED_GRAPH), ("ft_int8", "ft_int8")):
+        channel, tensor = (
+            Pipeline(Inputs(MICRO, weight_scales=scales)).engine_file(method).tensors for scales in ("channel", "tensor")
+        )
+        same = all(torch.equal(a, b) for a, b in zip(channel, tensor, strict=True))
+        assert same == (graph != FUSED_GRAPH)
 
 
 def test_a_students_checkpoint_is_taken(work: Path, tmp_path: Path) -> None:
