@@ -168,14 +168,16 @@ function(compile_with_nvcc target)
                                            --expt-relaxed-constexpr ${compress} ${ARGN})
 endfunction()
 
-# One file an op; the CUTLASS and cuBLASLt files have their own conditions below.
+# One file an op, grouped; the CUTLASS and cuBLASLt files have their own conditions below.
 file(GLOB cuda_kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/cuda/*.cu)
 file(GLOB cuda_host CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/cuda/*.cc)
 list(FILTER cuda_kernels EXCLUDE REGEX "/gemm_cutlass[^/]*$")
 list(FILTER cuda_host EXCLUDE REGEX "/gemm_cu[^/]*$")
 code_for(75 999 code)
+include(cmake/cuda_groups.cmake)
+group_cuda_kernels()
 add_library(swin_cuda_kernels OBJECT ${cuda_kernels})
-set_target_properties(swin_cuda_kernels PROPERTIES CUDA_ARCHITECTURES "${code}")
+set_target_properties(swin_cuda_kernels PROPERTIES CUDA_ARCHITECTURES "${code}" UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
 compile_with_nvcc(swin_cuda_kernels)
 
 set(cuda_objects $<TARGET_OBJECTS:swin_cuda_kernels>)

@@ -93,8 +93,8 @@ static inline Vi probability_of(Vf logit, Largest largest) {
 
 // The `rows` rows of a pass, of kVectors vectors each, or where that is 0 of `vectors`.
 template <int kVectors, bool kLone>
-static inline void probabilities_pass(const PassLogits& logits, std::int64_t rows, std::int64_t vectors,
-                                      const Probabilities& to) {
+SWIN_INLINE static inline void probabilities_pass(const PassLogits& logits, std::int64_t rows, std::int64_t vectors,
+                                                  const Probabilities& to) {
   const std::int64_t count = kVectors > 0 ? kVectors : vectors;
   alignas(64) std::int32_t lone_p[kSoftmaxRows];
   if constexpr (kLone) {
@@ -143,7 +143,8 @@ struct SoftmaxRows {
 };
 
 template <int kVectors, bool kLone, bool kCosine>
-static inline void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::int64_t rows, std::int64_t vectors) {
+[[gnu::noinline]] static void softmax_pass(const SoftmaxRows& s, std::int64_t first, std::int64_t rows,
+                                           std::int64_t vectors) {
   const std::int64_t n = s.logits.n, pitch = s.to.pitch, count = kVectors > 0 ? kVectors : vectors;
   std::int32_t* scores = s.scores + first * pitch;
   const float* row_scale = kCosine ? s.scale.rows + first : nullptr;

@@ -30,6 +30,18 @@ SWIN_INLINE inline void each_vector(std::int64_t d, Body&& body) {
   }
 }
 
+// Calls body(Constant<vectors>{}) where a head has 1, 2, 4 or 8 whole vectors, else body(Constant<0>{}).
+template <int kVectors = 8, class Body>
+SWIN_INLINE inline void with_head_of(std::int64_t d, Body&& body) {
+  if (d == kVectors * kLanes) {
+    body(Constant<kVectors>{});
+  } else if constexpr (kVectors > 1) {
+    with_head_of<kVectors / 2>(d, body);
+  } else {
+    body(Constant<0>{});
+  }
+}
+
 // One head of some rows of floats [rows, .], `pitch` apart, to int8.
 struct HeadRows {
   const float* y;
@@ -146,7 +158,7 @@ struct CosineQkv {
         multiply_and_store(w, x + task.first * k, task, scratch, channels, FloatRows{y - first, target}, {});
         for (std::int64_t column = first; column < last; column += d) {
           const HeadRows head{y + column - first, pitch, task.rows, d, out + task.first * n + column, n};
-          with_vectors<8>(d % kLanes == 0 ? d / kLanes : 0, [&](auto vectors) {
+          with_head_of(d, [&](auto vectors) {
             if (column < cosines) {
               head.by_largest<vectors.value>();
             } else {

@@ -36,7 +36,7 @@ class PassHeads : public PackedHeads {
   void attend(const std::int8_t* q, std::int64_t stride, std::int64_t rows, const LogitRows& logits, const Scale& scale,
               float pv_factor) {
     const Queries queries{q, stride, rows, logits, scale};
-    with_row_shape(n_, [&](auto count, auto lone, std::int64_t) SWIN_INLINE {
+    with_row_shape<kMostOfPass>(n_, [&](auto count, auto lone, std::int64_t) SWIN_INLINE {
       if (scale.rows != nullptr) {
         attend_rows<count.value, lone.value, true>(queries, probabilities(pv_factor));
       } else {
@@ -48,6 +48,13 @@ class PassHeads : public PackedHeads {
  private:
   static constexpr std::int64_t kRowsAtOnce =
       4 * kSoftmaxRows;  // probabilities are kept of, until they meet the values
+
+  // With AMX for heads of more than 64 channels alone, or of an odd number of them.
+#if defined(__AMX_INT8__)
+  static constexpr int kMostOfPass = 0;
+#else
+  static constexpr int kMostOfPass = kMostVectors;
+#endif
 
   // Accumulators of as many rows and vectors, the vectors' keys and a word of a row fill the registers.
   static constexpr int kAtOnce = 4;
@@ -79,7 +86,6 @@ class PassHeads : public PackedHeads {
     Vf lone;
   };
 
-  static bool has_lone_column(std::int64_t n) { return n > kLanes && n % kLanes == 1; }
   static std::int64_t lone_key_bytes(std::int64_t d) { return ceil_div(rows_bytes<SignedDot>(1, d), 64) * 64; }
   static std::int64_t own_bytes(std::int64_t n, std::int64_t d) {
     return lone_key_bytes(d) + unit_bytes<SignedDot>(d) + 3 * kSoftmaxRows * (units_of(n) + kAtOnce) * sizeof(Vf);

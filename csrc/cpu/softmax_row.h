@@ -111,37 +111,51 @@ SWIN_INLINE static inline void logits_of(const LogitRows& of, std::int64_t rows,
   }
 }
 
-// The numbers of vectors that a row has an instance of its own for: 9, 8, ..., 1. With the sanitizers' checks in each, which take
-// long to compile, 6 and 3, a window of 7 x 7 among them, and 1.
+// The most vectors of a row that has an instance of its own. With the sanitizers' checks in each, which take long to
+// compile, those of windows up to 7 x 7.
 #if defined(SWIN_SANITIZED)
 inline constexpr int kMostVectors = 6;
-constexpr int fewer(int vectors) { return vectors / 2; }
 #else
 inline constexpr int kMostVectors = 9;
-constexpr int fewer(int vectors) { return vectors - 1; }
 #endif
 
-// Calls body(Constant<vectors>{}) where there is an instance for as many, else body(Constant<0>{}).
-template <int kVectors = kMostVectors, class Body>
+// Whether a row of n columns has a lone one beside its whole vectors.
+constexpr bool has_lone_column(std::int64_t n) { return n > kLanes && n % kLanes == 1; }
+
+// Whether the rows of any square window have so many vectors beside a lone column, or without one. (Others there are where
+// an image has fewer tokens than a window one way.)
+constexpr bool window_has(int vectors, bool lone) {
+  for (std::int64_t side = 1; side * side <= vectors * kLanes + 1; ++side) {
+    const std::int64_t n = side * side;
+    if (lone == has_lone_column(n) && vectors == (lone ? n / kLanes : (n + kLanes - 1) / kLanes)) return true;
+  }
+  return false;
+}
+
+// Calls body(Constant<vectors>{}) where there is an instance for as many, of at most kVectors, else
+// body(Constant<0>{}).
+template <bool kLone, int kVectors = kMostVectors, class Body>
 SWIN_INLINE static inline void with_vectors(std::int64_t vectors, Body&& body) {
-  if (vectors == kVectors) {
-    body(Constant<kVectors>{});
-  } else if constexpr (kVectors > 1) {
-    with_vectors<fewer(kVectors)>(vectors, body);
-  } else {
+  if constexpr (kVectors == 0) {
     body(Constant<0>{});
+  } else {
+    if constexpr (window_has(kVectors, kLone)) {
+      if (vectors == kVectors) return body(Constant<kVectors>{});
+    }
+    with_vectors<kLone, kVectors - 1>(vectors, body);
   }
 }
 
-// Calls body(Constant<kVectors>{}, Constant<kLone>{}, vectors): how logits_of goes through rows of n columns.
-template <class Body>
+// Calls body(Constant<kVectors>{}, Constant<kLone>{}, vectors): how logits_of goes through rows of n columns. Instances
+// of at most kMost vectors.
+template <int kMost = kMostVectors, class Body>
 SWIN_INLINE static inline void with_row_shape(std::int64_t n, Body&& body) {
-  const std::int64_t whole = n / kLanes;
-  if (whole > 0 && n % kLanes == 1) {
-    with_vectors(whole, [&](auto count) SWIN_INLINE { body(count, Constant<1>{}, whole); });
+  if (has_lone_column(n)) {
+    const std::int64_t whole = n / kLanes;
+    with_vectors<true, kMost>(whole, [&](auto count) SWIN_INLINE { body(count, Constant<1>{}, whole); });
   } else {
     const std::int64_t vectors = ceil_div(n, kLanes);
-    with_vectors(vectors, [&](auto count) SWIN_INLINE { body(count, Constant<0>{}, vectors); });
+    with_vectors<false, kMost>(vectors, [&](auto count) SWIN_INLINE { body(count, Constant<0>{}, vectors); });
   }
 }
 

@@ -8,22 +8,22 @@
 namespace swin::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kDequantizeThreads = 256;
 constexpr int kSteps = 4;
 
 template <class T, class X, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kDequantizeThreads)
     dequantize_kernel(const X* __restrict__ x, T* __restrict__ out, const std::int64_t vectors, const float dequant) {
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kSteps) + threadIdx.x;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kDequantizeThreads * kSteps) + threadIdx.x;
   Integers<X, V> in[kSteps];
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    const std::int64_t i = first + step * kThreads;
+    const std::int64_t i = first + step * kDequantizeThreads;
     if (i < vectors) in[step].load(x + i * V);
   }
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    const std::int64_t i = first + step * kThreads;
+    const std::int64_t i = first + step * kDequantizeThreads;
     if (i < vectors) {
       float y[V];
       in[step].floats(y);
@@ -41,12 +41,12 @@ void run(const DequantizeArgs& args, const ExecContext& context) {
   const std::int64_t elements = args.x.numel();
   const bool vectorised = elements % 8 == 0 && is_aligned(x, sizeof(X) == 1 ? 8 : 16) && is_aligned(out, 16);
   const std::int64_t vectors = vectorised ? elements / 8 : elements;
-  const unsigned blocks = count32("dequantize", "blocks", ceil_div(vectors, kThreads * kSteps));
+  const unsigned blocks = count32("dequantize", "blocks", ceil_div(vectors, kDequantizeThreads * kSteps));
   if (vectorised) {
-    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 8>), blocks, kThreads, 0, context.stream, x, out, vectors,
+    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 8>), blocks, kDequantizeThreads, 0, context.stream, x, out, vectors,
                 args.dequant);
   } else {
-    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 1>), blocks, kThreads, 0, context.stream, x, out, vectors,
+    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 1>), blocks, kDequantizeThreads, 0, context.stream, x, out, vectors,
                 args.dequant);
   }
 }

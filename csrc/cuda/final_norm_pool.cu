@@ -12,11 +12,11 @@
 namespace swin::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kPoolThreads = 512;
+constexpr int kPoolWarps = kPoolThreads / kWarp;
 
 template <class T, int kChunks>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kPoolThreads, 1)
     pool_kernel(const T* __restrict__ residual, const T* __restrict__ gamma, const T* __restrict__ beta,
                 float* __restrict__ out, const int tokens, const int chunks) {
   __shared__ __align__(16) float total[kChunks * kWarp * 8];
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const std::int64_t c = 8 * static_cast<std::int64_t>(chunks);
   const float share = 1.0f / static_cast<float>(c);
   float sums[kChunks][8] = {};
-  for (int token = warp; token < tokens; token += kWarps) {
+  for (int token = warp; token < tokens; token += kPoolWarps) {
     const T* row = residual + (static_cast<std::int64_t>(blockIdx.x) * tokens + token) * c;
     Words4 kept[kChunks];
 #pragma unroll
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
-  for (int turn = 0; turn < kWarps; ++turn) {
+  for (int turn = 0; turn < kPoolWarps; ++turn) {
     if (warp == turn) {
 #pragma unroll
       for (int k = 0; k < kChunks; ++k) {
@@ -75,24 +75,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
   }
   const float weight = 1.0f / static_cast<float>(tokens);
-  for (int i = static_cast<int>(threadIdx.x); i < c; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < c; i += kPoolThreads) {
     out[blockIdx.x * c + i] = total[i] * weight * to_float(gamma[i]) + to_float(beta[i]);
   }
 }
 
-constexpr int kTile = 256;  // tokens whose statistics are in shared memory at a time
+constexpr int kPoolTile = 256;  // tokens whose statistics are in shared memory at a time
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kPoolThreads, 1)
     pool_scalar_kernel(const T* __restrict__ residual, const T* __restrict__ gamma, const T* __restrict__ beta,
                        float* __restrict__ out, const int tokens, const std::int64_t c) {
-  __shared__ float means[kTile], rstds[kTile];
+  __shared__ float means[kPoolTile], rstds[kPoolTile];
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const T* image = residual + static_cast<std::int64_t>(blockIdx.x) * tokens * c;
   out += blockIdx.x * c;
-  for (int first = 0; first < tokens; first += kTile) {
-    const int count = min(kTile, tokens - first);
-    for (int token = warp; token < count; token += kWarps) {
+  for (int first = 0; first < tokens; first += kPoolTile) {
+    const int count = min(kPoolTile, tokens - first);
+    for (int token = warp; token < count; token += kPoolWarps) {
       const T* row = image + (first + token) * c;
       float sum = 0.0f, squares = 0.0f;
       for (std::int64_t i = lane; i < c; i += kWarp) sum += to_float(row[i]);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     __syncthreads();
-    for (std::int64_t i = threadIdx.x; i < c; i += kThreads) {
+    for (std::int64_t i = threadIdx.x; i < c; i += kPoolThreads) {
       float sum = first == 0 ? 0.0f : out[i];
       for (int token = 0; token < count; ++token) {
         sum += (to_float(image[(first + token) * c + i]) - means[token]) * rstds[token];
@@ -130,13 +130,13 @@ void final_norm_pool(const FinalNormPoolArgs& args, const ExecContext& context) 
   float* out = args.out.as<float>();
   const bool vectorised = c % 8 == 0 && chunks <= 6 * kWarp && is_aligned(residual, 16);
   if (!vectorised) {
-    SWIN_LAUNCH("final_norm_pool", pool_scalar_kernel<T>, blocks, kThreads, 0, context.stream, residual, gamma, beta,
+    SWIN_LAUNCH("final_norm_pool", pool_scalar_kernel<T>, blocks, kPoolThreads, 0, context.stream, residual, gamma, beta,
                 out, tokens, c);
   } else if (chunks <= 4 * kWarp) {
-    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 4>), blocks, kThreads, 0, context.stream, residual, gamma, beta, out,
+    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 4>), blocks, kPoolThreads, 0, context.stream, residual, gamma, beta, out,
                 tokens, static_cast<int>(chunks));
   } else {
-    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 6>), blocks, kThreads, 0, context.stream, residual, gamma, beta, out,
+    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 6>), blocks, kPoolThreads, 0, context.stream, residual, gamma, beta, out,
                 tokens, static_cast<int>(chunks));
   }
 }

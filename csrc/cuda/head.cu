@@ -11,8 +11,8 @@
 namespace swin::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kTile = 4;
+constexpr int kHeadThreads = 128;
+constexpr int kHeadTile = 4;
 
 // V features: float32, so two 16-byte loads for 8.
 template <int V>
@@ -30,39 +30,39 @@ __device__ __forceinline__ void load_features(const float* source, float (&x)[V]
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kHeadThreads, 1)
     head_kernel(const float* __restrict__ features, const T* __restrict__ weight, const T* __restrict__ bias,
                 float* __restrict__ out, const FastDiv image_tiles, const unsigned items, const int batch,
                 const int classes, const std::int64_t c) {
-  unsigned tile = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
+  unsigned tile = blockIdx.x * (kHeadThreads / kWarp) + threadIdx.x / kWarp;
   if (tile >= items) return;  // a whole warp
-  const int first_class = static_cast<int>(image_tiles.split(tile)) * kTile,
-            first_image = static_cast<int>(tile) * kTile;
+  const int first_class = static_cast<int>(image_tiles.split(tile)) * kHeadTile,
+            first_image = static_cast<int>(tile) * kHeadTile;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  float sums[kTile][kTile] = {};  // [image][class]
+  float sums[kHeadTile][kHeadTile] = {};  // [image][class]
   for (std::int64_t i = lane * V; i < c; i += kWarp * V) {
-    float x[kTile][V], w[kTile][V];
+    float x[kHeadTile][V], w[kHeadTile][V];
 #pragma unroll
-    for (int j = 0; j < kTile; ++j) {  // past the end: the last one again, not stored
+    for (int j = 0; j < kHeadTile; ++j) {  // past the end: the last one again, not stored
       load_features(features + min(first_image + j, batch - 1) * c + i, x[j]);
       load_floats(weight + min(first_class + j, classes - 1) * c + i, w[j]);
     }
 #pragma unroll
-    for (int b = 0; b < kTile; ++b) {
+    for (int b = 0; b < kHeadTile; ++b) {
 #pragma unroll
-      for (int k = 0; k < kTile; ++k) {
+      for (int k = 0; k < kHeadTile; ++k) {
 #pragma unroll
         for (int v = 0; v < V; ++v) sums[b][k] += x[b][v] * w[k][v];
       }
     }
   }
 #pragma unroll
-  for (int b = 0; b < kTile; ++b) {
+  for (int b = 0; b < kHeadTile; ++b) {
 #pragma unroll
-    for (int k = 0; k < kTile; ++k) {
+    for (int k = 0; k < kHeadTile; ++k) {
       const float sum = sum_over<kWarp>(sums[b][k]);
       const int image = first_image + b, index = first_class + k;
-      if (lane == b * kTile + k && image < batch && index < classes) {
+      if (lane == b * kHeadTile + k && image < batch && index < classes) {
         out[static_cast<std::int64_t>(image) * classes + index] = sum + to_float(bias[index]);
       }
     }
@@ -74,17 +74,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <class T>
 void head(const HeadArgs& args, const ExecContext& context) {
   const std::int64_t batch = args.features.dim(0), c = args.features.dim(1), classes = args.weight.dim(0);
-  const std::int64_t image_tiles = ceil_div(batch, kTile);
-  const unsigned items = count32("head", "warps", image_tiles * ceil_div(classes, kTile));
-  const unsigned blocks = static_cast<unsigned>(ceil_div(items, kThreads / kWarp));
+  const std::int64_t image_tiles = ceil_div(batch, kHeadTile);
+  const unsigned items = count32("head", "warps", image_tiles * ceil_div(classes, kHeadTile));
+  const unsigned blocks = static_cast<unsigned>(ceil_div(items, kHeadThreads / kWarp));
   const float* features = args.features.as<const float>();
   const T *weight = args.weight.as<const T>(), *bias = args.bias.as<const T>();
   if (c % 8 == 0 && is_aligned(features, 16) && is_aligned(weight, 16)) {
-    SWIN_LAUNCH("head", (head_kernel<T, 8>), blocks, kThreads, 0, context.stream, features, weight, bias,
+    SWIN_LAUNCH("head", (head_kernel<T, 8>), blocks, kHeadThreads, 0, context.stream, features, weight, bias,
                 args.out.as<float>(), FastDiv(image_tiles), items, static_cast<int>(batch), static_cast<int>(classes),
                 c);
   } else {
-    SWIN_LAUNCH("head", (head_kernel<T, 1>), blocks, kThreads, 0, context.stream, features, weight, bias,
+    SWIN_LAUNCH("head", (head_kernel<T, 1>), blocks, kHeadThreads, 0, context.stream, features, weight, bias,
                 args.out.as<float>(), FastDiv(image_tiles), items, static_cast<int>(batch), static_cast<int>(classes),
                 c);
   }

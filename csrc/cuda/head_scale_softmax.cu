@@ -10,7 +10,7 @@
 namespace swin::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kRowThreads = 128;
 constexpr float kLog2E = 1.44269504f;
 
 struct SoftmaxShape {
@@ -20,12 +20,12 @@ struct SoftmaxShape {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kRowThreads)
     head_scale_softmax_kernel(const SoftmaxShape shape, const std::int8_t* __restrict__ scores,
                               const T* __restrict__ head_scale, const T* __restrict__ bias, const T* __restrict__ mask,
                               std::int8_t* __restrict__ out, const unsigned count) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, n = static_cast<int>(shape.n.divisor());
-  const unsigned index = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
+  const unsigned index = blockIdx.x * (kRowThreads / kWarp) + threadIdx.x / kWarp;
   if (index >= count) return;  // a whole warp
   unsigned row = index;
   unsigned window = shape.rows.split(row);
@@ -62,7 +62,7 @@ void head_scale_softmax(const HeadScaleSoftmaxArgs& args, const ExecContext& con
                            args.scores.dim(3), args.dequant,       args.quant};
   const unsigned count = count32("head_scale_softmax", "rows", bw * heads * n);
   SWIN_LAUNCH("head_scale_softmax", head_scale_softmax_kernel<T>,
-              static_cast<unsigned>(ceil_div(count, kThreads / kWarp)), kThreads, 0, context.stream, shape,
+              static_cast<unsigned>(ceil_div(count, kRowThreads / kWarp)), kRowThreads, 0, context.stream, shape,
               args.scores.as<const std::int8_t>(), args.head_scale.as<const T>(), args.bias.as<const T>(),
               args.mask.as<const T>(), args.out.as<std::int8_t>(), count);
 }

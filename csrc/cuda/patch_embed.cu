@@ -17,7 +17,7 @@
 namespace swin::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kEmbedThreads = 128;
 constexpr int kPatches = 128;  // of a block
 constexpr int kChannels = 32;
 constexpr int kSlab = 16;  // values of k in shared memory at a time
@@ -39,7 +39,7 @@ __device__ __forceinline__ std::int64_t patch_origin(const PatchShape& shape, un
 }
 
 template <class T, bool kPatch4>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kEmbedThreads)
     patch_embed_kernel(const PatchShape shape, const float* __restrict__ image, const T* __restrict__ weight,
                        T* __restrict__ out, const bool wide_stores) {
   __shared__ __align__(16) float patches[kSlab][kPatches];
@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
 #pragma unroll
-    for (int i = 0; i < kSlab * kChannels / kThreads; ++i) {
-      const int channel = thread / kSlab + i * (kThreads / kSlab), k = thread % kSlab;
+    for (int i = 0; i < kSlab * kChannels / kEmbedThreads; ++i) {
+      const int channel = thread / kSlab + i * (kEmbedThreads / kSlab), k = thread % kSlab;
       float value = 0.0f;
       if (first_channel + channel < shape.c && slab + k < shape.k) {
         value = to_float(weight[static_cast<std::int64_t>(first_channel + channel) * shape.k + slab + k]);
@@ -147,10 +147,10 @@ void patch_embed(const PatchEmbedArgs& args, const ExecContext& context) {
   const unsigned blocks = count32("patch_embed", "blocks", ceil_div(rows, kPatches) * tiles);
   const bool wide_stores = c % 4 == 0 && is_aligned(args.out.data, 8);
   if (p == 4 && is_aligned(args.image.data, 16)) {
-    SWIN_LAUNCH("patch_embed", (patch_embed_kernel<T, true>), blocks, kThreads, 0, context.stream, shape,
+    SWIN_LAUNCH("patch_embed", (patch_embed_kernel<T, true>), blocks, kEmbedThreads, 0, context.stream, shape,
                 args.image.as<const float>(), args.weight.as<const T>(), args.out.as<T>(), wide_stores);
   } else {
-    SWIN_LAUNCH("patch_embed", (patch_embed_kernel<T, false>), blocks, kThreads, 0, context.stream, shape,
+    SWIN_LAUNCH("patch_embed", (patch_embed_kernel<T, false>), blocks, kEmbedThreads, 0, context.stream, shape,
                 args.image.as<const float>(), args.weight.as<const T>(), args.out.as<T>(), wide_stores);
   }
 }

@@ -9,9 +9,9 @@
 namespace swin::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kNormalizeThreads = 128;
 
-struct QkvShape {
+struct QkvHeads {
   FastDiv heads, parts, n;  // parts: of 3*h heads a token
   int d;
   std::int64_t bw;
@@ -19,11 +19,11 @@ struct QkvShape {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    qkv_bias_normalize_kernel(const QkvShape shape, const std::int8_t* __restrict__ qkv, const T* __restrict__ bias,
+__global__ void __launch_bounds__(kNormalizeThreads)
+    qkv_bias_normalize_kernel(const QkvHeads shape, const std::int8_t* __restrict__ qkv, const T* __restrict__ bias,
                               std::int8_t* __restrict__ out, const unsigned count) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const unsigned index = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
+  const unsigned index = blockIdx.x * (kNormalizeThreads / kWarp) + threadIdx.x / kWarp;
   if (index >= count) return;  // a whole warp
   unsigned part = index;
   unsigned token = shape.parts.split(part);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void qkv_bias_normalize(const QkvBiasNormalizeArgs& args, const ExecContext& context) {
   const std::int64_t bw = args.out.dim(1), heads = args.out.dim(2), n = args.out.dim(3), d = args.out.dim(4);
-  const QkvShape shape{FastDiv(heads),
+  const QkvHeads shape{FastDiv(heads),
                        FastDiv(3 * heads),
                        FastDiv(n),
                        static_cast<int>(d),
@@ -62,7 +62,7 @@ void qkv_bias_normalize(const QkvBiasNormalizeArgs& args, const ExecContext& con
                        {args.quant_q, args.quant_k, args.quant_v}};
   const std::int64_t count = bw * n * 3 * heads;
   SWIN_LAUNCH("qkv_bias_normalize", qkv_bias_normalize_kernel<T>,
-              static_cast<unsigned>(ceil_div(count, kThreads / kWarp)), kThreads, 0, context.stream, shape,
+              static_cast<unsigned>(ceil_div(count, kNormalizeThreads / kWarp)), kNormalizeThreads, 0, context.stream, shape,
               args.qkv.as<const std::int8_t>(), args.bias.as<const T>(), args.out.as<std::int8_t>(),
               count32("qkv_bias_normalize", "heads of tokens", count));
 }

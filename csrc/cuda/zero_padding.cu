@@ -10,14 +10,14 @@
 namespace swin::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kPaddingThreads = 128;
 
 // V: bytes of a store.
 template <int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kPaddingThreads)
     zero_padding_kernel(std::int8_t* __restrict__ out, const WindowRows windows, const unsigned rows, const int c) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const unsigned row = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned row = blockIdx.x * kPaddingThreads + threadIdx.x;
   const bool padding = row < rows && windows.image_row(row) == kNoRow;
   unsigned left = __ballot_sync(kAllLanes, padding);
   std::int8_t* const first = out + static_cast<std::int64_t>(row - lane) * c;
@@ -39,7 +39,7 @@ void zero_padding(const char* op, const TensorView& out, const WindowGeometry& g
   if (!geometry.is_padded()) return;
   const std::int64_t c = out.dim(1), rows = geometry.window_rows();
   const auto kernel = c % 16 == 0 && is_aligned(out.data, 16) ? zero_padding_kernel<16> : zero_padding_kernel<1>;
-  SWIN_LAUNCH(op, kernel, static_cast<unsigned>(ceil_div(rows, kThreads)), kThreads, 0, stream, out.as<std::int8_t>(),
+  SWIN_LAUNCH(op, kernel, static_cast<unsigned>(ceil_div(rows, kPaddingThreads)), kPaddingThreads, 0, stream, out.as<std::int8_t>(),
               WindowRows(geometry), count32(op, "rows", rows), static_cast<int>(count32(op, "channels", c)));
 }
 
