@@ -49,7 +49,7 @@ class PassHeads : public PackedHeads {
   static constexpr std::int64_t kRowsAtOnce =
       4 * kSoftmaxRows;  // probabilities are kept of, until they meet the values
 
-  // With AMX for heads of more than 64 channels alone, or of an odd number of them.
+  // With AMX one instance for all: tiles take windows up to 256 tokens and heads up to 64 channels, a multiple of four.
 #if defined(__AMX_INT8__)
   static constexpr int kMostOfPass = 0;
 #else

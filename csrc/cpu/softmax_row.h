@@ -122,8 +122,8 @@ inline constexpr int kMostVectors = 9;
 // Whether a row of n columns has a lone one beside its whole vectors.
 constexpr bool has_lone_column(std::int64_t n) { return n > kLanes && n % kLanes == 1; }
 
-// Whether the rows of any square window have so many vectors beside a lone column, or without one. (Others there are where
-// an image has fewer tokens than a window one way.)
+// Whether the rows of any square window have so many vectors beside a lone column, or without one. (Others there are
+// where an image has fewer tokens than a window one way.)
 constexpr bool window_has(int vectors, bool lone) {
   for (std::int64_t side = 1; side * side <= vectors * kLanes + 1; ++side) {
     const std::int64_t n = side * side;

@@ -43,11 +43,11 @@ void run(const DequantizeArgs& args, const ExecContext& context) {
   const std::int64_t vectors = vectorised ? elements / 8 : elements;
   const unsigned blocks = count32("dequantize", "blocks", ceil_div(vectors, kDequantizeThreads * kSteps));
   if (vectorised) {
-    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 8>), blocks, kDequantizeThreads, 0, context.stream, x, out, vectors,
-                args.dequant);
+    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 8>), blocks, kDequantizeThreads, 0, context.stream, x, out,
+                vectors, args.dequant);
   } else {
-    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 1>), blocks, kDequantizeThreads, 0, context.stream, x, out, vectors,
-                args.dequant);
+    SWIN_LAUNCH("dequantize", (dequantize_kernel<T, X, 1>), blocks, kDequantizeThreads, 0, context.stream, x, out,
+                vectors, args.dequant);
   }
 }
 

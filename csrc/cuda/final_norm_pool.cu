@@ -130,14 +130,14 @@ void final_norm_pool(const FinalNormPoolArgs& args, const ExecContext& context) 
   float* out = args.out.as<float>();
   const bool vectorised = c % 8 == 0 && chunks <= 6 * kWarp && is_aligned(residual, 16);
   if (!vectorised) {
-    SWIN_LAUNCH("final_norm_pool", pool_scalar_kernel<T>, blocks, kPoolThreads, 0, context.stream, residual, gamma, beta,
-                out, tokens, c);
+    SWIN_LAUNCH("final_norm_pool", pool_scalar_kernel<T>, blocks, kPoolThreads, 0, context.stream, residual, gamma,
+                beta, out, tokens, c);
   } else if (chunks <= 4 * kWarp) {
-    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 4>), blocks, kPoolThreads, 0, context.stream, residual, gamma, beta, out,
-                tokens, static_cast<int>(chunks));
+    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 4>), blocks, kPoolThreads, 0, context.stream, residual, gamma, beta,
+                out, tokens, static_cast<int>(chunks));
   } else {
-    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 6>), blocks, kPoolThreads, 0, context.stream, residual, gamma, beta, out,
-                tokens, static_cast<int>(chunks));
+    SWIN_LAUNCH("final_norm_pool", (pool_kernel<T, 6>), blocks, kPoolThreads, 0, context.stream, residual, gamma, beta,
+                out, tokens, static_cast<int>(chunks));
   }
 }
 

@@ -62,8 +62,8 @@ void qkv_bias_normalize(const QkvBiasNormalizeArgs& args, const ExecContext& con
                        {args.quant_q, args.quant_k, args.quant_v}};
   const std::int64_t count = bw * n * 3 * heads;
   SWIN_LAUNCH("qkv_bias_normalize", qkv_bias_normalize_kernel<T>,
-              static_cast<unsigned>(ceil_div(count, kNormalizeThreads / kWarp)), kNormalizeThreads, 0, context.stream, shape,
-              args.qkv.as<const std::int8_t>(), args.bias.as<const T>(), args.out.as<std::int8_t>(),
+              static_cast<unsigned>(ceil_div(count, kNormalizeThreads / kWarp)), kNormalizeThreads, 0, context.stream,
+              shape, args.qkv.as<const std::int8_t>(), args.bias.as<const T>(), args.out.as<std::int8_t>(),
               count32("qkv_bias_normalize", "heads of tokens", count));
 }
 

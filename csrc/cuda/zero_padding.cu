@@ -39,8 +39,9 @@ void zero_padding(const char* op, const TensorView& out, const WindowGeometry& g
   if (!geometry.is_padded()) return;
   const std::int64_t c = out.dim(1), rows = geometry.window_rows();
   const auto kernel = c % 16 == 0 && is_aligned(out.data, 16) ? zero_padding_kernel<16> : zero_padding_kernel<1>;
-  SWIN_LAUNCH(op, kernel, static_cast<unsigned>(ceil_div(rows, kPaddingThreads)), kPaddingThreads, 0, stream, out.as<std::int8_t>(),
-              WindowRows(geometry), count32(op, "rows", rows), static_cast<int>(count32(op, "channels", c)));
+  SWIN_LAUNCH(op, kernel, static_cast<unsigned>(ceil_div(rows, kPaddingThreads)), kPaddingThreads, 0, stream,
+              out.as<std::int8_t>(), WindowRows(geometry), count32(op, "rows", rows),
+              static_cast<int>(count32(op, "channels", c)));
 }
 
 }  // namespace swin::cuda
